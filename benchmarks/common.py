@@ -1,0 +1,113 @@
+"""What every benchmark does: time cases in turns, describe the machine, write JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("camserve", "torch", "torchvision", "grad-cam", "torchcam", "numpy")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
+
+    Whatever slows the machine down for a while then slows all cases, and their ratios stay true. Every other round runs
+    backwards, so that no case always follows the same one.
+    """
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds):
+        order = list(cases) if turn % 2 == 0 else list(cases)[::-1]
+        for name in order:
+            seconds[name].append(_seconds(cases[name], device))
+    return seconds
+
+
+def _seconds(case: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    start = time.perf_counter()
+    case()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summary(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, dict[str, Any]]:
+    """Median, fastest and slowest call of each case, and how many times as long as `ours` it takes."""
+    reference = statistics.median(seconds[ours])
+    return {
+        name: {
+            "median_s": statistics.median(taken),
+            "min_s": min(taken),
+            "max_s": max(taken),
+            "rounds": len(taken),
+            f"times_{ours}": statistics.median(taken) / reference,
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine, versions and commit: a figure without them means nothing."""
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cpu": _processor(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """The processor's name: Linux has it in /proc/cpuinfo, others in `platform`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit, with `+changes` when the working tree differs from it; empty outside a repository."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,211 @@
+"""Builds archives and loads them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card, read_member
+from camserve.archive.sources import (
+    Weights,
+    build_module,
+    count_classes,
+    default_name,
+    find_weights,
+    read_labels,
+    sha256_of,
+)
+from camserve.errors import InvalidInput, InvalidOption
+from camserve.types import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+HANDLER = "saliency_handler.py"
+MANIFEST = "MAR-INF/MANIFEST.json"
+CONFIG = "model-config.yaml"
+WEIGHTS = "weights.safetensors"
+
+# Workers, devices and batching are the server's to say (`camserve serve`), not the archive's.
+MODEL_CONFIG = b"""\
+# Seconds. Above the longest step; a worker that takes longer is killed and restarted.
+responseTimeout: 120
+startupTimeout: 300
+"""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
+
+
+def build_archive(
+    source: str,
+    *,
+    name: str | None = None,
+    version: str = "1.0",
+    store: Path,
+    weights: str | None = None,
+    weights_sha256: str | None = None,
+    labels: Path | None = None,
+    layer: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    licence: str | None = None,
+) -> Path:
+    """Pack a model as `<store>/<name>.mar`, replacing an older one at once.
+
+    Args:
+        source: `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
+        name: of the served model; None: that of the source.
+        version: of the served model.
+        store: directory of the archive; made when missing.
+        weights: as `sources.find_weights` says.
+        weights_sha256: what the file of the weights must have, in hexadecimal; None: not checked.
+        labels: file of class names; None: those known of the weights, else "class 0", "class 1", ...
+        layer: name of the module explained by default; None: found automatically.
+        preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
+            one's own that of torchvision's ResNets.
+        licence: of the weights; None: what is known of them.
+
+    Raises:
+        InvalidOption: a bad name or version; an unknown source, weights or layer.
+        InvalidInput: the weights do not fit the source or their SHA-256, or the labels do not fit the weights.
+        NotFound: a file or a package is missing.
+        Unavailable: the download of the weights failed.
+    """
+    if name is not None:
+        check_name("model name", name)  # before the work of finding weights
+    found = find_weights(source, weights)
+    _check_sha256(found, weights_sha256)
+    seen = preprocessing or found.preprocessing
+    card = ModelCard(
+        name=name or default_name(source),
+        version=version,
+        architecture=source,
+        preprocessing=seen,
+        labels=_labels(source, found, labels, seen.crop_px),
+        layer=layer,
+        source=found.origin,
+        licence=found.licence if licence is None else licence,
+    )
+    module = _filled_module(card, found.state)
+    _check(module, card)
+    path = store / f"{card.name}.mar"
+    _write_zip(path, _members(card, module))
+    return path
+
+
+def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
+    """The network of a `.mar` file or of an unpacked archive directory, in eval mode, frozen, float32, on the CPU.
+
+    Raises:
+        NotFound: there is no such archive, or a package is missing.
+        InvalidInput: not a camserve archive, or its weights do not fit.
+    """
+    from safetensors.torch import load
+
+    card = read_card(path)
+    return _filled_module(card, load(read_member(path, WEIGHTS))), card
+
+
+def handler_source() -> bytes:
+    """The handler as it goes into an archive: of the installed package, else of the source tree."""
+    packaged = files("camserve.archive").joinpath(HANDLER)
+    return packaged.read_bytes() if packaged.is_file() else (source_tree() / "handlers" / HANDLER).read_bytes()
+
+
+def source_tree() -> Path:
+    """Root of the source tree, for what a wheel carries inside the package."""
+    return Path(__file__).resolve().parents[3]
+
+
+def _check_sha256(weights: Weights, expected: str | None) -> None:
+    if expected is None:
+        return
+    got = sha256_of(weights.file) if weights.file else "none: there is no file"
+    if got != expected:
+        raise InvalidInput(f"the weights ({weights.origin}) must have sha256 {expected}, got {got}")
+
+
+def _labels(source: str, weights: Weights, path: Path | None, input_size: tuple[int, int]) -> tuple[str, ...]:
+    if path is not None:
+        return read_labels(path)
+    classes = range(0 if weights.labels else count_classes(source, weights.state, input_size))
+    return weights.labels or tuple(f"class {index}" for index in classes)
+
+
+def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) -> torch.nn.Module:
+    module = build_module(card.architecture, len(card.labels))
+    if state is not None:
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]  # it lists every key, which can be hundreds
+            raise InvalidInput(
+                f"the weights do not fit {card.architecture}, {len(card.labels)} labels: {reason}"
+            ) from None
+    return module.eval().requires_grad_(False)
+
+
+def _check(module: torch.nn.Module, card: ModelCard) -> None:
+    import torch
+
+    names = [name for name, _ in module.named_modules()]
+    if card.layer is not None and card.layer not in names:
+        raise InvalidOption(f"{card.architecture} has no layer {card.layer!r}; it has {', '.join(filter(None, names))}")
+    with torch.inference_mode():
+        outputs = module(torch.zeros(1, 3, *card.preprocessing.crop_px))
+    if tuple(outputs.shape) != (1, len(card.labels)):
+        raise InvalidInput(
+            f"{len(card.labels)} labels need outputs (1, {len(card.labels)}), got {tuple(outputs.shape)}"
+        )
+
+
+def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
+    from safetensors.torch import save
+
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    return {
+        MANIFEST: as_json(_manifest(card)),
+        HANDLER: handler_source(),
+        CONFIG: MODEL_CONFIG,
+        **card_members(card),
+        WEIGHTS: save(state),
+    }
+
+
+def _manifest(card: ModelCard) -> dict[str, object]:
+    return {
+        "archiverVersion": "0.12.0",
+        "runtime": "python",
+        "model": {
+            "modelName": card.name,
+            "modelVersion": card.version,
+            "handler": HANDLER,
+            "configFile": CONFIG,
+        },
+    }
+
+
+def _write_zip(path: Path, members: Mapping[str, bytes]) -> None:
+    """Write beside the goal and rename; nothing is compressed, as deflated bytes differ between versions of zlib."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".mar")
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for member, content in members.items():
+                archive.writestr(_entry(member), content)
+        os.chmod(partial, 0o644)  # mkstemp makes files that only their owner reads
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _entry(member: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(member, _EPOCH)
+    entry.create_system = 3  # Unix, whatever builds it
+    entry.external_attr = 0o644 << 16
+    return entry

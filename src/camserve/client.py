@@ -1,0 +1,300 @@
+"""Explanations from a camserve server, synchronous and with asyncio. Needs grpcio, protobuf, numpy and Pillow only.
+
+>>> with Client("127.0.0.1:8500") as client:
+...     answer = client.explain("cat.jpg", methods=["grad_cam", ("group_cam", {"groups": 16})], targets=["tabby"])
+>>> answer.maps[0].overlay().save("tabby.png")
+
+Both clients build requests and read replies with `camserve.messages`; only the call differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, Unpack, cast
+
+import grpc
+
+from camserve import errors, messages
+from camserve.errors import CamserveError, DeadlineExceeded, Internal, Unavailable
+from camserve.images import ImageLike
+from camserve.messages import Asked, Model, ModelSummary, Options, Progress
+from camserve.methods import MethodLike
+from camserve.types import Explanation, TargetLike
+from camserve.v1 import explain_pb2 as pb
+from camserve.v1.explain_pb2_grpc import ExplanationServiceStub
+
+__all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress"]
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+ERROR_KEY = "camserve-error"
+"""Trailing metadata: the name of the server's class in `camserve.errors`."""
+
+_POLL_S = 0.1
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+class Client:
+    """A connection to one server; safe to share between threads.
+
+    Args:
+        address: host:port.
+        timeout_s: deadline of every call that states none of its own; None: the server's.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+        self._stub: Any = ExplanationServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def explain(
+        self,
+        image: ImageLike,
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
+    ) -> Explanation:
+        """Predictions, and one map for each method and target; all share one forward pass.
+
+        Args:
+            image: a path, a file's bytes, a PIL image (sent as PNG), or uint8 (H, W, 3). A uint8 array of the network's
+                own input size is taken as it is; everything else is resized and cropped.
+            methods: names, (name, parameters) or method specs.
+            targets: class indices, labels or Targets; empty means the most probable class.
+            timeout_s: deadline in seconds; None: the client's.
+            on_progress: called with masked queries (done, total) while the server works.
+            options: model, layer, size, encoding, boxes, top_predictions, precision: see `camserve.messages.Options`.
+
+        Raises:
+            InvalidInput: a bad image or option; the text says what was allowed and what came.
+            NotFound: no such model; the text names those that exist.
+            Unsupported: a method that this model cannot serve.
+            Overloaded, DeadlineExceeded, Unavailable: the same request may succeed later.
+        """
+        asked = messages.ask(image, methods, targets, **options)
+        if on_progress is None:
+            return messages.explanation(self._call(self._stub.Explain, asked.request, timeout_s), asked)
+        for update in self._updates(asked, timeout_s):
+            if isinstance(update, Explanation):
+                return update
+            on_progress(update.done, update.total)
+        raise Internal("the stream ended without a reply")
+
+    def stream(
+        self,
+        image: ImageLike,
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Progress | Explanation]:
+        """As `explain`: progress while the server works, then the explanation. Closing it cancels the call."""
+        return self._updates(messages.ask(image, methods, targets, **options), timeout_s)
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
+        """The models that the server can explain."""
+        reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
+        return messages.summaries(reply)
+
+    def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
+        """Labels, layers and methods of a model; the name may be empty when the server has exactly one.
+
+        Raises:
+            NotFound: no such model; the text names those that exist.
+        """
+        return messages.model(self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
+
+    def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
+        """Returns once the model, or with an empty name every model of the server, has a worker that is ready.
+
+        Raises:
+            Unavailable: not within `timeout_s`; the text says what was seen last.
+        """
+        until = time.monotonic() + timeout_s
+        while (seen := self._readiness(model, max(until - time.monotonic(), _POLL_S))) is not None:
+            if time.monotonic() + _POLL_S > until:
+                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {seen}")
+            time.sleep(_POLL_S)
+
+    def _readiness(self, model: str, timeout_s: float) -> str | None:
+        try:
+            return messages.unready(self.models(timeout_s=timeout_s), model)
+        except (Unavailable, DeadlineExceeded) as error:
+            return str(error)
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        with _typed_errors(self.address):
+            return method(request, timeout=_first(timeout_s, self.timeout_s))
+
+    def _updates(self, asked: Asked, timeout_s: float | None) -> Iterator[Progress | Explanation]:
+        call = self._stub.StreamExplain(asked.request, timeout=_first(timeout_s, self.timeout_s))
+        try:
+            with _typed_errors(self.address):
+                for message in call:
+                    yield messages.update(message, asked)
+        finally:
+            call.cancel()
+
+
+class AsyncClient:
+    """As `Client`, for asyncio; to be made inside the running event loop."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+        self._stub: Any = ExplanationServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; calls under way are cancelled."""
+        await self._channel.close(None)
+
+    async def explain(
+        self,
+        image: ImageLike,
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
+    ) -> Explanation:
+        """As `Client.explain`. The image is read and decoded in a thread."""
+        asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
+        if on_progress is None:
+            reply = await self._call(self._stub.Explain, asked.request, timeout_s)
+            return await asyncio.to_thread(messages.explanation, reply, asked)
+        async for update in self._updates(asked, timeout_s):
+            if isinstance(update, Explanation):
+                return update
+            on_progress(update.done, update.total)
+        raise Internal("the stream ended without a reply")
+
+    async def stream(
+        self,
+        image: ImageLike,
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Progress | Explanation]:
+        """As `Client.stream`."""
+        asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
+        async for update in self._updates(asked, timeout_s):
+            yield update
+
+    async def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
+        """As `Client.models`."""
+        reply = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
+        return messages.summaries(reply)
+
+    async def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
+        """As `Client.model`."""
+        return messages.model(await self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
+
+    async def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
+        """As `Client.wait_ready`."""
+        until = time.monotonic() + timeout_s
+        while (seen := await self._readiness(model, max(until - time.monotonic(), _POLL_S))) is not None:
+            if time.monotonic() + _POLL_S > until:
+                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {seen}")
+            await asyncio.sleep(_POLL_S)
+
+    async def _readiness(self, model: str, timeout_s: float) -> str | None:
+        try:
+            return messages.unready(await self.models(timeout_s=timeout_s), model)
+        except (Unavailable, DeadlineExceeded) as error:
+            return str(error)
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        with _typed_errors(self.address):
+            return await method(request, timeout=_first(timeout_s, self.timeout_s))
+
+    async def _updates(self, asked: Asked, timeout_s: float | None) -> AsyncIterator[Progress | Explanation]:
+        call = self._stub.StreamExplain(asked.request, timeout=_first(timeout_s, self.timeout_s))
+        try:
+            with _typed_errors(self.address):
+                async for message in call:
+                    yield await asyncio.to_thread(messages.update, message, asked)
+        finally:
+            call.cancel()
+
+
+def _first(value: float | None, default: float | None) -> float | None:
+    return default if value is None else value
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_send_message_length", -1),  # the server has the limits
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),  # a server that is just starting is found soon
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    if address.startswith(_LOOPBACK):
+        options.append(("grpc.enable_http_proxy", 0))  # `http_proxy` is not meant for this machine
+    return options
+
+
+@contextmanager
+def _typed_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise as_error(cast(grpc.Call, error), address) from None
+
+
+_BY_STATUS: dict[grpc.StatusCode, type[CamserveError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.Unsupported,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+}
+
+# Without the server's own words, gRPC's are of little help.
+_SENTENCES = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "no answer from {address} within the deadline",
+    grpc.StatusCode.CANCELLED: "the call to {address} was cancelled",
+    grpc.StatusCode.UNAVAILABLE: "no answer from {address}; is a camserve server running there? ({details})",
+    grpc.StatusCode.UNIMPLEMENTED: "{address} is not a camserve server, or one of another version ({details})",
+}
+
+
+def as_error(error: grpc.Call, address: str) -> CamserveError:
+    """The error of `camserve.errors` for a failed call: the server's own class if it says so, else by status code."""
+    details = error.details() or error.code().name
+    # Not dict(...): the metadata of grpc.aio has `keys`, but is no mapping.
+    metadata = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
+    kind = str(metadata.get(ERROR_KEY))
+    if kind in errors.KINDS:
+        return errors.KINDS[kind](details)
+    sentence = _SENTENCES.get(error.code(), "{details}")
+    return _BY_STATUS.get(error.code(), errors.Internal)(sentence.format(address=address, details=details))

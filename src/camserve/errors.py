@@ -1,0 +1,63 @@
+"""Every failure that camserve reports, as a tree that says whose fault it is.
+
+No class here knows gRPC or HTTP; `camserve.gateway.convert` has the one table of status codes. A message says what was
+allowed and what came, and is safe to show to a client.
+"""
+
+
+class CamserveError(Exception):
+    """Root of the tree."""
+
+
+class InvalidInput(CamserveError):
+    """The caller sent something that can never work."""
+
+
+class InvalidImage(InvalidInput):
+    """The image is not an image, is truncated, or is larger than allowed."""
+
+
+class InvalidOption(InvalidInput):
+    """A parameter, target, layer or output option is unknown or out of range."""
+
+
+class NotFound(CamserveError):
+    """The named thing does not exist, a model for instance."""
+
+
+class Unsupported(CamserveError):
+    """A sound request that this model cannot serve: CAM without a pooling head, for instance."""
+
+
+class Overloaded(CamserveError):
+    """More work is waiting than the server takes on; try again later."""
+
+
+class DeadlineExceeded(CamserveError):
+    """The caller's deadline passed before the answer was complete."""
+
+
+class Cancelled(CamserveError):
+    """The caller withdrew the request."""
+
+
+class Unavailable(CamserveError):
+    """No worker could answer; the same request may succeed later."""
+
+
+class Internal(CamserveError):
+    """A fault of camserve. The message is a fixed sentence; the traceback is in the log."""
+
+
+def _subclasses(cls: type[CamserveError]) -> dict[str, type[CamserveError]]:
+    found = {cls.__name__: cls}
+    for child in cls.__subclasses__():
+        found |= _subclasses(child)
+    return found
+
+
+KINDS: dict[str, type[CamserveError]] = _subclasses(CamserveError)
+"""Class by name: how an error travels between worker and gateway."""
+
+INTERNAL_MESSAGE = "internal error; the server's log has the details"
+"""What a client reads of a fault that has no type."""

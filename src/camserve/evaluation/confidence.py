@@ -1,0 +1,77 @@
+"""What remains of the class's probability when the image is multiplied with its map.
+
+Average drop and increase in confidence, from Grad-CAM++ (https://arxiv.org/abs/1710.11063), sec. 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camserve.queries.pack import ask
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """An image times each of T maps, as masked queries for `camserve.queries.pack.ask`."""
+
+    image: Tensor
+    """(3, H, W), normalised."""
+    saliency: Tensor
+    """(T, H, W) in [0, 1]."""
+    columns: Tensor
+    """(T,), the class that each map explains."""
+    logits: ClassVar[bool] = False
+    """Probabilities are asked."""
+
+    def __len__(self) -> int:
+        return len(self.saliency)
+
+    def blend(self, start: int, stop: int) -> Tensor:
+        """The images times the maps start..stop-1, (n, 3, H, W)."""
+        return self.image * self.saliency[start:stop, None]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The class's probability for the image, and for the image times its map."""
+
+    whole: float
+    kept: float
+
+    @property
+    def drop(self) -> float:
+        """ReLU(whole - kept) / whole: the share lost, 0 where nothing is. Its mean over images is the average drop."""
+        return max(self.whole - self.kept, 0.0) / self.whole if self.whole > 0 else 0.0
+
+    @property
+    def increased(self) -> bool:
+        """More is kept than there was. Its mean over images is the increase in confidence."""
+        return self.kept > self.whole
+
+
+def confidence(
+    network: Callable[[Tensor], Tensor], image: Tensor, saliency: Tensor, classes: Tensor, micro_batch: int
+) -> list[Confidence]:
+    """The probabilities of all maps of one image, in one run of masked queries.
+
+    Args:
+        network: (n, 3, H, W) to logits (n, classes), in eval mode.
+        image: (3, H, W), normalised.
+        saliency: (T, H, W) in [0, 1].
+        classes: (T,), the class that each map explains.
+        micro_batch: how many queries one forward pass takes at most.
+
+    Returns:
+        One for each map.
+    """
+    whole = torch.ones_like(saliency[:1])  # the image itself is the last query
+    (scores,) = ask(network, [Multiplied(image, torch.cat([saliency, whole]), classes)], micro_batch)
+    table = scores.double().cpu().numpy()
+    kept, before = np.diagonal(table[:-1]), table[-1]
+    return [Confidence(float(first), float(then)) for first, then in zip(before, kept, strict=True)]

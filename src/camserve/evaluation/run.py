@@ -1,0 +1,298 @@
+"""Evaluates methods on examples: every finished (image, method) goes into the journal at once.
+
+The class explained is every class that has boxes in the image, else the most probable one. Maps are made by
+`camserve.Engine`; curves and drops are masked queries about the same input, in the same precision. Localisation is
+measured in pixels of the image, on the part of it that the network saw.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import camserve
+from camserve.engine import Engine
+from camserve.errors import Unsupported
+from camserve.evaluation.confidence import confidence
+from camserve.evaluation.curves import PROTOCOLS, Faithfulness, Protocol, faithfulness
+from camserve.evaluation.examples import Example, classes_of, seen_boxes, unknown_labels
+from camserve.evaluation.journal import Journal, Record
+from camserve.evaluation.localisation import class_contrast, localise
+from camserve.evaluation.sanity import cascading_randomisation
+from camserve.evaluation.truth import TrueBox
+from camserve.finalise.maps import into_original
+from camserve.images import decode, network_view
+from camserve.methods import MethodSpec
+from camserve.types import Explanation, Precision, Prediction, SaliencyMap
+from camserve.worker.network import Network, exact_float32
+
+JOURNAL = "journal.jsonl"
+OVERLAYS = "overlays"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    methods: tuple[MethodSpec, ...]
+    protocols: tuple[Protocol, ...] = (PROTOCOLS["rise"], PROTOCOLS["group_cam_paper"])
+    layer: str = ""
+    precision: Precision = "exact"
+    sanity_images: int = 1
+    """How many of the examples go through the sanity check, which explains each several times."""
+    pictures: int = 8
+    """How many of the examples have overlays, for the contact sheet."""
+    dataset: str = ""
+    """What the examples are, for people."""
+
+    def settings(self, engine: Engine) -> Record:
+        """What figures must have in common to be compared; also what a reader must know of them."""
+        info = engine.info
+        return {
+            "dataset": self.dataset,
+            "model": info.name,
+            "version": info.version,
+            "weights": info.source,
+            "layer": info.layer(self.layer).name,
+            "input_px": list(info.input_size),
+            "precision": self.precision,
+            "protocols": {
+                protocol.name: {
+                    "steps": protocol.steps,
+                    "step_px": protocol.step_px(info.input_size[0] * info.input_size[1]),
+                }
+                for protocol in self.protocols
+            },
+            "versions": {"camserve": camserve.__version__, "torch": torch.__version__, "numpy": np.__version__},
+            "machine": _machine(engine.network),
+        }
+
+
+def _machine(network: Network) -> str:
+    if network.device.type == "cuda":
+        return torch.cuda.get_device_name(network.device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def evaluate(
+    engine: Engine,
+    examples: Sequence[Example],
+    plan: Plan,
+    out: Path,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> list[Record]:
+    """Measures what the journal in `out` does not have yet.
+
+    Args:
+        engine: what explains.
+        examples: images, with boxes or without.
+        plan: methods, protocols and so on.
+        out: folder of the report; made when missing.
+        on_progress: called with (done, total, what is next) before each piece of work and at the end.
+
+    Returns:
+        The records of these examples and methods, for `camserve.evaluation.report`.
+
+    Raises:
+        InvalidOption: the folder has a journal with other settings, or a parameter does not fit the layer.
+        InvalidInput: a broken image; boxes of which no label is a class of the network.
+    """
+    unknown_labels(examples, engine.info.labels)
+    ledger = _Ledger(Journal(out / JOURNAL, plan.settings(engine)), plan.methods, on_progress)
+    ledger.total = len(plan.methods) * (len(examples) + bool(plan.sanity_images))
+    for number, example in enumerate(examples):
+        pictures = out / OVERLAYS if number < plan.pictures else None
+        _measure(engine, example, plan, pictures, ledger)
+    if plan.sanity_images:
+        _check_sanity(engine, examples[: plan.sanity_images], plan, ledger)
+    on_progress(ledger.total, ledger.total, "")
+    return ledger.records
+
+
+class _Ledger:
+    """Which records of this run there are, in the journal of all runs."""
+
+    def __init__(
+        self, journal: Journal, methods: Sequence[MethodSpec], on_progress: Callable[[int, int, str], None]
+    ) -> None:
+        self._journal, self._methods, self._on_progress = journal, methods, on_progress
+        self.total = 0
+        self.records: list[Record] = []
+
+    def unfinished(self, kind: str, image: str, sha256: str) -> Iterator[tuple[MethodSpec, Record]]:
+        """Methods that have no record of this image, each with the beginning of the record to be added."""
+        for spec in self._methods:
+            head = {"kind": kind, "image": image, "sha256": sha256, "method": spec.name, "parameters": asdict(spec)}
+            old = self._journal.find(head)
+            if old is None:
+                self._on_progress(len(self.records), self.total, f"{image}: {spec.title}")
+                yield spec, head
+            else:
+                self.records.append(old)
+
+    def add(self, record: Record) -> None:
+        """On disk when this returns."""
+        self._journal.add(record)
+        self.records.append(record)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One example as the network sees it."""
+
+    engine: Engine
+    example: Example
+    plan: Plan
+    content: bytes
+    input: Tensor
+    """(3, H, W), normalised."""
+    predictions: tuple[Prediction, ...]
+    """All classes, first the most probable."""
+    boxes: Mapping[int, tuple[TrueBox, ...]]
+    """By class: the boxes that the network saw something of."""
+    pictures: Path | None
+    """Where overlays go."""
+
+    def explain(self, spec: MethodSpec, classes: Sequence[int]) -> Explanation:
+        return self.engine.explain(
+            self.content, [spec], classes, layer=self.plan.layer, precision=self.plan.precision, top_predictions=0
+        )
+
+    @property
+    def classes(self) -> list[int]:
+        """Those explained."""
+        return list(self.boxes) or [self.predictions[0].index]
+
+
+def _measure(engine: Engine, example: Example, plan: Plan, pictures: Path | None, ledger: _Ledger) -> None:
+    content, subject = example.read(), None
+    for spec, head in ledger.unfinished("image", example.name, example.digest(content)):
+        subject = subject or _look(engine, example, content, plan, pictures)
+        ledger.add(head | _measured(subject, spec))
+
+
+def _look(engine: Engine, example: Example, content: bytes, plan: Plan, pictures: Path | None) -> _Subject:
+    network = engine.network
+    answer = engine.explain(content, [], layer=plan.layer, top_predictions=len(engine.info.labels))
+    pixels, view = network_view(decode(content), network.preprocessing)
+    boxes = {
+        index: seen
+        for index, some in classes_of(example.boxes, engine.info.labels).items()
+        if (seen := seen_boxes(some, view))
+    }
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        pixels.save(pictures / f"{_slug(example.name)}.png")
+    x = network.normalise(torch.from_numpy(np.array(pixels))[None])[0]
+    return _Subject(engine, example, plan, content, x, answer.predictions, boxes, pictures)
+
+
+def _measured(subject: _Subject, spec: MethodSpec) -> Record:
+    """Everything about one image and method; {"unsupported": why} where the network cannot serve the method."""
+    start = time.perf_counter()
+    try:
+        answer = subject.explain(spec, subject.classes)
+    except Unsupported as error:
+        return {"unsupported": str(error)}
+    seconds = time.perf_counter() - start
+    return {
+        "queries": answer.cost.queries,
+        "seconds": seconds,
+        "maps": _maps(subject, answer),
+        "contrast": _contrast(subject, spec, answer),
+        "pictures": _pictures(subject, answer),
+        "seen": f"{OVERLAYS}/{_slug(subject.example.name)}.png",
+    }
+
+
+def _maps(subject: _Subject, answer: Explanation) -> list[Record]:
+    network, plan = subject.engine.network, subject.plan
+    saliency = torch.from_numpy(np.stack([one.array for one in answer.maps])).to(subject.input)
+    classes = torch.tensor([one.target.index for one in answer.maps], device=network.device)
+    with _asking(network) as micro_batch:
+        scores = partial(network.scores, precision=plan.precision)
+        curves = faithfulness(scores, subject.input, saliency, classes, plan.protocols, micro_batch)
+        kept = confidence(scores, subject.input, saliency, classes, micro_batch)
+    return [
+        {
+            "class": one.target.index,
+            "label": one.target.label,
+            "degenerate": one.degenerate,
+            "curves": {result.protocol: _curves(result) for result in results},
+            "probability": confident.whole,
+            "drop": confident.drop,
+            "increased": confident.increased,
+            "localisation": _localisation(subject, one, answer),
+        }
+        for one, results, confident in zip(answer.maps, curves, kept, strict=True)
+    ]
+
+
+@contextmanager
+def _asking(network: Network) -> Iterator[int]:
+    """The state in which the engine asks its own masked queries; gives the micro-batch."""
+    with network.evaluating(), exact_float32(), torch.autocast(network.device.type, enabled=False):
+        yield network.micro_batch
+
+
+def _curves(result: Faithfulness) -> Record:
+    return {
+        "deletion": [round(float(score), 6) for score in result.deletion],
+        "insertion": [round(float(score), 6) for score in result.insertion],
+        "deletion_auc": result.deletion_auc,
+        "insertion_auc": result.insertion_auc,
+    }
+
+
+def _localisation(subject: _Subject, saliency: SaliencyMap, answer: Explanation) -> Record | None:
+    boxes = subject.boxes.get(saliency.target.index)
+    return asdict(localise(into_original(saliency.array, answer.input), boxes)) if boxes else None
+
+
+def _contrast(subject: _Subject, spec: MethodSpec, answer: Explanation) -> Record | None:
+    """Class contrast, where the most probable class has boxes."""
+    most, least = subject.predictions[0].index, subject.predictions[-1].index
+    if most not in subject.boxes:
+        return None
+    (likely,) = (one for one in answer.maps if one.target.index == most)
+    (unlikely,) = subject.explain(spec, [least]).maps
+    first, last = (into_original(one.array, answer.input) for one in (likely, unlikely))
+    return asdict(class_contrast(first, last, subject.boxes[most]))
+
+
+def _pictures(subject: _Subject, answer: Explanation) -> Record:
+    """Overlays by class, as paths in the report's folder."""
+    written: dict[str, str] = {}
+    for one in answer.maps if subject.pictures is not None else ():
+        parameters = "-".join(str(value) for value in asdict(one.method).values())
+        name = _slug(f"{subject.example.name}-{one.method.name}-{parameters}-{one.target.index}")
+        assert subject.pictures is not None
+        one.overlay().save(subject.pictures / f"{name}.png")
+        written[str(one.target.index)] = f"{OVERLAYS}/{name}.png"
+    return written
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")
+
+
+def _check_sanity(engine: Engine, examples: Sequence[Example], plan: Plan, ledger: _Ledger) -> None:
+    contents = [example.read() for example in examples]
+    digests = [example.digest(content) for example, content in zip(examples, contents, strict=True)]
+    for spec, head in ledger.unfinished("sanity", "sanity check", " ".join(digests)):
+        try:
+            found = cascading_randomisation(engine, contents, [spec], layer=plan.layer)
+            outcome: Record = {"stages": [[asdict(stage) for stage in stages] for stages in found[spec]]}
+        except Unsupported as error:
+            outcome = {"unsupported": str(error)}
+        ledger.add(head | outcome)

@@ -1,0 +1,141 @@
+"""Sanity check by cascading randomisation: does the map depend on what the network has learnt?
+
+The layers of a copy of the network get new random weights, from the logits down, one stage after the other, and after
+each stage the map is made again. The map of a method that explains the network soon differs from the original; one that
+stays alike only finds edges. Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from camserve.engine import Engine
+from camserve.images import ImageLike
+from camserve.methods import MethodLike, MethodSpec, as_method
+
+STAGES = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The map after one more part of the network has been randomised."""
+
+    down_to: str
+    """Name of the last module that has new weights; all between it and the logits have, too."""
+    correlation: float
+    """Spearman's rank correlation with the original map; 0 if one of them is constant."""
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two maps, equal values having their mean rank; 0 if one of them is constant."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(array.ravel()) for array in (a, b)]
+    centred = [rank - rank.mean() for rank in ranks]
+    lengths = [float(np.sqrt(rank @ rank)) for rank in centred]
+    return float(centred[0] @ centred[1] / (lengths[0] * lengths[1])) if all(lengths) else 0.0
+
+
+def cascading_randomisation(
+    engine: Engine,
+    images: Sequence[ImageLike],
+    methods: Sequence[MethodLike],
+    *,
+    layer: str = "",
+    stages: int = STAGES,
+    seed: int = 0,
+) -> dict[MethodSpec, list[list[Stage]]]:
+    """The stages of every image by every method, for the class that the network finds most likely.
+
+    The engine's own network is not touched. A copy is randomised once and explains all images by all methods.
+
+    Args:
+        engine: what explains.
+        images: to be explained.
+        methods: whose maps are compared.
+        layer: as for `Engine.explain`.
+        stages: how many parts the network is randomised in, of about as many layers each.
+        seed: of the random weights.
+
+    Returns:
+        For each method and image the stages, from the logits down.
+
+    Raises:
+        Unsupported: a method that the network cannot serve.
+    """
+    specs = [as_method(method) for method in methods]
+    answers = [engine.explain(image, specs, layer=layer, top_predictions=1) for image in images]
+    classes = [answer.predictions[0].index for answer in answers]
+    original = [[saliency.array for saliency in answer.maps] for answer in answers]
+    copied = _copy(engine)
+    found: dict[MethodSpec, list[list[Stage]]] = {spec: [[] for _ in images] for spec in specs}
+    for name in randomise(copied.network.module, stages, seed):
+        for place, (image, index) in enumerate(zip(images, classes, strict=True)):
+            maps = copied.explain(image, specs, [index], layer=layer).maps
+            for spec, before, after in zip(specs, original[place], maps, strict=True):
+                found[spec][place].append(Stage(name, rank_correlation(before, after.array)))
+    return found
+
+
+def _copy(engine: Engine) -> Engine:
+    network = engine.network
+    return Engine(
+        copy.deepcopy(network.module),
+        preprocessing=network.preprocessing,
+        labels=network.info.labels,
+        layer=network.info.default_layer,
+        micro_batch=network.micro_batch,
+    )
+
+
+def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0) -> Iterator[str]:
+    """Gives the layers of a module new weights in place, the last ones first.
+
+    A layer is a module with parameters of its own, with the norms and other modules without weight matrix that follow
+    it. Modules count in the order in which they are registered. Those with `reset_parameters` are initialised as
+    PyTorch does it; other parameters are drawn from a normal distribution with the mean and deviation that they had.
+
+    Yields:
+        After each stage the name of the lowest module that has new weights.
+    """
+    layers = _layers(module)[::-1]
+    for part in np.array_split(np.arange(len(layers)), min(stages, len(layers))):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed + int(part[0]))
+            for number in part:
+                for _, child in layers[number]:
+                    _reset(child)
+        yield layers[part[-1]][0][0]
+
+
+def _layers(module: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    layers: list[list[tuple[str, nn.Module]]] = []
+    for name, child in module.named_modules():
+        own = list(child.parameters(recurse=False))
+        if not own:
+            continue
+        if layers and all(parameter.ndim < 2 for parameter in own):
+            layers[-1].append((name, child))
+        else:
+            layers.append([(name, child)])
+    return layers
+
+
+def _reset(child: nn.Module) -> None:
+    """New weights, drawn on the CPU: the same on every device."""
+    where = next(child.parameters(recurse=False)).device
+    initialise: Callable[[], None] | None = getattr(child, "reset_parameters", None)
+    if initialise is not None:
+        child.cpu()
+        initialise()
+        child.to(where)
+        return
+    for parameter in child.parameters(recurse=False):
+        spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
+        parameter.copy_(torch.randn(parameter.shape) * spread.cpu() + parameter.mean().cpu())

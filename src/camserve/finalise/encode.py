@@ -1,0 +1,105 @@
+"""What a map is delivered as: raw values, a grey PNG, or an overlay as a file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from camserve.errors import InvalidOption
+from camserve.finalise.render import grey_levels, overlay
+from camserve.types import SaliencyMap
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "uint8": np.dtype("u1"),
+}
+_OVERLAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "overlay_png": ("PNG", {}),
+    "overlay_jpeg": ("JPEG", {"quality": 90}),
+}
+
+ARRAYS = (*_DTYPES, "png")
+"""Encodings that `decode` reads back."""
+
+ENCODINGS = (*ARRAYS, *_OVERLAYS)
+
+
+def encode(
+    saliency: SaliencyMap, encoding: str, image: Image.Image | None, colormap: str = "jet", opacity: float = 0.5
+) -> bytes:
+    """The map as bytes.
+
+    Args:
+        saliency: the map; what is encoded is its (height, width) array.
+        encoding: "float32", "float16": little-endian, row by row. "uint8": round(255 * map), row by row. "png": an
+            8-bit grey PNG file of that. "overlay_png", "overlay_jpeg" (quality 90): the map in colours over the image,
+            as a file.
+        image: what an overlay is laid on, see `camserve.finalise.render.background`; None will do for the others.
+        colormap: for overlays.
+        opacity: for overlays, weight of the colours, in 0..1.
+
+    Raises:
+        InvalidOption: unknown encoding or colormap, opacity out of range, or an overlay without an image.
+    """
+    if encoding in _OVERLAYS:
+        if image is None:
+            raise InvalidOption("an overlay needs a map of size INPUT or ORIGINAL")
+        kind, options = _OVERLAYS[encoding]
+        return _file(overlay(image, saliency.array, colormap=colormap, opacity=opacity), kind, **options)
+    return _encoder(encoding)(saliency.array)
+
+
+def _encoder(encoding: str) -> Callable[[np.ndarray], bytes]:
+    if encoding == "png":
+        return lambda array: _file(Image.fromarray(grey_levels(array)), "PNG")
+    if encoding == "uint8":
+        return lambda array: grey_levels(array).tobytes()
+    if encoding in _DTYPES:
+        return lambda array: array.astype(_DTYPES[encoding]).tobytes()
+    raise InvalidOption(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:
+    """The map again, as float32 (height, width) in [0, 1].
+
+    Exact for float32, to 2^-12 for float16, to 1/510 for uint8 and png.
+
+    Raises:
+        InvalidOption: an encoding that is not one of `ARRAYS`.
+        ValueError: the data does not fit encoding and shape.
+    """
+    if encoding not in ARRAYS:
+        raise InvalidOption(f"a map can be read from {', '.join(ARRAYS)}, not from {encoding!r}")
+    values = _png_values(data) if encoding == "png" else _raw_values(data, encoding, shape)
+    if values.shape != shape:
+        raise ValueError(f"a map of shape {shape} was announced, {values.shape} came")
+    scale = 255 if values.dtype == np.uint8 else 1
+    return np.asarray(values.astype(np.float32) / np.float32(scale))
+
+
+def _raw_values(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:
+    dtype = _DTYPES[encoding]
+    expected = dtype.itemsize * math.prod(shape)
+    if len(data) != expected:
+        raise ValueError(f"a {encoding} map of shape {shape} has {expected} bytes, got {len(data)}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _png_values(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"not a PNG map: {error}") from None

@@ -1,0 +1,128 @@
+"""The final map: mm(ReLU(up(sums))), in the size asked for.
+
+mm(z) = (z - min) / (max - min); up = bilinear, align_corners=False, to the network's input size. Everything is computed
+in float64 and delivered as float32. A map without positive evidence, or constant, is all zeros and `degenerate`, never
+NaN.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from camserve.errors import InvalidOption, Unsupported
+from camserve.finalise.boxes import find_boxes
+from camserve.methods import MethodSpec
+from camserve.types import BoxOptions, InputView, MapSize, Prediction, SaliencyMap
+
+SIZES: tuple[MapSize, ...] = ("input", "layer", "original")
+
+NOISE = 1e-6
+"""A map whose range is at most this share of its maximum is constant: some 8 ulp of the float32 sums it is made of."""
+
+
+def final_map(
+    sums: np.ndarray,
+    *,
+    method: MethodSpec,
+    target: Prediction,
+    layer: str,
+    view: InputView,
+    size: MapSize = "input",
+    boxes: BoxOptions | None = None,
+    complete: bool = True,
+) -> SaliencyMap:
+    """The map of one method and target from its merged sums.
+
+    Args:
+        sums: (h, w) at the layer's resolution, signed: masks (or activations) weighted by their scores.
+        method: what made them, with its parameters.
+        target: the class explained.
+        layer: name of the layer.
+        view: where the network's input lies in the sent image.
+        size: "input": the network's input size. "layer": (h, w); ReLU and mm are taken there. "original": the map of
+            size "input" laid into the crop of the sent image, zeros elsewhere.
+        boxes: found on the map of size "input" whatever `size` is; None for no boxes.
+        complete: every query of the method is in the sums.
+
+    Returns:
+        A map whose `value_range` is the range of the (upsampled) sums before ReLU and mm; `image` is None.
+
+    Raises:
+        InvalidOption: unknown size.
+        Unsupported: the sums are not finite, which comes from the network.
+    """
+    if size not in SIZES:
+        raise InvalidOption(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    if not np.isfinite(sums).all():
+        raise Unsupported(f"{method.title} at layer {layer!r}: the network's activations or scores are not finite")
+    raw = np.asarray(sums, np.float64) if size == "layer" else upsample(sums, view.size)
+    array, degenerate = normalise(raw)
+    seen = normalise(upsample(sums, view.size))[0] if size == "layer" and boxes else array
+    return SaliencyMap(
+        method=method,
+        target=target,
+        layer=layer,
+        array=into_original(array, view) if size == "original" else array,
+        value_range=(float(raw.min()), float(raw.max())),
+        degenerate=degenerate,
+        complete=complete,
+        boxes=find_boxes(seen, view, boxes) if boxes else (),
+    )
+
+
+def normalise(raw: np.ndarray) -> tuple[np.ndarray, bool]:
+    """mm(ReLU(raw)) as float32 in [0, 1], and whether it is degenerate: then it is all zeros."""
+    positive = np.maximum(raw, 0.0)
+    low, high = positive.min(), positive.max()
+    if high - low <= NOISE * high:
+        return np.zeros(raw.shape, np.float32), True
+    return ((positive - low) / (high - low)).astype(np.float32), False
+
+
+def upsample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, as torch's `F.interpolate(mode="bilinear", align_corners=False)`: (h, w) to `size`, float64."""
+    rows, columns = _weights(array.shape[0], size[0]), _weights(array.shape[1], size[1])
+    return np.asarray(rows @ array.astype(np.float64) @ columns.T)
+
+
+def into_original(array: np.ndarray, view: InputView) -> np.ndarray:
+    """A map of the network's input size as float32 of the sent image's size; zero where the crop left something out.
+
+    A pixel of the sent image belongs to the crop if its centre does; the crop's edges may be fractional.
+    """
+    height, width = view.original_size
+    left, top, right, bottom = view.crop
+    rows = _crop_weights(height, top, bottom, array.shape[0])
+    columns = _crop_weights(width, left, right, array.shape[1])
+    laid = rows @ array.astype(np.float32) @ columns.T
+    return np.asarray(laid.clip(0, 1, out=laid))  # a convex combination may round to just above 1
+
+
+@lru_cache(maxsize=128)
+def _weights(source: int, goal: int) -> np.ndarray:
+    """(goal, source), float64: rows of two weights that sum to 1."""
+    weights = _interpolation((np.arange(goal) + 0.5) * (source / goal) - 0.5, source)
+    weights.setflags(write=False)  # shared by every caller
+    return weights
+
+
+def _crop_weights(pixels: int, start: float, stop: float, source: int) -> np.ndarray:
+    """(pixels, source), float32: as `_weights` for pixel centres within start..stop, zero rows for the others."""
+    centres = np.arange(pixels) + 0.5
+    weights = _interpolation((centres - start) * (source / (stop - start)) - 0.5, source)
+    weights[(centres < start) | (centres >= stop)] = 0
+    return weights.astype(np.float32)
+
+
+def _interpolation(positions: np.ndarray, source: int) -> np.ndarray:
+    """Linear interpolation at fractional positions of `source` samples, as a matrix; clamped at both ends."""
+    at = positions.clip(0, source - 1)
+    low = np.floor(at).astype(np.intp)
+    high = np.minimum(low + 1, source - 1)
+    rows, fraction = np.arange(len(at)), at - low
+    weights = np.zeros((len(at), source))
+    weights[rows, low] = 1 - fraction
+    weights[rows, high] += fraction
+    return weights

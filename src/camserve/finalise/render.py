@@ -1,0 +1,138 @@
+"""Pictures of maps: overlays and contact sheets. Pillow does the work: memory stays near the picture's own size."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from camserve.errors import InvalidOption
+from camserve.images import seen_part
+from camserve.types import InputView, MapSize, SaliencyMap
+
+COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma")
+"""The rows of `colormaps.png`, 256 colours each, as matplotlib has them.
+
+`python tests/unit/test_finalise_render.py` rebuilds the file.
+"""
+
+
+def overlay(image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
+    """The map in colours over the image: (1 - opacity) * image + opacity * colour, as RGB of the image's size.
+
+    Args:
+        image: what the map lies on.
+        array: (height, width) in [0, 1]; resized (bilinear) if it has another size than the image.
+        colormap: one of `COLORMAPS`.
+        opacity: weight of the colours against the image, in 0..1.
+
+    Raises:
+        InvalidOption: unknown colormap, or opacity out of range.
+    """
+    check_overlay(colormap, opacity)
+    levels = Image.fromarray(grey_levels(array))
+    if levels.size != image.size:
+        levels = levels.resize(image.size, Image.Resampling.BILINEAR)
+    levels.putpalette(_palettes()[colormap])
+    return Image.blend(image.convert("RGB"), levels.convert("RGB"), opacity)
+
+
+def check_overlay(colormap: str, opacity: float) -> None:
+    """Raises InvalidOption as `overlay` does, without drawing anything."""
+    if colormap not in COLORMAPS:
+        raise InvalidOption(f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}")
+    if not 0 <= opacity <= 1:
+        raise InvalidOption(f"opacity must be 0..1, got {opacity}")
+
+
+def grey_levels(array: np.ndarray) -> np.ndarray:
+    """round(255 * map) as uint8."""
+    return np.asarray((array.astype(np.float32, copy=False) * np.float32(255)).round().astype(np.uint8))
+
+
+def background(image: Image.Image, view: InputView, size: MapSize) -> Image.Image | None:
+    """What a map of this size lies on; None for "layer".
+
+    Args:
+        image: the sent image as RGB, EXIF orientation applied.
+        view: the part that the network saw. "input": that part, resized (bicubic) to the network's input size.
+        size: of the map. "original": the image itself.
+    """
+    if size == "layer":
+        return None
+    if size == "original":
+        return image
+    return seen_part(image, view)
+
+
+@lru_cache(maxsize=1)
+def _palettes() -> dict[str, bytes]:
+    data = resources.files("camserve.finalise").joinpath("colormaps.png").read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        rows = np.asarray(image.convert("RGB"))
+    return {name: row.tobytes() for name, row in zip(COLORMAPS, rows, strict=True)}
+
+
+def file_stem(photo: str, saliency: SaliencyMap) -> str:
+    """Name for a map's picture: `chelsea-grad_cam-tiger-cat`, with the index where there is no label."""
+    label = re.sub(r"[^a-z0-9]+", "-", saliency.target.label.lower()).strip("-")
+    return f"{photo}-{saliency.method.name}-{label or saliency.target.index}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a contact sheet."""
+
+    caption: str
+    """Read above the row."""
+    images: tuple[Image.Image, ...]
+    """One for each column; the first is usually the photo itself."""
+
+
+def sheet(titles: Sequence[str], rows: Sequence[Row], *, cell_px: int = 280, gap_px: int = 12) -> Image.Image:
+    """Images side by side on white, the columns' titles on top and a caption above each row.
+
+    Args:
+        titles: one for each column.
+        rows: each with as many images as there are titles.
+        cell_px: width and height of a cell; images are fitted into it, proportions kept.
+        gap_px: between cells and around everything.
+
+    Raises:
+        ValueError: a row has more or fewer images than there are titles.
+    """
+    large, small = ImageFont.load_default(size=cell_px / 13), ImageFont.load_default(size=cell_px / 16)
+    title_px, caption_px = _line_px(large), _line_px(small)
+    row_px = caption_px + cell_px + gap_px
+    picture = Image.new(
+        "RGB", (gap_px + len(titles) * (cell_px + gap_px), gap_px + title_px + len(rows) * row_px), "white"
+    )
+    draw = ImageDraw.Draw(picture)
+    lefts = [gap_px + column * (cell_px + gap_px) for column in range(len(titles))]
+    for left, title in zip(lefts, titles, strict=True):
+        draw.text((left + cell_px / 2, gap_px), title, fill="black", font=large, anchor="ma")
+    for number, row in enumerate(rows):
+        top = gap_px + title_px + number * row_px
+        draw.text((gap_px, top), row.caption, fill=(70, 70, 70), font=small)
+        for left, image in zip(lefts, row.images, strict=True):
+            _paste(picture, image, left, top + caption_px, cell_px)
+    return picture
+
+
+def _line_px(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
+    """Height of a line of text with some air below."""
+    return round(1.4 * font.getbbox("Hg")[3])
+
+
+def _paste(picture: Image.Image, image: Image.Image, left: int, top: int, cell_px: int) -> None:
+    """Fitted into the cell and centred."""
+    scale = cell_px / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    picture.paste(fitted, (left + (cell_px - size[0]) // 2, top + (cell_px - size[1]) // 2))

@@ -1,0 +1,130 @@
+"""The catalogue of methods: names, parameters, ranges, variants, papers and cost. No torch, no gRPC.
+
+From a spec follow validation, the protobuf conversion (`camserve.wire`), `camserve methods --json` and GetModel.
+What a method computes is in `camserve.saliency`, one file a family there and here.
+
+To add a method: a dataclass in the file of its family, its line in `METHODS`, a message of the same name and fields in
+`explain.proto`, and its functions with one line in `camserve.saliency.registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from camserve.errors import InvalidOption
+from camserve.methods.attention import AttentionRollout, GradientWeightedAttention
+from camserve.methods.backprop import (
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    IntegratedGradients,
+    SmoothGrad,
+    Xrai,
+)
+from camserve.methods.gradient import (
+    Cam,
+    EigenCam,
+    GradCam,
+    GradCamPlusPlus,
+    HiresCam,
+    IntegratedGradCam,
+    LayerCam,
+    SmoothGradCamPlusPlus,
+    XgradCam,
+)
+from camserve.methods.perturbation import AblationCam, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
+from camserve.methods.spec import MethodSpec, Parameter, method_name
+
+__all__ = [
+    "METHODS",
+    "AblationCam",
+    "AttentionRollout",
+    "Cam",
+    "Deconvolution",
+    "EigenCam",
+    "GradCam",
+    "GradCamPlusPlus",
+    "GradientWeightedAttention",
+    "GroupCam",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "HiresCam",
+    "IntegratedGradCam",
+    "IntegratedGradients",
+    "IsCam",
+    "LayerCam",
+    "MethodLike",
+    "MethodSpec",
+    "Occlusion",
+    "Parameter",
+    "Rise",
+    "ScoreCam",
+    "SmoothGrad",
+    "SmoothGradCamPlusPlus",
+    "SsCam",
+    "XgradCam",
+    "Xrai",
+    "as_method",
+    "method_name",
+    "parse_method",
+]
+
+METHODS: Mapping[str, type[MethodSpec]] = {
+    method_name(spec): spec
+    for spec in (
+        Cam,
+        GradCam,
+        HiresCam,
+        GradCamPlusPlus,
+        SmoothGradCamPlusPlus,
+        XgradCam,
+        LayerCam,
+        IntegratedGradCam,
+        EigenCam,
+        GuidedBackprop,
+        Deconvolution,
+        GuidedGradCam,
+        IntegratedGradients,
+        SmoothGrad,
+        Xrai,
+        GroupCam,
+        ScoreCam,
+        SsCam,
+        IsCam,
+        Rise,
+        AblationCam,
+        Occlusion,
+        AttentionRollout,
+        GradientWeightedAttention,
+    )
+}
+"""Every method by name."""
+
+
+def parse_method(name: str, parameters: Mapping[str, Any] | None = None) -> MethodSpec:
+    """A spec from its name and parameters: `parse_method("group_cam", {"groups": 16})`.
+
+    Raises:
+        InvalidOption: unknown method or parameter, or a value outside its range.
+    """
+    spec = METHODS.get(name)
+    if spec is None:
+        raise InvalidOption(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+    known = [parameter.name for parameter in spec.parameters()]
+    for key in parameters or {}:
+        if key not in known:
+            allowed = f"has {', '.join(known)}" if known else "has no parameters"
+            raise InvalidOption(f"{name}: unknown parameter {key!r}; it {allowed}")
+    return spec(**(parameters or {}))
+
+
+MethodLike = MethodSpec | str | tuple[str, Mapping[str, Any]]
+"""What callers may pass as a method: a spec, a name, or (name, parameters)."""
+
+
+def as_method(value: MethodLike) -> MethodSpec:
+    """The spec of a method, checked."""
+    if isinstance(value, MethodSpec):
+        return value
+    return parse_method(value) if isinstance(value, str) else parse_method(*value)

@@ -1,0 +1,25 @@
+"""Methods for vision transformers: what the tokens attend to. Their sums are as large as the token grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from camserve.methods.spec import MethodSpec
+
+
+@dataclass(frozen=True)
+class AttentionRollout(MethodSpec):
+    """Attention multiplied through all layers: the same map for every class."""
+
+    title = "Attention rollout"
+    paper = "Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, https://arxiv.org/abs/2005.00928"
+    needs = "ViT"
+
+
+@dataclass(frozen=True)
+class GradientWeightedAttention(MethodSpec):
+    """Attention weighted by its positive gradients, added up through all layers."""
+
+    title = "Gradient-weighted attention"
+    paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"
+    needs = "ViT"

@@ -1,0 +1,57 @@
+"""Ablation-CAM (Desai and Ramaswamy, WACV 2020): a channel's weight is the share of the logit that is lost without it.
+
+A query is one channel set to zero. Only the tail behind the layer is run, on the image's own activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camserve.errors import Unsupported
+from camserve.methods import AblationCam
+from camserve.saliency.features import Features
+from camserve.saliency.gradient import pooled_linear_weight
+from camserve.saliency.masks import loss
+
+
+def ablation_cam(features: Features, spec: AblationCam, start: int, stop: int) -> Tensor:
+    """sum_k w_k A_k over the channels start..stop-1, with w_k = (S_c - S_c without channel k) / S_c: eq. 1.
+
+    The positive factor 1 / |S_c| is left out, its sign is not: where S_c is negative, so is every weight of a channel
+    that speaks for the class. That is the definition.
+
+    Returns:
+        (K, u, v), to be upsampled and cut at 0.
+    """
+    try:
+        lost = _lost_in_closed_form(features)[:, start:stop]
+    except Unsupported:
+        lost = lost_by_running(features, start, stop)
+    weights = lost * features.logits[features.targets].sign()[:, None]
+    return torch.einsum("kc,cuv->kuv", weights, features.activations[start:stop])
+
+
+def _lost_in_closed_form(features: Features) -> Tensor:
+    """(K, C), W_ck gap(A_k): what a head of global average pooling and one linear layer loses.
+
+    Raises:
+        Unsupported: the network has another head.
+    """
+    return pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(-2, -1))
+
+
+def lost_by_running(features: Features, start: int, stop: int) -> Tensor:
+    """(K, stop - start), S_c - S_c without channel k, by one run of the tail for each channel.
+
+    S_c is that of the unaltered activations on the same way: rounding that all runs share is no loss.
+    """
+    run = features.passes.tail(features.input)
+    channel = torch.arange(len(features.activations), device=features.activations.device)
+    ablated = torch.cat([channel.new_full((1,), -1), channel[start:stop]])  # first none
+    logits = []
+    for first, last in features.passes.runs(0, len(ablated)):
+        absent = (ablated[first:last, None] == channel)[:, :, None, None]
+        logits.append(run(features.activations.masked_fill(absent, 0))[:, features.targets])
+    found = torch.cat(logits)
+    return loss(found[:1], found[1:]).T

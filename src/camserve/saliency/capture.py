@@ -1,0 +1,204 @@
+"""One forward pass with its autograd graph starting at the target layer.
+
+Everything before the layer runs without a graph; the layer's output becomes a leaf, so that a backward pass costs only
+the tail. No parameter is touched: gradients are asked for the leaf alone. Hooks live inside one `with` and answer only
+the thread that set them, so that one module object can serve several threads.
+
+A layer is addressed by its module name, or by `name:relu` for a functional activation applied to the module's output
+(DenseNet's last ReLU is no module). A module that runs several times in one forward counts at its last call.
+
+Activations and gradients are handed out as maps (B, C, u, v), however the layer's raw output holds them; the leaf has
+the raw shape, so the network runs on as it always does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from camserve.errors import InvalidOption, Unsupported
+from camserve.saliency.arrangement import PLANES, Arrangement
+
+ACTIVATIONS: dict[Callable[..., Any], str] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), "relu"),
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.hardswish: "hardswish",
+}
+"""Functional activations that may follow a layer, by the name that addresses them."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass of B images left at the layer."""
+
+    activations: Tensor
+    """(B, C, u, v), without graph."""
+    logits: Tensor
+    """(B, classes), without graph."""
+    _arrangement: Arrangement
+    _leaf: Tensor = field(repr=False)
+    """The layer's raw output."""
+    _output: Tensor = field(repr=False)
+
+    @property
+    def raw(self) -> Tensor:
+        """The layer's raw output, without graph."""
+        return self._leaf.detach()
+
+    def gradients(self, classes: Tensor) -> Tensor:
+        """dS_c/dA for each image's classes.
+
+        Args:
+            classes: (B, K) class indices; column k is one backward pass of the tail for all images at once, which is
+                exact because images of a batch do not interact in eval mode.
+
+        Returns:
+            (B, K, C, u, v).
+
+        Raises:
+            InvalidOption: the logits do not depend on the layer.
+        """
+        if not self._output.requires_grad:
+            raise InvalidOption("the logits do not depend on this layer")
+        columns = [self._output.gather(1, column[:, None]).sum() for column in classes.unbind(1)]
+        found = [torch.autograd.grad(column, self._leaf, retain_graph=True, allow_unused=True)[0] for column in columns]
+        if found[0] is None:
+            raise InvalidOption("the logits do not depend on this layer")
+        return torch.stack([self._arrangement.maps(gradients) for gradients in found], dim=1)
+
+
+def capture(module: nn.Module, x: Tensor, layer: str, calls: int = 1, arrangement: Arrangement = PLANES) -> Capture:
+    """One forward pass of `module` on `x`, with activations and graph taken at `layer`.
+
+    Args:
+        module: in eval mode; nothing is left on it, also when its forward fails.
+        x: (B, 3, H, W) normalised input.
+        layer: address of the layer.
+        calls: how often the layer runs in one forward, if known: the graph then starts at the last call only.
+        arrangement: how the layer's output holds its maps.
+
+    Raises:
+        InvalidOption: no such layer, or it did not run.
+        Unsupported: the layer's output is not arranged so, or the network's is not (B, classes).
+    """
+    start = _GraphStart(layer, calls, lambda output: is_spatial(output, len(x), arrangement))
+    with torch.no_grad(), start.installed(module):
+        output = module(x)
+    if start.leaf is None and start.ran_without_space:
+        raise Unsupported(f"layer {layer!r} does not return {_wanted(arrangement)}")
+    if start.leaf is None:
+        raise InvalidOption(f"layer {layer!r} does not run in the forward pass")
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise Unsupported("the network must return logits of shape (batch, classes)")
+    activations = arrangement.maps(start.leaf.detach())
+    return Capture(activations, output.detach(), arrangement, start.leaf, output)
+
+
+def with_output(module: nn.Module, x: Tensor, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> Tensor:
+    """Logits (B, classes) of `x` (B, 3, H, W), with the layer's last output replaced by that of `maps` (B, C, u, v)."""
+    replacement = _Replacement(layer, calls, arrangement, maps)
+    with torch.no_grad(), replacement.installed(module):
+        logits: Tensor = module(x)
+    return logits
+
+
+def is_spatial(output: Any, batch: int, arrangement: Arrangement) -> bool:
+    """Whether it is the raw output of `batch` images, arranged so, with more than one place."""
+    return isinstance(output, Tensor) and arrangement.fits(output) and len(output) == batch
+
+
+def _wanted(arrangement: Arrangement) -> str:
+    if arrangement.grid is not None:
+        return f"(batch, {arrangement.own_tokens} + {arrangement.grid[0]} x {arrangement.grid[1]} tokens, channels)"
+    axes = "height, width, channels" if arrangement.channels_last else "channels, height, width"
+    return f"(batch, {axes}) larger than 1 x 1"
+
+
+class _GraphStart:
+    """Turns the layer's output into the leaf of a new graph."""
+
+    def __init__(self, layer: str, calls: int, is_wanted: Callable[[Any], bool]) -> None:
+        self.name, _, self.activation = layer.partition(":")
+        self.calls_left = calls
+        self.is_wanted = is_wanted
+        self.leaf: Tensor | None = None
+        self.ran_without_space = False
+        self._before_activation: Tensor | None = None
+
+    @contextmanager
+    def installed(self, module: nn.Module) -> Iterator[None]:
+        owner = threading.get_ident()
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            return self._at_layer(output) if threading.get_ident() == owner else None
+
+        with ExitStack() as stack:
+            handle = _submodule(module, self.name).register_forward_hook(hook)
+            stack.callback(handle.remove)
+            if self.activation:
+                stack.enter_context(_AfterActivation(self))
+            yield
+
+    def _at_layer(self, output: Any) -> Any:
+        if not self.is_wanted(output):
+            self.ran_without_space = True  # one activation module may serve the features and the head
+            return None
+        if self.activation:
+            self._before_activation = output
+            return None
+        return self.start_graph(output)
+
+    def start_graph(self, output: Tensor) -> Tensor | None:
+        self.calls_left -= 1
+        if self.calls_left > 0:
+            return None
+        self.leaf = output.detach().clone().requires_grad_()  # a later in-place operation must not change it
+        torch.set_grad_enabled(True)  # until the no_grad around the forward ends
+        return self.leaf.clone()  # autograd forbids in-place operations on a leaf
+
+    def follows(self, function: Callable[..., Any], argument: Any) -> bool:
+        """Whether this call is the addressed activation, on the layer's output."""
+        return argument is self._before_activation and ACTIVATIONS.get(function) == self.activation
+
+
+class _Replacement(_GraphStart):
+    """Puts other maps in the place of the layer's output."""
+
+    def __init__(self, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> None:
+        super().__init__(layer, calls, lambda output: is_spatial(output, len(maps), arrangement))
+        self._arrangement, self._maps = arrangement, maps
+
+    def start_graph(self, output: Tensor) -> Tensor | None:
+        self.calls_left -= 1
+        return None if self.calls_left > 0 else self._arrangement.raw(self._maps, output)
+
+
+class _AfterActivation(TorchFunctionMode):
+    """Watches for the functional activation that follows the layer."""
+
+    def __init__(self, start: _GraphStart) -> None:
+        super().__init__()
+        self._start = start
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if args and isinstance(args[0], Tensor) and self._start.follows(func, args[0]):
+            return self._start.start_graph(result) if self._start.calls_left else result
+        return result
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise InvalidOption(f"unknown layer {name!r}") from None

@@ -1,0 +1,100 @@
+"""Activations weighted by gradients as they are: one forward, at most one backward of the tail for each target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camserve.errors import Unsupported
+from camserve.methods import Cam, GradCam, HiresCam, LayerCam, XgradCam
+from camserve.saliency.features import Features
+
+XGRAD_EPSILON = 1e-7
+"""Added to the sum of a channel's activations, as grad-cam 1.5.7 does; torchcam 0.5.0 adds 1e-8."""
+
+
+def grad_cam(features: Features, spec: GradCam) -> Tensor:
+    """ReLU(sum_k gap(g_k) A_k): Grad-CAM (https://arxiv.org/abs/1610.02391), eq. 1 and 2.
+
+    Returns:
+        (K, u, v).
+    """
+    return weighted(features.weights(), features.activations)
+
+
+def hires_cam(features: Features, spec: HiresCam) -> Tensor:
+    """ReLU(sum_k g_k A_k), place by place: HiResCAM (https://arxiv.org/abs/2011.08891).
+
+    Returns:
+        (K, u, v).
+    """
+    return torch.einsum("kcuv,cuv->kuv", gradients_of(features), features.activations).relu()
+
+
+def xgrad_cam(features: Features, spec: XgradCam) -> Tensor:
+    """ReLU(sum_k w_k A_k) with w_k = sum(g_k A_k) / (sum(A_k) + 1e-7): XGrad-CAM (https://arxiv.org/abs/2008.02312).
+
+    Where a layer has negative values, a channel's sum may be nearly 0 and its weight enormous: that is the definition.
+
+    Returns:
+        (K, u, v).
+    """
+    gained = torch.einsum("kcuv,cuv->kc", gradients_of(features), features.activations)
+    total = features.activations.sum(dim=(-2, -1)) + XGRAD_EPSILON
+    return weighted(quotient(gained, total), features.activations)
+
+
+def layer_cam(features: Features, spec: LayerCam) -> Tensor:
+    """ReLU(sum_k ReLU(g_k) A_k), place by place: LayerCAM (https://doi.org/10.1109/TIP.2021.3089943).
+
+    Returns:
+        (K, u, v).
+    """
+    return torch.einsum("kcuv,cuv->kuv", gradients_of(features).relu(), features.activations).relu()
+
+
+def gradients_of(features: Features) -> Tensor:
+    """(K, C, u, v), there for every method whose line in the registry asks for them."""
+    assert features.gradients is not None, "the registry says which methods need gradients"
+    return features.gradients
+
+
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """ReLU(sum_k w_k A_k): (K, C) and (C, u, v) to (K, u, v)."""
+    return torch.einsum("kc,cuv->kuv", weights, activations).relu()
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where the denominator is 0: a weight is never infinite or NaN."""
+    return (numerator / denominator).masked_fill(denominator == 0, 0)
+
+
+def cam(features: Features, spec: Cam) -> Tensor:
+    """sum_k W_ck A_k: class activation mapping (https://arxiv.org/abs/1512.04150), eq. 2; negative evidence cut off.
+
+    Returns:
+        (K, u, v).
+
+    Raises:
+        Unsupported: the logits are not a linear layer of the layer's spatial means.
+    """
+    weight = pooled_linear_weight(features)
+    return weighted(weight[features.targets], features.activations)
+
+
+def pooled_linear_weight(features: Features) -> Tensor:
+    """(classes, C): the head's weight, once its logits have been seen to be W gap(A) + b.
+
+    Raises:
+        Unsupported: they are not.
+    """
+    linear = features.classifier
+    channels = features.activations.shape[0]
+    if linear is None or linear.in_features != channels or linear.out_features != len(features.logits):
+        raise Unsupported("CAM needs a head of global average pooling and one linear layer; this network has another")
+    expected = linear(features.activations.mean(dim=(-2, -1)))
+    bias = 0 if linear.bias is None else linear.bias
+    scale = (features.logits - bias).abs().max()  # what the layer contributes: a large bias must not hide a difference
+    if not (expected - features.logits).abs().max() <= 1e-3 * scale:
+        raise Unsupported("CAM needs logits that are one linear layer of this layer's spatial mean; here they are not")
+    return linear.weight

@@ -1,0 +1,111 @@
+"""Which functions make up each method. One line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from camserve.methods import (
+    AblationCam,
+    AttentionRollout,
+    Cam,
+    Deconvolution,
+    EigenCam,
+    GradCam,
+    GradCamPlusPlus,
+    GradientWeightedAttention,
+    GroupCam,
+    GuidedBackprop,
+    GuidedGradCam,
+    HiresCam,
+    IntegratedGradCam,
+    IntegratedGradients,
+    IsCam,
+    LayerCam,
+    MethodSpec,
+    Occlusion,
+    Rise,
+    ScoreCam,
+    SmoothGrad,
+    SmoothGradCamPlusPlus,
+    SsCam,
+    XgradCam,
+    Xrai,
+)
+from camserve.saliency import (
+    ablation,
+    attention,
+    backprop,
+    eigen,
+    gradient,
+    group_cam,
+    integrated,
+    occlusion,
+    plus_plus,
+    rise,
+    score_cam,
+    xrai,
+)
+from camserve.saliency.features import Features
+from camserve.saliency.masks import Queries
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A method that is made in one go."""
+
+    sums: Callable[[Features, Any], Tensor]
+    """(features, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution."""
+    needs_gradients: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A method whose queries are passes of its own: gradients of altered images, tails on altered activations."""
+
+    sums: Callable[[Features, Any, int, int], Tensor]
+    """(features, spec, start, stop) -> sums over the queries start..stop-1; those of disjoint ranges add up."""
+    needs_gradients: bool
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A method of masked queries: which to ask, and what their scores add up to."""
+
+    masks: Callable[[Features, Any, int, int], Queries]
+    """(features, spec, start, stop) -> the queries of that range."""
+    reduce: Callable[[Tensor, Any, Any], Tensor]
+    """(scores (N, K), the same queries, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution; the sums of
+    disjoint ranges add up."""
+    needs_gradients: bool
+
+
+REGISTRY: dict[type[MethodSpec], Direct | Sampled | Perturbation] = {
+    Cam: Direct(gradient.cam, needs_gradients=False),
+    GradCam: Direct(gradient.grad_cam, needs_gradients=True),
+    HiresCam: Direct(gradient.hires_cam, needs_gradients=True),
+    GradCamPlusPlus: Direct(plus_plus.grad_cam_plus_plus, needs_gradients=True),
+    SmoothGradCamPlusPlus: Direct(plus_plus.smooth_grad_cam_plus_plus, needs_gradients=False),
+    XgradCam: Direct(gradient.xgrad_cam, needs_gradients=True),
+    LayerCam: Direct(gradient.layer_cam, needs_gradients=True),
+    IntegratedGradCam: Sampled(integrated.integrated_grad_cam, needs_gradients=False),
+    EigenCam: Direct(eigen.eigen_cam, needs_gradients=False),
+    GuidedBackprop: Direct(backprop.guided_backprop, needs_gradients=False),
+    Deconvolution: Direct(backprop.deconvolution, needs_gradients=False),
+    GuidedGradCam: Direct(backprop.guided_grad_cam, needs_gradients=True),
+    IntegratedGradients: Sampled(backprop.integrated_gradients, needs_gradients=False),
+    SmoothGrad: Direct(backprop.smooth_grad, needs_gradients=False),
+    Xrai: Direct(xrai.xrai, needs_gradients=False),
+    GroupCam: Perturbation(group_cam.masks, group_cam.reduce, needs_gradients=True),
+    ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False),
+    SsCam: Perturbation(score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False),
+    IsCam: Perturbation(score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False),
+    Rise: Perturbation(rise.masks, rise.reduce, needs_gradients=False),
+    AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False),
+    Occlusion: Perturbation(occlusion.masks, occlusion.reduce, needs_gradients=False),
+    AttentionRollout: Direct(attention.attention_rollout, needs_gradients=False),
+    GradientWeightedAttention: Direct(attention.gradient_weighted_attention, needs_gradients=False),
+}

@@ -1,0 +1,97 @@
+"""RISE (https://arxiv.org/abs/1806.07421): random masks, weighted by what the masked image keeps of the class.
+
+A mask depends on the seed and on its number alone, and is made where and when it is needed, for one micro-batch at a
+time: to ask, and once more to add up. So nothing of N masks is ever kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camserve.methods import Rise
+from camserve.saliency.counter import uniform
+from camserve.saliency.features import Features
+
+
+@dataclass(frozen=True)
+class RandomMasks:
+    """Masks first..last-1 of a request's random masks, as queries 0, 1, ..."""
+
+    input: Tensor
+    """(3, H, W), the normalised input."""
+    columns: Tensor
+    """(K,), the classes whose probabilities are asked."""
+    spec: Rise
+    first: int
+    last: int
+    micro_batch: int
+    """Masks made at a time when they are added up."""
+    logits: ClassVar[bool] = False
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def blend(self, start: int, stop: int) -> Tensor:
+        """The input times the masks, (n, 3, H, W): what is hidden becomes zero in normalised space."""
+        return self.masks(start, stop)[:, None] * self.input
+
+    def masks(self, start: int, stop: int) -> Tensor:
+        """(n, H, W) in [0, 1].
+
+        Section 3.2 of the paper: s x s cells, each kept (1) with probability p; upsampled to (s + 1) times the cell's
+        size, ceil(H / s) x ceil(W / s), bilinearly; cut out H x W, from an offset of 0..cell-1 in either direction. The
+        authors' code upsamples with scikit-image, which reflects at the border; here, as everywhere, the border's
+        values go on outwards.
+        """
+        numbers = torch.arange(self.first + start, self.first + stop, device=self.input.device)
+        side = self.spec.grid
+        random = uniform(self.spec.seed, numbers, side**2 + 2, self.input.dtype)
+        kept = (random[:, 2:] < self.spec.keep_prob).to(random).view(-1, side, side)
+        rows = self._interpolation(random[:, 0], self.input.shape[1])
+        columns = self._interpolation(random[:, 1], self.input.shape[2])
+        return torch.bmm(torch.bmm(rows, kept), columns.transpose(1, 2))
+
+    def _interpolation(self, random: Tensor, pixels: int) -> Tensor:
+        """(n, pixels, s): of which cells the pixels of one axis are made; uniform numbers (n,) draw the offsets."""
+        cell = -(-pixels // self.spec.grid)
+        offset = (random * cell).long()
+        pixel = torch.arange(pixels, device=random.device)
+        return _upsampling(self.spec.grid, (self.spec.grid + 1) * cell).to(random)[offset[:, None] + pixel]
+
+
+def masks(features: Features, spec: Rise, start: int, stop: int) -> RandomMasks:
+    """Queries start..stop-1 of `spec.masks`."""
+    return RandomMasks(features.input, features.targets, spec, start, stop, features.passes.micro_batch)
+
+
+def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
+    """sum_i p_c(x m_i) m_i: eq. 6, without its positive factor 1 / (N p).
+
+    All masks look alike on the whole, so a map is a small difference of large sums: they are added up in float64.
+
+    Args:
+        scores: (N, K) probabilities.
+        masks: the N masks.
+        spec: the method.
+
+    Returns:
+        (K, H, W).
+    """
+    total = scores.new_zeros(scores.shape[1], *masks.input.shape[1:], dtype=torch.float64)
+    for start in range(0, len(masks), masks.micro_batch):
+        stop = min(len(masks), start + masks.micro_batch)
+        total += torch.einsum("nk,nhw->khw", scores[start:stop], masks.masks(start, stop))
+    return total.to(scores.dtype)
+
+
+@lru_cache(maxsize=64)
+def _upsampling(source: int, target: int) -> Tensor:
+    """The (target, source) bilinear interpolation matrix of one axis, align_corners=False."""
+    eye = torch.eye(source, dtype=torch.float64)
+    return F.interpolate(eye[None], size=target, mode="linear", align_corners=False)[0].T

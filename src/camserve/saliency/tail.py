@@ -1,0 +1,131 @@
+"""The part of a network behind a layer, as a module of its own: what altered activations are run through.
+
+torch.fx writes the forward down as a graph. Its part from the layer's last call to the logits is the tail, if it
+depends on nothing else that the image has a part in, such as a shortcut around the layer. Weights and submodules are
+the network's own, not copies.
+
+While it traces, torch.fx replaces `nn.Module.__call__` for the whole process. Here the calls of other threads go
+through untouched, and one trace waits for the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from camserve.saliency.capture import ACTIVATIONS, Capture
+
+log = logging.getLogger(__name__)
+
+SAME = 1e-4
+"""How far the tail's logits may be from the network's, as a share of the largest: float32 rounding is far below."""
+
+_tracing = threading.Lock()
+
+
+def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | None:
+    """The tail behind the layer's last spatial call, or None where there is none to be had.
+
+    Args:
+        module: in eval mode; nothing is left on it.
+        layer: address of the layer, as in `capture`.
+        captured: one image's, from which the tail must make the same logits as the network does.
+
+    Returns:
+        A module from raw outputs of the layer to logits; None where the forward cannot be traced, or where what comes
+        after the layer depends on more than the layer.
+    """
+    module = copy.copy(module)  # shares everything, but tracing may set tensors that it meets as attributes
+    try:
+        graph = _trace(module, layer.partition(":")[0])
+    except Exception as error:  # whatever a forward raises that is given no tensor
+        log.info("the network cannot be traced, so %s has no tail of its own: %s", layer, error)
+        return None
+    for call in _calls(graph, module, layer):
+        tail = _behind(module, graph, call)
+        if tail is not None and _makes(tail, captured):
+            return tail
+    return None
+
+
+class _Tracer(fx.Tracer):
+    """Keeps the layer whole, and leaves other threads alone."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self._whole, self._owner = whole, threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is self._whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._owner:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._owner:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _trace(module: nn.Module, name: str) -> fx.Graph:
+    with _tracing:
+        return _Tracer(module.get_submodule(name)).trace(module)
+
+
+def _calls(graph: fx.Graph, module: nn.Module, layer: str) -> Iterator[fx.Node]:
+    """The nodes that the address means, last call first: some may not be spatial."""
+    name, _, activation = layer.partition(":")
+    whole = module.get_submodule(name)
+    for node in reversed(graph.nodes):
+        if not activation:
+            call: Any = node
+        elif ACTIVATIONS.get(_function(node)) == activation and node.args:
+            call = node.args[0]
+        else:
+            continue
+        if isinstance(call, fx.Node) and call.op == "call_module" and module.get_submodule(str(call.target)) is whole:
+            yield node
+
+
+def _function(node: fx.Node) -> Any:
+    return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+
+
+def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node) -> nn.Module | None:
+    """What the logits need from `call` on; None if they also need the image in another way."""
+    (logits,) = (node for node in graph.nodes if node.op == "output")
+    needed: set[fx.Node] = set()
+    waiting = [logits]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            return None
+        if node is not call and node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    tail = fx.Graph()
+    made = {call: tail.placeholder("raw")}
+    for node in graph.nodes:
+        if node in needed:
+            made[node] = tail.node_copy(node, lambda argument: made[argument])
+    return fx.GraphModule(module, tail)
+
+
+def _makes(tail: nn.Module, captured: Capture) -> bool:
+    """Whether the tail makes the logits that the network made."""
+    try:
+        with torch.no_grad():
+            logits = tail(captured.raw.clone())  # it may work in place
+    except Exception:  # another call of the layer, whose output has another shape
+        return False
+    if not isinstance(logits, Tensor) or logits.shape != captured.logits.shape:
+        return False
+    return bool((logits - captured.logits).abs().max() <= SAME * captured.logits.abs().max())

@@ -1,0 +1,274 @@
+"""TorchServe as a child process: started, watched until its workers are ready, and stopped without leftovers.
+
+Everything it writes is in one private directory that goes with it. The JVM is told to stop when this process dies;
+what is left of its process group is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections import deque
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from camserve.archive import ensure_archive
+from camserve.errors import CamserveError, InvalidOption, Unavailable
+from camserve.supervisor.config import HOST, Ports, ServeOptions, command, environment, properties, render
+from camserve.supervisor.java import find_java
+
+_log = logging.getLogger("camserve.torchserve")
+"""Gets what TorchServe and its workers write, line by line, at level INFO."""
+
+_POLL_S = 0.1
+_START_ATTEMPTS = 3
+_TAIL_LINES = 200
+_SHOWN_LINES = 40
+
+_FAILURES = ("Load model failed", "Failed to load model", "Backend worker error")
+"""TorchServe tries again after these, but a load that failed once fails again."""
+
+_PORT_TAKEN = ("Address already in use", "Failed to bind to address")
+
+# Runs in the child before Java takes its place (same process id): asks for SIGTERM when the parent dies, where the
+# kernel can do that. Not as `preexec_fn`, which may deadlock in a process with threads, such as those of gRPC.
+_DIE_WITH_PARENT = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent process has died")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class TorchServe:
+    """One TorchServe on loopback; as a context manager it is ready inside, and gone afterwards."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._ports = Ports(0, 0, 0, 0, 0)
+        self._directory: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._failed = asyncio.Event()
+        self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: never through a proxy
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port of the gRPC inference service."""
+        return f"{HOST}:{self._ports.grpc_inference}"
+
+    @property
+    def inference_url(self) -> str:
+        """REST, for plain clients: `<inference_url>/predictions/<model>`."""
+        return f"http://{HOST}:{self._ports.inference}"
+
+    @property
+    def management_url(self) -> str:
+        """Where the state of the workers is told: `<management_url>/models/<model>`."""
+        return f"http://{HOST}:{self._ports.management}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus metrics of TorchServe itself."""
+        return f"http://{HOST}:{self._ports.metrics}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the JVM, which is also that of the process group of its workers; None when not started."""
+        return self._process.pid if self._process else None
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines that TorchServe and its workers wrote."""
+        return "\n".join(list(self._tail)[-_SHOWN_LINES:])
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the JVM and wait until every worker of every model is ready.
+
+        Raises:
+            NotFound: no Java, no TorchServe, or no such archive.
+            InvalidOption: a given port is taken.
+            Unavailable: a model does not load, or it takes too long; the text has the log's last lines.
+        """
+        for name in self._options.models:
+            await asyncio.to_thread(ensure_archive, name, self._options.store)
+        java = await asyncio.to_thread(find_java)
+        for _ in range(_START_ATTEMPTS - 1):
+            with suppress(_PortTaken):  # between our look and TorchServe's: look again
+                await self._start_once(java)
+                return
+        await self._start_once(java)
+
+    async def wait(self) -> int:
+        """Wait until the JVM exits; its exit code."""
+        if self._process is None:
+            raise RuntimeError("TorchServe is not started")
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Stop the JVM and its workers: in peace, then by force. Does nothing when it is not started."""
+        if self._process is not None:
+            await self._stop_processes(self._process)
+            self._process = None
+        if self._reader is not None:
+            await self._reader
+            self._reader = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    async def _start_once(self, java: Path) -> None:
+        self._ports = free_ports(self._options)
+        self._tail.clear()
+        self._failed.clear()
+        try:
+            await self._spawn(java)
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await self._until_ready()
+        except TimeoutError:
+            await self.stop()
+            raise self._failure(f"TorchServe is not ready after {self._options.start_timeout_s:g} s") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _spawn(self, java: Path) -> None:
+        # Unix sockets live here, whose paths may have about 100 characters.
+        parent = "/tmp" if len(tempfile.gettempdir()) > 60 else None
+        self._directory = Path(tempfile.mkdtemp(prefix="camserve-", dir=parent))
+        config = render(properties(self._options, self._ports))
+        (self._directory / "config.properties").write_text(config, encoding="ascii")
+        line = command(java, self._directory, self._options)
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *line),
+            cwd=self._directory,
+            env=environment(self._directory, self._options),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # a group of its own: a terminal's Ctrl-C reaches only us
+        )
+        self._reader = asyncio.create_task(self._read(self._process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        rest = b""
+        while chunk := await process.stdout.read(2**16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._take(line)
+        self._take(rest)
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if not text:
+            return
+        self._tail.append(text)
+        _log.info("%s", text)
+        if any(failure in text for failure in _FAILURES):
+            self._failed.set()
+
+    async def _until_ready(self) -> None:
+        assert self._process is not None
+        waiting = set(self._options.models)
+        while waiting:
+            if self._process.returncode is not None:
+                raise await self._exited()
+            if self._failed.is_set():
+                raise self._failure(f"a model does not load ({', '.join(sorted(waiting))})")
+            waiting = {model for model in waiting if not await asyncio.to_thread(self._all_ready, model)}
+            if waiting:
+                await asyncio.sleep(_POLL_S)
+
+    def _all_ready(self, model: str) -> bool:
+        try:
+            with self._http.open(f"{self.management_url}/models/{model}", timeout=5) as reply:
+                versions: list[dict[str, Any]] = json.load(reply)
+        except (OSError, ValueError):  # not up yet
+            return False
+        states = [worker["status"] for version in versions for worker in version["workers"]]
+        return len(states) == self._options.workers and set(states) == {"READY"}
+
+    async def _exited(self) -> CamserveError:
+        assert self._process is not None
+        assert self._reader is not None
+        await self._reader
+        if any(sign in self.log_tail for sign in _PORT_TAKEN):
+            return _PortTaken(self._text("a port that TorchServe was given is taken"))
+        return self._failure(f"TorchServe exited with code {self._process.returncode} while it started")
+
+    def _failure(self, what: str) -> Unavailable:
+        return Unavailable(self._text(what))
+
+    def _text(self, what: str) -> str:
+        return f"{what}; the last lines of its log:\n{self.log_tail}"
+
+    async def _stop_processes(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            with suppress(TimeoutError):  # it waits without a limit for open calls
+                await asyncio.wait_for(process.wait(), self._options.stop_timeout_s)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers that outlived the JVM, and the JVM itself
+        await process.wait()
+
+
+class _PortTaken(Unavailable):
+    """Another process took a port between our look and TorchServe's."""
+
+
+def free_ports(options: ServeOptions) -> Ports:
+    """Ports that are free now, where none is given.
+
+    Raises:
+        InvalidOption: a given port is taken.
+    """
+    wanted = (options.inference_port, options.management_port, options.metrics_port, options.grpc_port, 0)
+    with ExitStack() as stack:  # all at once, so that no two are the same
+        return Ports(*(_bound(stack, HOST, port) for port in wanted))
+
+
+def check_free(address: str) -> None:
+    """Look whether a server can listen on "host:port".
+
+    Raises:
+        InvalidOption: the port is taken, or the address is not of this machine.
+    """
+    host, _, port = address.rpartition(":")
+    with ExitStack() as stack:
+        _bound(stack, host.strip("[]"), int(port))
+
+
+def _bound(stack: ExitStack, host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise InvalidOption(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return int(listener.getsockname()[1])

@@ -1,0 +1,104 @@
+"""A gateway over a fake upstream, with a channel to it, for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from PIL import Image
+
+from camserve.gateway.fake import FakeUpstream
+from camserve.gateway.server import Gateway
+from camserve.gateway.settings import Settings
+from camserve.v1 import explain_pb2 as pb
+from camserve.v1 import explain_pb2_grpc
+
+GRAD = pb.MethodSpec(grad_cam={})
+GROUP = pb.MethodSpec(group_cam={})
+SCORE = pb.MethodSpec(score_cam={})
+QUICK = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "poll_s": 0.01, "drain_s": 5.0}
+
+
+@dataclass
+class Harness:
+    gateway: Gateway
+    upstream: FakeUpstream
+    channel: grpc.aio.Channel
+    stub: Any
+
+    async def metrics(self) -> str:
+        url = f"http://{self.gateway.metrics_address}/metrics"
+
+        def read() -> str:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as reply:
+                return str(reply.read(), "utf-8")
+
+        return await asyncio.to_thread(read)
+
+    def asked(self) -> int:
+        """Masked queries that the upstream was asked."""
+        return sum(task.stop - task.start for step in self.upstream.steps for item in step for task in item.tasks)
+
+
+@asynccontextmanager
+async def serving(upstream: FakeUpstream | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Harness]:
+    upstream = upstream or FakeUpstream()
+    async with Gateway(Settings(**(QUICK | settings)), upstream) as gateway:
+        if ready:
+            await gateway.wait_ready(30)
+        async with grpc.aio.insecure_channel(
+            gateway.address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        ) as channel:
+            yield Harness(gateway, upstream, channel, explain_pb2_grpc.ExplanationServiceStub(channel))
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (60, 80), kind: str = "PNG") -> bytes:
+    """An image file of (height, width) `size`."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def ask(*methods: pb.MethodSpec, image: bytes | None = None, **fields: Any) -> pb.ExplainRequest:
+    return pb.ExplainRequest(image=pb.Image(encoded=photo() if image is None else image), methods=methods, **fields)
+
+
+async def failure(call: Awaitable[Any]) -> tuple[str, str, str]:
+    """(status, text, class name in the trailing metadata) of a call that fails."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        trailing = error.trailing_metadata()
+        return error.code().name, error.details() or "", str(trailing.get("camserve-error", "") if trailing else "")
+    raise AssertionError("the call succeeded")
+
+
+def arrays(reply: pb.ExplainReply) -> list[np.ndarray]:
+    """The FLOAT32 maps of a reply."""
+    return [np.frombuffer(map_.data, "<f4").reshape(map_.shape) for map_ in reply.maps]
+
+
+async def until(condition: Callable[[], bool], changes: Callable[[], Awaitable[Any]] | None = None) -> None:
+    """Returns once the condition holds; the test's own timeout is the bound."""
+    while not condition():
+        await (changes() if changes else asyncio.sleep(0.001))
+
+
+def same(left: pb.ExplainReply, right: pb.ExplainReply) -> bool:
+    """Equal but for what it cost."""
+    return _without_cost(left) == _without_cost(right)
+
+
+def _without_cost(reply: pb.ExplainReply) -> Sequence[Any]:
+    copy = pb.ExplainReply()
+    copy.CopyFrom(reply)
+    copy.ClearField("cost")
+    return copy.SerializeToString(deterministic=True)

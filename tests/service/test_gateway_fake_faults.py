@@ -1,0 +1,265 @@
+"""What the gateway does when a worker, a client or a neighbour fails, and how requests share the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import grpc
+import numpy as np
+import pytest
+from gateway_harness import GRAD, GROUP, SCORE, Harness, arrays, ask, failure, photo, same, serving, until
+
+from camserve.errors import INTERNAL_MESSAGE, DeadlineExceeded, Internal, InvalidImage
+from camserve.gateway.fake import MODEL, FakeUpstream, Faults
+from camserve.methods import ScoreCam
+from camserve.planning import Planner
+from camserve.v1 import explain_pb2 as pb
+
+LONG = {"step_queries": 8}
+"""A Score-CAM of 96 queries takes 12 steps."""
+
+
+def planner(server: Harness) -> Planner:
+    return server.gateway.catalogue.get("fake").dispatcher.planner
+
+
+def begin(server: Harness, request: pb.ExplainRequest, **options: float) -> grpc.aio.UnaryUnaryCall:
+    return server.stub.Explain(request, **options)
+
+
+async def test_a_grad_cam_enters_the_next_step_of_a_running_score_cam():
+    long, quick = photo(1), photo(2)
+    async with serving(**LONG, steps_per_worker=1) as server:
+        server.upstream.hold()
+        slow = begin(server, ask(SCORE, image=long))
+        await server.upstream.received(1)
+        fast = begin(server, ask(GRAD, image=quick))
+        await until(lambda: len(planner(server)) == 2)
+        server.upstream.release()
+        assert len((await fast).maps) == 1
+        assert len((await slow).maps) == 1
+        second = server.upstream.steps[1]
+    assert [item.image for item in second] == [long, quick]
+
+
+async def test_requests_share_a_step_and_do_not_change_each_other():
+    requests = [ask(SCORE, GROUP, GRAD, image=photo(seed), targets=[pb.Target(top_k=2)]) for seed in range(3)]
+    async with serving() as server:
+        alone = [await server.stub.Explain(request) for request in requests]
+    async with serving(step_queries=10, step_items=4, steps_per_worker=1) as server:
+        server.upstream.hold()
+        first = begin(server, ask())
+        await server.upstream.received(1)
+        together = [begin(server, request) for request in requests]
+        await until(lambda: len(planner(server)) == 4)
+        server.upstream.release()
+        await first
+        replies = [await call for call in together]
+        assert max(len(step) for step in server.upstream.steps) == 3
+    assert all(same(reply, lone) for reply, lone in zip(replies, alone, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lost_steps", "malformed_steps", "hanging_steps"])
+async def test_a_step_without_an_answer_is_sent_again_and_the_map_is_the_same(kind: str):
+    request = ask(SCORE, GROUP, GRAD, targets=[pb.Target(top_k=2)])
+    async with serving(**LONG) as server:
+        whole = await server.stub.Explain(request)
+        steps = len(server.upstream.steps)
+    faults = Faults(**{kind: frozenset({0, 3, 4, 9})})
+    async with serving(FakeUpstream(faults=faults), **LONG, step_timeout_s=0.05) as server:
+        reply = await server.stub.Explain(request)
+        assert len(server.upstream.steps) == steps + 4
+        assert 'camserve_step_retries_total{model="fake"} 4.0' in await server.metrics()
+    assert same(reply, whole)
+    assert reply.cost.queries == 2 * 32 + 96
+
+
+async def test_a_step_lost_three_times_is_unavailable_and_the_next_request_works():
+    async with serving(FakeUpstream(faults=Faults(lost_steps=frozenset({0, 1, 2})))) as server:
+        code, text, kind = await failure(server.stub.Explain(ask()))
+        assert (code, kind) == ("UNAVAILABLE", "Unavailable")
+        assert text == "the worker died while it answered; given up after 3 attempts"
+        assert len(server.upstream.steps) == 3
+        assert len((await server.stub.Explain(ask())).maps) == 1
+        assert planner(server).idle
+
+
+async def test_one_bad_item_of_eight_harms_nobody_else():
+    images = [photo(seed, kind="JPEG") for seed in range(8)]
+    images[3] = images[3][: len(images[3]) // 2]
+    async with serving(steps_per_worker=1) as server:
+        server.upstream.hold()
+        first = begin(server, ask())
+        await server.upstream.received(1)
+        calls = [begin(server, ask(GRAD, image=image)) for image in images]
+        await until(lambda: len(planner(server)) == 9)
+        server.upstream.release()
+        await first
+        code, text, kind = await failure(calls.pop(3))
+        assert (code, kind) == ("INVALID_ARGUMENT", InvalidImage.__name__)
+        assert "truncated" in text
+        assert all([len((await call).maps) == 1 for call in calls])
+        assert [len(step) for step in server.upstream.steps] == [1, 8]
+
+
+@pytest.mark.parametrize("error", [Internal("a secret path"), "crash"])
+async def test_an_unknown_fault_is_a_fixed_sentence_and_the_log_has_the_rest(
+    error: Internal | str, caplog: pytest.LogCaptureFixture
+):
+    image = photo(5)
+    faults = Faults(crash=True) if error == "crash" else Faults(item_errors={image: error})
+    async with serving(FakeUpstream(faults=faults)) as server:
+        assert await failure(server.stub.Explain(ask(image=image))) == ("INTERNAL", INTERNAL_MESSAGE, "Internal")
+        server.upstream.faults = Faults()
+        assert len((await server.stub.Explain(ask(image=image))).maps) == 1
+    if error == "crash":
+        assert any("a secret of the fake" in (record.exc_text or "") for record in caplog.records)
+
+
+async def test_a_client_that_goes_away_stops_its_steps_and_nobody_elses():
+    gone, stays = photo(1), photo(2)
+    async with serving(**LONG) as server:
+        server.upstream.hold()
+        leaving, staying = begin(server, ask(SCORE, image=gone)), begin(server, ask(SCORE, image=stays))
+        await server.upstream.received(2)
+        leaving.cancel()
+        await until(lambda: len(planner(server)) == 1)
+        server.upstream.release()
+        reply = await staying
+        sent = [item.image for step in server.upstream.steps for item in step]
+        await until(lambda: planner(server).idle)
+        await server.gateway._service.idle()
+        assert 'method="score_cam",model="fake"' in await server.metrics()
+        assert 'code="CANCELLED",method="score_cam",model="fake"} 1.0' in await server.metrics()
+    assert sent.count(gone) == 1
+    assert reply.cost.queries == 96
+    expected = FakeUpstream.whole(stays, ScoreCam(), MODEL, "", [reply.maps[0].target.index])
+    assert reply.maps[0].maximum <= expected.max()
+
+
+async def test_at_the_deadline_the_call_ends_and_no_further_step_is_sent():
+    async with serving(**LONG) as server:
+        server.upstream.hold()
+        call = begin(server, ask(SCORE), timeout=1.0)
+        await server.upstream.received(1)
+        assert (await failure(call))[0] == "DEADLINE_EXCEEDED"
+        await until(lambda: len(planner(server)) == 0)
+        server.upstream.release()
+        await until(lambda: planner(server).idle)
+        await server.gateway._service.idle()
+        assert len(server.upstream.steps) == 1
+        assert 'code="DEADLINE_EXCEEDED",method="score_cam",model="fake"} 1.0' in await server.metrics()
+
+
+async def test_a_request_without_a_deadline_has_the_default_one():
+    async with serving(default_deadline_s=0.05) as server:
+        server.upstream.hold()
+        code, text, kind = await failure(server.stub.Explain(ask()))
+        assert (code, kind) == ("DEADLINE_EXCEEDED", "DeadlineExceeded")
+        assert text == "the deadline of 0.05 s passed before the answer was complete"
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0])
+async def test_a_deadline_that_has_passed_sends_no_step(timeout_s: float):
+    async with serving() as server:
+        with pytest.raises(DeadlineExceeded):
+            await server.gateway._explainer.explain(ask(SCORE), timeout_s)
+        assert server.upstream.steps == []
+        assert planner(server).idle
+
+
+async def test_overload_is_told_with_a_hint_when_to_come_back():
+    async with serving(max_requests=1) as server:
+        server.upstream.hold()
+        first = begin(server, ask())
+        await server.upstream.received(1)
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 1 requests") as caught:
+            await server.stub.Explain(ask())
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.trailing_metadata().get("grpc-retry-pushback-ms") == "1000"
+        server.upstream.release()
+        await first
+
+
+async def test_progress_is_streamed_with_the_predictions_from_the_first_update_on():
+    async with serving(**LONG, steps_per_worker=1) as server:
+        server.upstream.hold()
+        call = server.stub.StreamExplain(ask(SCORE, GRAD))
+        updates = []
+        server.upstream.release(1)
+        async for update in call:
+            updates.append(update)
+            server.upstream.release(1)
+        server.upstream.release()
+        whole = await server.stub.Explain(ask(SCORE, GRAD))
+    *progress, last = updates
+    assert last.WhichOneof("update") == "reply"
+    assert same(last.reply, whole)
+    done = [update.progress.done for update in progress]
+    assert done == list(range(8, 96, 8)), "one update after each step but the last"
+    assert all(update.progress.total == 96 and len(update.progress.predictions) == 5 for update in progress)
+    assert progress[0].progress.predictions[0] == whole.predictions[0]
+
+
+async def test_a_stream_ends_with_the_same_errors():
+    async with serving() as server:
+        assert (await failure(anext(aiter(server.stub.StreamExplain(ask(model="no"))))))[0] == "NOT_FOUND"
+
+
+async def test_leaving_a_stream_stops_its_steps():
+    async with serving(**LONG, steps_per_worker=1) as server:
+        server.upstream.hold()
+        call = server.stub.StreamExplain(ask(SCORE))
+        await server.upstream.received(1)
+        server.upstream.release(1)
+        async for update in call:
+            assert update.progress.done == 8
+            break
+        call.cancel()
+        await until(lambda: len(planner(server)) == 0)
+        server.upstream.release()
+        await until(lambda: planner(server).idle)
+        assert len(server.upstream.steps) == 2
+
+
+async def test_a_mixed_crowd_is_answered_and_leaves_nothing_behind():
+    """Faults, cancellations and deadlines at once; afterwards every count is back at rest."""
+    faults = Faults(lost_steps=frozenset(range(5, 200, 17)), malformed_steps=frozenset(range(11, 200, 23)))
+    requests = [
+        ask(*methods, image=photo(seed)) for seed, methods in enumerate([(GRAD,), (SCORE,), (GROUP, SCORE)] * 6)
+    ]
+    async with serving() as server:
+        expected = [await server.stub.Explain(request) for request in requests]
+    async with serving(FakeUpstream(faults=faults), step_queries=16, step_items=4) as server:
+        calls = [begin(server, request) for request in requests]
+        await server.upstream.received(3)
+        cancelled = calls[4::5]
+        for call in cancelled:
+            call.cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: planner(server).idle)
+        counts = planner(server).counts()
+        text = await server.metrics()
+    right = [same(got, want) for got, want in zip(answers, expected, strict=True) if isinstance(got, pb.ExplainReply)]
+    assert all(right)
+    assert len(right) >= len(requests) - len(cancelled)
+    assert counts.asked == counts.done + counts.cancelled
+    assert "camserve_requests_in_flight 0.0" in text
+    assert 'camserve_waiting_queries{model="fake"} 0.0' in text
+
+
+async def test_merging_does_not_depend_on_the_order_of_steps():
+    request = ask(SCORE, targets=[pb.Target(index=2)])
+    upstream = FakeUpstream()
+    upstream.workers = 4
+    async with serving() as server:
+        whole = arrays(await server.stub.Explain(request))
+    async with serving(upstream, step_queries=3) as server:
+        parts = arrays(await server.stub.Explain(request))
+    np.testing.assert_array_equal(parts[0], whole[0])
+
+
+@pytest.fixture(autouse=True)
+def _logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="camserve")

