@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from camserve.worker.executor import Executor
+from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.network import load_network
 from camserve.worker.service import WorkerService
 
@@ -26,7 +26,7 @@ class SaliencyHandler:
         network = load_network(
             context.system_properties["model_dir"], device=device, micro_batch=settings.get("micro_batch")
         )
-        executor = Executor(network)
+        executor = Executor(network, memory_bytes=int(settings.get("memory_bytes", MEMORY_BYTES)))
         executor.warm_up()
         self._service = WorkerService(executor)
 

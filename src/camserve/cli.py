@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camserve import __version__
-from camserve.errors import CamserveError, InvalidInput, InvalidOption, NotFound, Unsupported
-from camserve.methods import METHODS, MethodSpec, parse_method
-from camserve.types import BoxOptions, Preprocessing, Target
+from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unsupported
+from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
+from camserve.types import BoxOptions, Explanation, Preprocessing, Target
 
 try:
     import click
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from camserve.types import Explanation, SaliencyMap
+    from camserve.messages import Progress
+    from camserve.types import SaliencyMap
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 _CALLERS_FAULT = (InvalidInput, NotFound, Unsupported)
@@ -114,6 +115,29 @@ def serve(store: Path | None, models: str, port: int | None, metrics_port: int |
         asyncio.run(supervisor.serve(settings, served))
 
 
+@camserve.command()
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the gRPC server; 0: any free one.  [default: 8500]")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Of /metrics; 0: any free one.  [default: 8501]")
+@click.option(
+    "--upstreams",
+    metavar="HOST:GRPC_PORT:MANAGEMENT_PORT,...",
+    help="TorchServes; a name stands for all its addresses.  [default: 127.0.0.1:7070:8081]",
+)
+def gateway(port: int | None, metrics_port: int | None, upstreams: str | None) -> None:
+    """Run the gateway alone until Ctrl-C or SIGTERM, in front of TorchServes that run elsewhere.
+
+    Everything else is set by environment variables CAMSERVE_<NAME>.
+    """
+    with _extra("gateway"):
+        import asyncio
+
+        from camserve.gateway.settings import load_settings
+        from camserve.gateway.stopping import serve_alone
+
+        _log_to_stderr()
+        asyncio.run(serve_alone(load_settings(upstreams=upstreams, **_listeners(port, metrics_port))))
+
+
 def _listeners(port: int | None, metrics_port: int | None) -> dict[str, str]:
     """Settings of the ports that were given; their hosts stay what the environment says."""
     from camserve.gateway.settings import load_settings
@@ -149,13 +173,28 @@ def _log_to_stderr() -> None:
     help="A class, or the K most probable ones (top3); may be repeated.  [default: top1]",
 )
 @click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
-@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME",
+    help="May be repeated: the maps of several layers are fused.  [default: the model's]",
+)
+@click.option(
+    "--fusion", type=click.Choice(["mean", "max"]), default="mean", show_default=True, help="Of several layers."
+)
+@click.option("--evaluate", is_flag=True, help="Also measure deletion and insertion (RISE protocol) of each map.")
 @click.option("--size", type=click.Choice(["input", "layer", "original"]), default="input", show_default=True)
 @click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
 @click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
 @click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Of the server.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
+@click.option("--allow-partial", is_flag=True, help="At the deadline, take the maps as far as they are.")
+@click.option(
+    "--priority", type=click.Choice(["interactive", "normal", "batch"]), help="Of a server.  [default: normal]"
+)
+@click.option("--watch", is_flag=True, help="Show predictions at once, and rewrite the pictures while they sharpen.")
 @click.option("--local", is_flag=True, help="Explain in this process, without a server.")
 @click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {_STORE_HELP}")
 def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out: Path, **options: Any) -> None:
@@ -165,49 +204,81 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     """
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
     wanted = [parse_target_text(text) for text in targets]
+    watch = out if options.pop("watch") else None
     with _extra("worker" if options["local"] else "cli"):
         from rich.console import Console
 
-        answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), **options)
+        answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
         _show(Console(), image, specs, answer, seconds)
         for path in write_pictures(answer.maps, image.stem, out):
             click.echo(path)
 
 
 def _timed_explanation(
-    image: Path, methods: list[MethodSpec], targets: list[Target], console: Console, **options: Any
+    image: Path, methods: list[MethodSpec], targets: list[Target], console: Console, watch: Path | None, **options: Any
 ) -> tuple[Explanation, float]:
     import time
 
     from camserve.terminal import query_bar
 
-    with _explainer(**options) as ask, query_bar(console, image.name) as on_progress:
+    with _explainer(stream=watch is not None, **options) as ask:
         start = time.perf_counter()
-        answer = ask(image, methods, targets, on_progress=on_progress)
+        if watch is not None:
+            answer = _watched(ask(image, methods, targets), image, console, watch)
+        else:
+            with query_bar(console, image.name) as on_progress:
+                answer = ask(image, methods, targets, on_progress=on_progress)
         return answer, time.perf_counter() - start
 
 
 @contextmanager
 def _explainer(
-    *, local: bool, store: Path | None, address: str, timeout_s: float | None, model: str, boxes: bool, **options: Any
-) -> Iterator[Callable[..., Explanation]]:
-    """`explain` of the engine or of a client, with the options of both filled in."""
+    *,
+    local: bool,
+    stream: bool,
+    store: Path | None,
+    address: str,
+    timeout_s: float | None,
+    model: str,
+    layers: tuple[str, ...],
+    boxes: bool,
+    priority: str | None,
+    allow_partial: bool,
+    **options: Any,
+) -> Iterator[Callable[..., Any]]:
+    """`explain` of the engine, or `explain` or `stream` of a client, with the options filled in."""
     from functools import partial
 
-    options["boxes"] = BoxOptions() if boxes else None
+    options |= {"boxes": BoxOptions() if boxes else None, "layer": layers}
     if local:
+        if stream or priority or allow_partial:
+            raise InvalidOption("--watch, --priority and --allow-partial need a server: they do not go with --local")
         from camserve.engine import Engine
 
         yield partial(Engine.load(model or "lite0", store).explain, **options)
     else:
         from camserve.client import Client
 
+        options |= {"priority": priority or "normal", "allow_partial": allow_partial}
         with Client(address, timeout_s=timeout_s) as client:
-            yield partial(client.explain, model=model, **options)
+            yield partial(client.stream if stream else client.explain, model=model, **options)
+
+
+def _watched(updates: Iterable[Progress | Explanation], image: Path, console: Console, out: Path) -> Explanation:
+    """Shows what comes in, and writes the maps as they are; returns the final answer."""
+    from camserve.terminal import live_view
+
+    with live_view(console, image.name) as show:
+        for update in updates:
+            if isinstance(update, Explanation):
+                return update
+            show(update.predictions, update.done, update.total)
+            write_pictures(update.maps, image.stem, out)
+    raise Internal("the stream ended without a reply")
 
 
 def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Explanation, seconds: float) -> None:
-    from camserve.terminal import costs_table, method_text, predictions_table
+    from camserve.terminal import costs_table, predictions_table
 
     console.print(predictions_table(f"{image.name} ({answer.model} {answer.version})", answer.predictions))
     console.print(costs_table([(", ".join(map(method_text, methods)), seconds, answer.cost)]))
@@ -219,33 +290,10 @@ def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Expl
 def _notes(saliency: SaliencyMap) -> Iterator[str]:
     if saliency.degenerate:
         yield "no positive evidence, the map is empty"
+    if (found := saliency.faithfulness) is not None:
+        yield f"insertion {found.insertion_auc:.3f}, deletion {found.deletion_auc:.3f}, overall {found.overall:.3f}"
     for box in saliency.boxes:
         yield f"x {box.left:.0f}..{box.right:.0f}, y {box.top:.0f}..{box.bottom:.0f}, score {box.score:.2f}"
-
-
-def parse_method_text(text: str) -> MethodSpec:
-    """A spec from `group_cam` or `group_cam:groups=16,variant=paper`; '-' and '_' are the same in the name.
-
-    Raises:
-        InvalidOption: not of that form; unknown method or parameter; a value out of range.
-    """
-    name, _, rest = text.partition(":")
-    parameters = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InvalidOption(f"--method must be NAME[:KEY=VALUE,...], got {text!r}")
-        parameters[key.strip()] = _number_or_text(value.strip())
-    return parse_method(name.strip().replace("-", "_"), parameters)
-
-
-def _number_or_text(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def parse_target_text(text: str) -> Target:
@@ -321,6 +369,72 @@ def evaluate(methods: tuple[str, ...], **options: Any) -> None:
 
         for path in run_evaluation(methods=specs, console=Console(stderr=True), **options):
             click.echo(path)
+
+
+@camserve.command()
+@click.argument("images", type=click.Path(path_type=Path), metavar="IMAGES_DIR")
+@click.option("--model", default="lite0", show_default=True, help="Of the model store.")
+@click.option("--groups", type=int, default=32, show_default=True, help="Of channels.")
+@click.option(
+    "--denoise",
+    type=float,
+    default=0,
+    show_default=True,
+    metavar="PERCENTILE",
+    help="Of each group's map, at or below which it is set to 0; 0: not at all.",
+)
+@click.option(
+    "--theta",
+    default="mean",
+    show_default=True,
+    metavar="mean|PERCENTILE",
+    help="Of the map: where it is above, the image stays sharp.",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["predicted", "folder"]),
+    default="predicted",
+    show_default=True,
+    help="Whose maps: the most probable class, or the label that the image's folder is named after.",
+)
+@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="augmented", show_default=True, help="For variants.")
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+def augment(images: Path, groups: int, denoise: float, theta: str, out: Path, **options: Any) -> None:
+    """Write Group-CAM variants of images, for fine-tuning.
+
+    Each image of IMAGES_DIR and its subfolders stays sharp where its gradient-free Group-CAM map is high, and is
+    blurred elsewhere. A run that was stopped is continued by the same command. Broken images do not stop it; they are
+    named at the end, and the exit status is then 2.
+    """
+    with _extra("evaluation"):
+        from rich.console import Console
+
+        from camserve.evaluation.augment import Recipe
+        from camserve.evaluation.command import run_augment
+        from camserve.evaluation.variants import check
+
+        recipe = Recipe(groups, denoise, parse_theta(theta))
+        outcome = run_augment(images, recipe=recipe, out=out, console=Console(stderr=True), **options)
+        for name in outcome.empty:
+            click.echo(f"{name}: no positive evidence, no variant")
+        click.echo(f"{len(outcome.written)} variants written to {out}, {len(outcome.there)} were there")
+        check(outcome)
+
+
+def parse_theta(text: str) -> float | None:
+    """`mean`: None; else a percentile.
+
+    Raises:
+        InvalidOption: neither.
+    """
+    if text == "mean":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOption(f"--theta must be `mean` or a percentile, got {text!r}") from None
 
 
 @camserve.command()
@@ -422,12 +536,15 @@ def _yes(value: bool) -> str:
 
 @camserve.command()
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known of them, for programs.")
-def methods(as_json: bool) -> None:
+@click.option("--model", help="With --json: the cost of each method at this model's default layer.")
+@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+def methods(as_json: bool, model: str | None, store: Path | None) -> None:
     """List the methods with their parameters."""
     if as_json:
         import json
 
-        click.echo(json.dumps([describe_method(name) for name in METHODS], indent=2))
+        channels = None if model is None else _channels(model, store)
+        click.echo(json.dumps([describe_method(name, channels) for name in METHODS], indent=2))
         return
     for name, spec in METHODS.items():
         click.echo(f"{name}: {spec.title}. {spec.paper}")
@@ -435,8 +552,19 @@ def methods(as_json: bool) -> None:
             click.echo(f"    {parameter.name}={parameter.default}  {parameter.description}")
 
 
-def describe_method(name: str) -> dict[str, Any]:
-    """A method as JSON: name, title, paper, variants (the default first) and parameters.
+def _channels(model: str, store: Path | None) -> int:
+    """Of the model's default layer."""
+    with _extra("worker"):
+        from camserve.engine import Engine
+
+        return Engine.load(model, store).info.layer("").channels
+
+
+def describe_method(name: str, channels: int | None = None) -> dict[str, Any]:
+    """A method as JSON: name, title, paper, needs, cost, variants (the default first) and parameters.
+
+    The cost is for one target with default parameters at a layer of `channels` channels: images that go through the
+    network beyond the first forward pass, at most; null where it is not known or the defaults do not fit.
 
     Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
     exist, or depends on the layer.
@@ -450,6 +578,8 @@ def describe_method(name: str) -> dict[str, Any]:
         "name": name,
         "title": spec.title,
         "paper": spec.paper,
+        "needs": spec.needs,
+        "cost": None if channels is None else spec.default_passes(channels),
         "variants": variants,
         "parameters": parameters,
     }

@@ -22,7 +22,7 @@ from camserve.errors import CamserveError, DeadlineExceeded, Internal, Unavailab
 from camserve.images import ImageLike
 from camserve.messages import Asked, Model, ModelSummary, Options, Progress
 from camserve.methods import MethodLike
-from camserve.types import Explanation, TargetLike
+from camserve.types import Explanation, StreamOptions, TargetLike
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1.explain_pb2_grpc import ExplanationServiceStub
 
@@ -31,6 +31,9 @@ __all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress"]
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 ERROR_KEY = "camserve-error"
 """Trailing metadata: the name of the server's class in `camserve.errors`."""
+
+RETRY_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata of an overloaded server: when to try again."""
 
 _POLL_S = 0.1
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -79,7 +82,7 @@ class Client:
             targets: class indices, labels or Targets; empty means the most probable class.
             timeout_s: deadline in seconds; None: the client's.
             on_progress: called with masked queries (done, total) while the server works.
-            options: model, layer, size, encoding, boxes, top_predictions, precision: see `camserve.messages.Options`.
+            options: model, layer, size, priority and more: see `camserve.messages.Options`.
 
         Raises:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
@@ -87,6 +90,7 @@ class Client:
             Unsupported: a method that this model cannot serve.
             Overloaded, DeadlineExceeded, Unavailable: the same request may succeed later.
         """
+        options.setdefault("stream", StreamOptions(max_maps=0))
         asked = messages.ask(image, methods, targets, **options)
         if on_progress is None:
             return messages.explanation(self._call(self._stub.Explain, asked.request, timeout_s), asked)
@@ -105,7 +109,10 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[Options],
     ) -> Iterator[Progress | Explanation]:
-        """As `explain`: progress while the server works, then the explanation. Closing it cancels the call."""
+        """As `explain`: predictions, progress and maps that sharpen while the server works, then the explanation.
+
+        How often there are maps is said by the option `stream`. Closing the iterator cancels the call.
+        """
         return self._updates(messages.ask(image, methods, targets, **options), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
@@ -183,6 +190,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> Explanation:
         """As `Client.explain`. The image is read and decoded in a thread."""
+        options.setdefault("stream", StreamOptions(max_maps=0))
         asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
         if on_progress is None:
             reply = await self._call(self._stub.Explain, asked.request, timeout_s)
@@ -244,6 +252,10 @@ class AsyncClient:
             call.cancel()
 
 
+def _seconds(milliseconds: str | bytes | None) -> float | None:
+    return None if milliseconds is None else int(milliseconds) / 1000
+
+
 def _first(value: float | None, default: float | None) -> float | None:
     return default if value is None else value
 
@@ -294,6 +306,8 @@ def as_error(error: grpc.Call, address: str) -> CamserveError:
     # Not dict(...): the metadata of grpc.aio has `keys`, but is no mapping.
     metadata = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
     kind = str(metadata.get(ERROR_KEY))
+    if kind == errors.Overloaded.__name__:
+        return errors.Overloaded(details, _seconds(metadata.get(RETRY_KEY)))
     if kind in errors.KINDS:
         return errors.KINDS[kind](details)
     sentence = _SENTENCES.get(error.code(), "{details}")

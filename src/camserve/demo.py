@@ -19,9 +19,9 @@ from rich.console import Console
 from camserve.archive import ensure_archive, model_store
 from camserve.client import AsyncClient
 from camserve.finalise.render import Row, file_stem, overlay, sheet
+from camserve.gateway.places import torchserves
 from camserve.gateway.server import Gateway
 from camserve.gateway.settings import load_settings
-from camserve.gateway.upstream import TorchServeUpstream
 from camserve.images import seen_part
 from camserve.methods import METHODS
 from camserve.supervisor import ServeOptions, TorchServe
@@ -95,8 +95,8 @@ async def _served(store: Path, console: Console) -> AsyncIterator[AsyncClient]:
         await torchserve.start()
     try:
         settings = load_settings(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
-        upstream = TorchServeUpstream(torchserve.grpc_address, torchserve.management_url)
-        async with Gateway(settings, upstream) as gateway, AsyncClient(gateway.address) as client:
+        places = torchserves([torchserve.place])
+        async with Gateway(settings, places) as gateway, AsyncClient(gateway.address) as client:
             with console.status("waiting until a model answers through the gateway"):
                 await gateway.wait_ready(_READY_S)
             console.print(f"serving {MODEL} on {gateway.address}, TorchServe behind it on {torchserve.grpc_address}")

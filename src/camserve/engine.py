@@ -16,8 +16,22 @@ from camserve.archive import ensure_archive, model_store
 from camserve.errors import CamserveError
 from camserve.images import ImageLike, read_image
 from camserve.methods import MethodLike, as_method
-from camserve.types import BoxOptions, Explanation, MapSize, ModelInfo, Precision, Preprocessing, Target, TargetLike
-from camserve.worker.answers import explanation, whole_item
+from camserve.types import (
+    DEFAULT_CURVE_STEPS,
+    BoxOptions,
+    Explanation,
+    Fusion,
+    Item,
+    ItemResult,
+    MapSize,
+    ModelInfo,
+    Precision,
+    Preprocessing,
+    StepResult,
+    Target,
+    TargetLike,
+)
+from camserve.worker.answers import curves_item, explanation, whole_request, with_curves
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network, load_network
 
@@ -98,11 +112,14 @@ class Engine:
         methods: Sequence[MethodLike] = ("grad_cam",),
         targets: Sequence[TargetLike] = (),
         *,
-        layer: str = "",
+        layer: str | Sequence[str] = "",
+        fusion: Fusion = "mean",
         precision: Precision = "exact",
         size: MapSize = "input",
         boxes: BoxOptions | None = None,
         top_predictions: int = 5,
+        evaluate: bool = False,
+        evaluation_steps: int = DEFAULT_CURVE_STEPS,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Explanation:
         """Predictions, and one map for each method and target; all share one forward pass.
@@ -112,30 +129,45 @@ class Engine:
                 size is taken as it is; everything else is resized and cropped.
             methods: names, (name, parameters) or method specs.
             targets: class indices, labels or Targets; empty means the most probable class.
-            layer: name of the layer; empty means the default layer.
+            layer: name of the layer; empty means the default layer. Of several, each has its pass, and their maps are
+                fused.
+            fusion: "mean" or "max" of several layers' maps.
             precision: "exact" is float32 (or the module's own dtype) throughout; "bfloat16" only for masked queries.
             size: of the maps: "input", "layer" or "original".
             boxes: adds bounding boxes to the maps.
             top_predictions: how many of the most probable classes to list.
-            on_progress: called with masked queries (done, total).
+            evaluate: adds deletion and insertion (RISE protocol) of every map, as further masked queries.
+            evaluation_steps: of each curve.
+            on_progress: called with masked queries (done, total), without those of the curves.
 
         Raises:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
             Unsupported: a method that this network cannot serve.
         """
-        item = whole_item(
+        whole = whole_request(
             self.info,
             read_image(image),
             [as_method(method) for method in methods],
             [Target.of(target) for target in targets],
             layer=layer,
+            fusion=fusion,
             precision=precision,
             top_predictions=top_predictions,
+            size=size,
+            boxes=boxes,
+            evaluate=evaluate,
+            evaluation_steps=evaluation_steps,
         )
+        step, result = self._answer(whole.item, on_progress)
+        answer = explanation(whole, result, step.stage_seconds, step.worker)
+        curves = curves_item(whole, result)
+        return answer if curves is None else with_curves(answer, *self._answer(curves))
+
+    def _answer(
+        self, item: Item, on_progress: Callable[[int, int], None] | None = None
+    ) -> tuple[StepResult, ItemResult]:
         step = self._executor.execute([item], on_progress)
         (outcome,) = step.outcomes
         if isinstance(outcome, CamserveError):
             raise outcome
-        return explanation(
-            self.info, item, outcome, stage_seconds=step.stage_seconds, worker=step.worker, size=size, boxes=boxes
-        )
+        return step, outcome

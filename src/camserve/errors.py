@@ -30,7 +30,15 @@ class Unsupported(CamserveError):
 
 
 class Overloaded(CamserveError):
-    """More work is waiting than the server takes on; try again later."""
+    """More work is waiting than the server takes on; try again later.
+
+    Attributes:
+        retry_after_s: when there may be room, in seconds; None: unknown.
+    """
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(CamserveError):

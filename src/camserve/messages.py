@@ -17,17 +17,22 @@ from camserve.finalise.encode import ARRAYS, decode
 from camserve.finalise.render import background
 from camserve.images import ImageLike, read_image
 from camserve.methods import MethodLike, Parameter, as_method
+from camserve.parts import check_curve_steps, layer_names
 from camserve.types import (
+    DEFAULT_CURVE_STEPS,
     Box,
     BoxOptions,
     Cost,
     Explanation,
+    Fusion,
     InputView,
     MapSize,
     ModelInfo,
     Precision,
     Prediction,
+    Priority,
     SaliencyMap,
+    StreamOptions,
     Target,
     TargetLike,
 )
@@ -46,8 +51,10 @@ class Options(TypedDict, total=False):
 
     model: str
     """Name of the model; may be left out when the server has exactly one."""
-    layer: str
-    """Name of the layer; empty means the model's default layer."""
+    layer: str | Sequence[str]
+    """Name of the layer; empty means the model's default layer. The maps of several are fused."""
+    fusion: Fusion
+    """Of several layers' maps: "mean" (default) or "max"."""
     size: MapSize
     """Of the maps: "input" (default), "layer" or "original"."""
     encoding: str
@@ -58,6 +65,16 @@ class Options(TypedDict, total=False):
     """How many of the most probable classes to list; default 5."""
     precision: Precision
     """Of the masked queries: "exact" (default) is float32 throughout."""
+    evaluate: bool
+    """Adds deletion and insertion (RISE protocol) of every map, at the cost of further masked queries."""
+    evaluation_steps: int
+    """Of each curve; default 28."""
+    priority: Priority
+    """Who goes first while requests wait: "interactive", "normal" (default) or "batch"."""
+    allow_partial: bool
+    """At the deadline, maps of what was answered so far, `complete` False, instead of DeadlineExceeded."""
+    stream: StreamOptions
+    """How often a stream has maps before the final ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +98,8 @@ class Progress:
     """Masked queries answered."""
     total: int
     predictions: tuple[Prediction, ...]
+    maps: tuple[SaliencyMap, ...] = ()
+    """As far as they are known; empty when none are due."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,9 @@ class MethodInfo:
     paper: str
     parameters: tuple[Parameter, ...]
     queries: int
-    """Masked queries at the default layer with default parameters, for one target."""
+    """Passes beyond the first forward, at most: for one target at the default layer with default parameters."""
+    needs: str = ""
+    """What a network must have for it: "GAP head", "ReLU", "ViT"; empty: any."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +153,24 @@ def ask(
             image=wire.image_to_proto(content),
             methods=[wire.method_to_proto(as_method(method)) for method in _several(methods)],
             targets=[wire.target_to_proto(Target.of(target)) for target in _several(targets)],
-            layer=options.get("layer", ""),
+            layers=layer_names(options.get("layer", "")),
+            fusion=wire.fusion_to_proto(options.get("fusion", "mean")),
+            evaluate=options.get("evaluate", False),
+            evaluation_steps=check_curve_steps(options.get("evaluation_steps", DEFAULT_CURVE_STEPS)),
             output=_output(size, options.get("encoding", "float32"), options.get("boxes")),
             top_predictions=options.get("top_predictions", 5),
             precision=wire.precision_to_proto(options.get("precision", "exact")),
+            priority=wire.priority_to_proto(options.get("priority", "normal")),
+            allow_partial=options.get("allow_partial", False),
+            stream=_stream(options.get("stream", StreamOptions())),
         )
     except (ValueError, TypeError) as error:  # from protobuf: a negative class index, for instance
         raise InvalidOption(f"an option is out of range: {error}") from None
     return Asked(request, content, size)
+
+
+def _stream(options: StreamOptions) -> pb.StreamOptions:
+    return pb.StreamOptions(max_maps=options.max_maps, min_interval_s=options.min_interval_s)
 
 
 def _several(values: Sequence[_T]) -> Sequence[_T]:
@@ -170,20 +201,22 @@ def explanation(reply: pb.ExplainReply, asked: Asked) -> Explanation:
     Raises:
         Internal: the reply contradicts itself.
     """
-    view = wire.view_from_proto(reply.input)
-    image = asked.lies_on(view)
-    try:
-        maps = tuple(_map(message, image) for message in reply.maps)
-    except (ValueError, InvalidOption) as error:
-        raise Internal(f"the server's reply is malformed: {error}") from None
     return Explanation(
         model=reply.model,
         version=reply.version,
         predictions=_predictions(reply.predictions),
-        maps=maps,
-        input=view,
+        maps=_maps(reply.maps, reply.input, asked),
+        input=wire.view_from_proto(reply.input),
         cost=_cost(reply.cost),
     )
+
+
+def _maps(messages: Sequence[pb.SaliencyMap], view: pb.InputView, asked: Asked) -> tuple[SaliencyMap, ...]:
+    image = asked.lies_on(wire.view_from_proto(view))
+    try:
+        return tuple(_map(message, image) for message in messages)
+    except (ValueError, InvalidOption) as error:
+        raise Internal(f"the server's reply is malformed: {error}") from None
 
 
 def _predictions(messages: Sequence[pb.Prediction]) -> tuple[Prediction, ...]:
@@ -195,13 +228,16 @@ def _map(message: pb.SaliencyMap, image: Image.Image | None) -> SaliencyMap:
     return SaliencyMap(
         method=wire.method_from_proto(message.method),
         target=wire.prediction_from_proto(message.target),
-        layer=message.layer,
+        layers=tuple(message.layers),
         array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width)),
         value_range=(message.minimum, message.maximum),
         degenerate=message.degenerate,
         complete=message.complete,
+        fraction=message.fraction,
+        choice=message.choice,
         boxes=tuple(Box(box.left, box.top, box.right, box.bottom, box.score) for box in message.boxes),
         image=image,
+        faithfulness=wire.faithfulness_from_proto(message.faithfulness) if message.HasField("faithfulness") else None,
     )
 
 
@@ -212,6 +248,7 @@ def _cost(message: pb.Cost) -> Cost:
         steps=message.steps,
         precision=wire.precision_from_proto(message.precision),
         worker=message.worker,
+        evaluation_queries=message.evaluation_queries,
     )
 
 
@@ -220,7 +257,8 @@ def update(message: pb.ExplainUpdate, asked: Asked) -> Progress | Explanation:
     if message.WhichOneof("update") == "reply":
         return explanation(message.reply, asked)
     progress = message.progress
-    return Progress(progress.done, progress.total, _predictions(progress.predictions))
+    maps = _maps(progress.maps, progress.input, asked) if progress.maps else ()
+    return Progress(progress.done, progress.total, _predictions(progress.predictions), maps)
 
 
 def summaries(reply: pb.ListModelsReply) -> tuple[ModelSummary, ...]:
@@ -246,7 +284,7 @@ def model(message: pb.Model) -> Model:
 
 def _method(message: pb.Method) -> MethodInfo:
     parameters = tuple(_parameter(parameter) for parameter in message.parameters)
-    return MethodInfo(message.name, message.title, message.paper, parameters, message.queries)
+    return MethodInfo(message.name, message.title, message.paper, parameters, message.queries, message.needs)
 
 
 def _parameter(message: pb.Parameter) -> Parameter:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from camserve.methods import MethodSpec
 from camserve.types import Cost, Prediction
 
-STAGES = ("queue", "decode", "forward", "queries", "merge", "render")
+STAGES = ("queue", "decode", "forward", "queries", "evaluate", "merge", "render")
 """Stages of a request, in their order."""
 
 
@@ -52,30 +53,44 @@ def duration(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
-def method_text(method: MethodSpec) -> str:
-    """Title and, in brackets, the parameters that differ from their defaults."""
-    changed = [
-        f"{parameter.name}={getattr(method, parameter.name)}"
-        for parameter in method.parameters()
-        if getattr(method, parameter.name) != parameter.default
-    ]
-    return f"{method.title} ({', '.join(changed)})" if changed else method.title
-
-
 @contextmanager
 def query_bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar that counts masked queries and goes when it is done; call what it gives with (done, total).
 
     Nothing is shown where the console is no terminal.
     """
-    columns = (
+    with _bar(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(escape(text), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def live_view(console: Console, text: str) -> Iterator[Callable[[Sequence[Prediction], int, int], None]]:
+    """The predictions above a bar that counts masked queries; call what it gives with (predictions, done, total).
+
+    It goes when it is done. Where the console is no terminal, a line for each call takes its place.
+    """
+    progress = _bar()
+    task = progress.add_task(escape(text), total=None)
+    with Live(progress, console=console, transient=True) if console.is_terminal else nullcontext() as live:
+
+        def show(predictions: Sequence[Prediction], done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if live is not None:
+                live.update(Group(predictions_table(text, predictions), progress))
+            else:
+                console.print(f"{text}: {predictions[0].label}, {done} of {total} masked queries", markup=False)
+
+        yield show
+
+
+def _bar(**options: Any) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("masked queries"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        **options,
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(escape(text), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

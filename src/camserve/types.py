@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from camserve.methods import MethodSpec
 
 Precision = Literal["exact", "bfloat16"]
+DEFAULT_CURVE_STEPS = 28
+"""RISE's: of 224 x 224 pixels each step changes 1792."""
+MAX_CURVE_STEPS = 4096
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MapSize = Literal["input", "layer", "original"]
 MAP_SIZES: tuple[MapSize, ...] = get_args(MapSize)
+Priority = Literal["interactive", "normal", "batch"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Fusion = Literal["mean", "max"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,22 @@ class BoxOptions:
 
 
 @dataclass(frozen=True)
+class StreamOptions:
+    """How often a stream has maps before the final ones."""
+
+    max_maps: int = 8
+    """At most so many times; 0: only progress."""
+    min_interval_s: float = 0.25
+    """Between two of them, at least."""
+
+    def __post_init__(self) -> None:
+        if self.max_maps < 0:
+            raise InvalidOption(f"max_maps must be at least 0, got {self.max_maps}")
+        if not self.min_interval_s >= 0:
+            raise InvalidOption(f"min_interval_s must be at least 0, got {self.min_interval_s}")
+
+
+@dataclass(frozen=True)
 class Box:
     """Half-open, in pixels of the sent image."""
 
@@ -113,12 +136,49 @@ class Cost:
     """What an explanation took."""
 
     queries: int
-    """Masked forward passes."""
+    """Images that went through the network beyond the first forward pass, those of evaluations included."""
     stage_seconds: Mapping[str, float]
     """Seconds by stage: queue, decode, forward, queries, merge, render; those that apply."""
     steps: int
     precision: Precision
     worker: str
+    evaluation_queries: int = 0
+    """Masked forward passes of deletion and insertion curves."""
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What the class's probability does while pixels go, or come, in order of their saliency."""
+
+    protocol: str
+    deletion: np.ndarray = field(repr=False)
+    """(points,), float64: probabilities from the image to zeros, the most salient pixels first."""
+    insertion: np.ndarray = field(repr=False)
+    """(points,), float64: probabilities from the blurred image to the image, the most salient pixels first."""
+
+    @property
+    def deletion_auc(self) -> float:
+        """Small is good."""
+        return auc(self.deletion)
+
+    @property
+    def insertion_auc(self) -> float:
+        """Large is good."""
+        return auc(self.insertion)
+
+    @property
+    def overall(self) -> float:
+        """Insertion - deletion."""
+        return self.insertion_auc - self.deletion_auc
+
+
+def auc(scores: np.ndarray) -> float:
+    """Area under a curve by the trapezoid rule, its width being 1: RISE, `evaluation.py`.
+
+    Args:
+        scores: (points,), at least two.
+    """
+    return float((scores.sum() - scores[0] / 2 - scores[-1] / 2) / (len(scores) - 1))
 
 
 @dataclass(frozen=True)
@@ -127,18 +187,30 @@ class SaliencyMap:
 
     method: MethodSpec
     target: Prediction
-    layer: str
+    layers: tuple[str, ...]
+    """Whose activations it is made of; several are fused."""
     array: np.ndarray = field(repr=False)
     """float32 (height, width) in [0, 1]."""
     value_range: tuple[float, float]
-    """(minimum, maximum) of the weighted sum before normalisation."""
+    """(minimum, maximum) of the weighted sum, or of the fusion of several layers' maps, before normalisation."""
     degenerate: bool
     """No positive evidence, or constant: all zeros."""
     complete: bool
     """Every query of the method was answered."""
+    fraction: float = 1.0
+    """Share of the method's queries that it is made of."""
+    choice: str = ""
+    """Why a server chose this method, where it did."""
     boxes: tuple[Box, ...] = ()
     image: Image.Image | None = field(default=None, repr=False)
     """What the map lies on: the network's view, or the sent image for a map of its size."""
+    faithfulness: Faithfulness | None = None
+    """Deletion and insertion of this map, if they were asked for."""
+
+    @property
+    def layer(self) -> str:
+        """The layer's name; the names of several, joined by " + "."""
+        return " + ".join(self.layers)
 
     def overlay(self, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
         """The map in colours over the image.
@@ -177,19 +249,49 @@ class Layer:
     width: int
 
 
+@dataclass(frozen=True, eq=False)
+class MapCurves:
+    """Deletion and insertion of a finished map by the RISE protocol, as masked queries: first the points of deletion,
+    then those of insertion."""
+
+    saliency: np.ndarray = field(repr=False)
+    """(H, W) float32, of the network's input size."""
+    target: int
+    """Index of the class that the map explains."""
+    steps: int = DEFAULT_CURVE_STEPS
+
+    @property
+    def points(self) -> int:
+        """Of each curve; a step changes ceil(H W / steps) pixels, the last one perhaps fewer."""
+        pixels = self.saliency.size
+        return -(-pixels // -(-pixels // self.steps)) + 1
+
+    def queries(self, channels: int, targets: int) -> int:
+        """Both curves' points."""
+        return 2 * self.points
+
+
 @dataclass(frozen=True)
 class Task:
     """A range of one method's queries, numbered as `MethodSpec.queries` counts them; cut off at their total."""
 
     position: int
-    """Place of the method in the request."""
-    method: MethodSpec
+    """Place among the parts of the request; the answer names it."""
+    method: MethodSpec | MapCurves
     start: int
     stop: int
+    layer: str = ""
+    """Empty: the model's default layer."""
+    numbers: tuple[int, ...] = ()
+    """The queries asked, where start..stop-1 are places in an order of them; empty: they are the numbers."""
+    ordered: bool = False
+    """Start..stop-1 are places in the worker's own order, the queries that matter most first; it returns the order."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:
             raise InvalidOption(f"a query range must be 0 <= start <= stop, got {self.start}..{self.stop}")
+        if self.numbers and len(self.numbers) != self.stop - self.start:
+            raise InvalidOption(f"{self.stop - self.start} queries, {len(self.numbers)} numbers")
 
 
 @dataclass(frozen=True)
@@ -200,10 +302,10 @@ class Item:
     """An encoded file, or pixels: uint8 (H, W, 3), or float32 (H, W, 3) in [0, 1] of the network's input size."""
     targets: tuple[Target, ...]
     tasks: tuple[Task, ...]
-    layer: str = ""
-    """Empty: the model's default layer."""
     top_predictions: int = 5
     precision: Precision = "exact"
+    deadline_unix_s: float = 0.0
+    """Unix time after which nobody waits for the answer; 0: never."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -220,12 +322,15 @@ class Partial:
     queries: int
     """Masked forward passes made."""
     sums: np.ndarray = field(repr=False)
-    """(targets, height, width) at the layer's resolution: queries' masks weighted by their scores."""
+    """(targets, height, width) at the layer's resolution: queries' masks weighted by their scores. Of `MapCurves`
+    (1, 2, points): the scores asked, zeros elsewhere."""
+    order: tuple[int, ...] = ()
+    """Every query's number, those that matter most first, where the task asked for it and the method has one."""
 
     def merge(self, other: Partial) -> Partial:
         """The partial of both ranges; sums are kept in float64, so that the order of merging does not show."""
         sums = self.sums.astype(np.float64) + other.sums
-        return Partial(self.position, self.queries + other.queries, sums)
+        return Partial(self.position, self.queries + other.queries, sums, self.order or other.order)
 
 
 @dataclass(frozen=True)
@@ -237,7 +342,6 @@ class ItemResult:
     targets: tuple[Prediction, ...]
     """The item's targets, resolved to classes."""
     view: InputView
-    layer: str
     partials: tuple[Partial, ...]
     """One for each task."""
 
@@ -252,6 +356,9 @@ class StepResult:
     """Seconds of the whole step by stage: decode, forward, queries."""
     worker: str
     """Host, process and device."""
+    memory_hits: int = 0
+    """Decoded images and forward passes that the worker still had."""
+    memory_misses: int = 0
 
 
 @dataclass(frozen=True)

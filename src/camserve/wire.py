@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
@@ -11,20 +11,27 @@ from google.protobuf.descriptor import FieldDescriptor
 from camserve import methods
 from camserve.errors import KINDS, CamserveError, Internal, InvalidImage, InvalidOption
 from camserve.types import (
+    Faithfulness,
+    Fusion,
     InputView,
     Item,
     ItemResult,
     Layer,
+    MapCurves,
     ModelInfo,
     Partial,
     Precision,
     Prediction,
+    Priority,
     StepResult,
     Target,
     Task,
 )
 from camserve.v1 import explain_pb2 as pb
 from camserve.worker.v1 import step_pb2
+
+_Name = TypeVar("_Name", bound=str)
+_Number = TypeVar("_Number", bound=int)
 
 
 def method_to_proto(spec: methods.MethodSpec) -> pb.MethodSpec:
@@ -119,24 +126,72 @@ def view_from_proto(message: pb.InputView) -> InputView:
 
 
 _PRECISIONS: dict[Precision, pb.Precision] = {"exact": pb.EXACT, "bfloat16": pb.BFLOAT16}
+_PRIORITIES: dict[Priority, pb.Priority] = {"normal": pb.NORMAL, "interactive": pb.INTERACTIVE, "batch": pb.BATCH}
+_FUSIONS: dict[Fusion, pb.Fusion] = {"mean": pb.MEAN, "max": pb.MAX}
 
 
 def precision_to_proto(precision: Precision) -> pb.Precision:
     """Raises InvalidOption for an unknown name."""
-    try:
-        return _PRECISIONS[precision]
-    except KeyError:
-        raise InvalidOption(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}") from None
+    return _number("precision", _PRECISIONS, precision)
 
 
 def precision_from_proto(value: pb.Precision) -> Precision:
     """Unspecified means exact. Raises InvalidOption for a number that is not in the enum."""
-    if value == pb.PRECISION_UNSPECIFIED:
-        return "exact"
-    for name, number in _PRECISIONS.items():
+    return _name("precision", _PRECISIONS, value)
+
+
+def priority_to_proto(priority: Priority) -> pb.Priority:
+    """Raises InvalidOption for an unknown name."""
+    return _number("priority", _PRIORITIES, priority)
+
+
+def priority_from_proto(value: pb.Priority) -> Priority:
+    """Unspecified means normal. Raises InvalidOption for a number that is not in the enum."""
+    return _name("priority", _PRIORITIES, value)
+
+
+def fusion_to_proto(fusion: Fusion) -> pb.Fusion:
+    """Raises InvalidOption for an unknown name."""
+    return _number("fusion", _FUSIONS, fusion)
+
+
+def fusion_from_proto(value: pb.Fusion) -> Fusion:
+    """Unspecified means mean. Raises InvalidOption for a number that is not in the enum."""
+    return _name("fusion", _FUSIONS, value)
+
+
+def _number(what: str, numbers: Mapping[_Name, _Number], name: _Name) -> _Number:
+    try:
+        return numbers[name]
+    except KeyError:
+        raise InvalidOption(f"{what} must be one of {', '.join(numbers)}, got {name!r}") from None
+
+
+def _name(what: str, numbers: Mapping[_Name, _Number], value: _Number) -> _Name:
+    """The first name is the default, which 0 stands for."""
+    if value == 0:
+        return next(iter(numbers))
+    for name, number in numbers.items():
         if number == value:
             return name
-    raise InvalidOption(f"unknown precision {value}")
+    raise InvalidOption(f"unknown {what} {value}")
+
+
+def faithfulness_to_proto(found: Faithfulness) -> pb.Faithfulness:
+    """The curves with their areas."""
+    return pb.Faithfulness(
+        protocol=found.protocol,
+        deletion_auc=found.deletion_auc,
+        insertion_auc=found.insertion_auc,
+        overall=found.overall,
+        deletion=found.deletion.tolist(),
+        insertion=found.insertion.tolist(),
+    )
+
+
+def faithfulness_from_proto(message: pb.Faithfulness) -> Faithfulness:
+    """The curves; the areas follow from them."""
+    return Faithfulness(message.protocol, np.array(message.deletion), np.array(message.insertion))
 
 
 def error_to_proto(error: CamserveError) -> step_pb2.Error:
@@ -189,13 +244,10 @@ def _item_to_proto(item: Item) -> step_pb2.Item:
     return step_pb2.Item(
         image=image_to_proto(item.image),
         targets=[target_to_proto(target) for target in item.targets],
-        layer=item.layer,
-        tasks=[
-            step_pb2.Task(position=task.position, method=method_to_proto(task.method), start=task.start, stop=task.stop)
-            for task in item.tasks
-        ],
+        tasks=[_task_to_proto(task) for task in item.tasks],
         top_predictions=item.top_predictions,
         precision=precision_to_proto(item.precision),
+        deadline_unix_s=item.deadline_unix_s,
     )
 
 
@@ -204,18 +256,62 @@ def item_from_proto(message: step_pb2.Item) -> Item:
     return Item(
         image=image_from_proto(message.image),
         targets=tuple(target_from_proto(target) for target in message.targets),
-        tasks=tuple(
-            Task(task.position, method_from_proto(task.method), task.start, task.stop) for task in message.tasks
-        ),
-        layer=message.layer,
+        tasks=tuple(_task(task) for task in message.tasks),
         top_predictions=message.top_predictions,
         precision=precision_from_proto(message.precision),
+        deadline_unix_s=message.deadline_unix_s,
     )
+
+
+def _task_to_proto(task: Task) -> step_pb2.Task:
+    message = step_pb2.Task(
+        position=task.position,
+        start=task.start,
+        stop=task.stop,
+        layer=task.layer,
+        numbers=task.numbers,
+        ordered=task.ordered,
+    )
+    if isinstance(task.method, MapCurves):
+        message.curves.CopyFrom(_curves_to_proto(task.method))
+    else:
+        message.method.CopyFrom(method_to_proto(task.method))
+    return message
+
+
+def _task(message: step_pb2.Task) -> Task:
+    curves = message.WhichOneof("work") == "curves"
+    method = _curves(message.curves) if curves else method_from_proto(message.method)
+    numbers = tuple(message.numbers)
+    return Task(message.position, method, message.start, message.stop, message.layer, numbers, message.ordered)
+
+
+def _curves_to_proto(curves: MapCurves) -> step_pb2.MapCurves:
+    height, width = curves.saliency.shape
+    return step_pb2.MapCurves(
+        saliency=curves.saliency.astype("<f4").tobytes(),
+        height=height,
+        width=width,
+        target=curves.target,
+        steps=curves.steps,
+    )
+
+
+def _curves(message: step_pb2.MapCurves) -> MapCurves:
+    shape = (message.height, message.width)
+    if len(message.saliency) != 4 * message.height * message.width:
+        raise InvalidOption(f"a map of {list(shape)} has another number of bytes than {len(message.saliency)}")
+    return MapCurves(np.frombuffer(message.saliency, "<f4").reshape(shape), message.target, message.steps)
 
 
 def step_result_to_proto(result: StepResult) -> step_pb2.StepReply:
     """A worker's reply."""
-    reply = step_pb2.StepReply(stage_seconds=result.stage_seconds, worker=result.worker)
+    reply = step_pb2.StepReply(
+        stage_seconds=result.stage_seconds,
+        worker=result.worker,
+        memory_hits=result.memory_hits,
+        memory_misses=result.memory_misses,
+    )
     for outcome in result.outcomes:
         if isinstance(outcome, CamserveError):
             reply.items.add(error=error_to_proto(outcome))
@@ -233,6 +329,8 @@ def step_result_from_proto(message: step_pb2.StepReply) -> StepResult:
         ),
         stage_seconds=dict(message.stage_seconds),
         worker=message.worker,
+        memory_hits=message.memory_hits,
+        memory_misses=message.memory_misses,
     )
 
 
@@ -241,7 +339,6 @@ def _item_result_to_proto(result: ItemResult) -> step_pb2.ItemResult:
         predictions=[prediction_to_proto(prediction) for prediction in result.predictions],
         targets=[prediction_to_proto(target) for target in result.targets],
         input=view_to_proto(result.view),
-        layer=result.layer,
         partials=[_partial_to_proto(partial) for partial in result.partials],
     )
 
@@ -251,7 +348,6 @@ def _item_result(message: step_pb2.ItemResult) -> ItemResult:
         predictions=tuple(prediction_from_proto(prediction) for prediction in message.predictions),
         targets=tuple(prediction_from_proto(target) for target in message.targets),
         view=view_from_proto(message.input),
-        layer=message.layer,
         partials=tuple(_partial_from_proto(partial) for partial in message.partials),
     )
 
@@ -265,12 +361,14 @@ def _partial_to_proto(partial: Partial) -> step_pb2.Partial:
         height=height,
         width=width,
         sums=partial.sums.astype("<f4").tobytes(),
+        order=partial.order,
     )
 
 
 def _partial_from_proto(message: step_pb2.Partial) -> Partial:
     shape = (message.targets, message.height, message.width)
-    return Partial(message.position, message.queries, np.frombuffer(message.sums, "<f4").reshape(shape))
+    sums = np.frombuffer(message.sums, "<f4").reshape(shape)
+    return Partial(message.position, message.queries, sums, tuple(message.order))
 
 
 def model_to_proto(info: ModelInfo) -> pb.Model:

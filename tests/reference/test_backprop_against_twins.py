@@ -76,7 +76,7 @@ def rough(seed: int) -> np.ndarray:
 
 def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
     """What a worker adds up, (H, W)."""
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(0, 1)),), layer)
+    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(0, 1), layer),))
     (outcome,) = Executor(Network(module, preprocessing=preprocessing)).execute([item]).outcomes
     (partial,) = outcome.partials
     return partial.sums[0]

@@ -48,7 +48,7 @@ def executor(dtype=torch.float64, micro_batch: int = 8) -> Executor:
 def partial(runner: Executor, spec, targets=(5, 1), span=None, image=None):
     span = span or (0, spec.queries(20, len(targets)))
     image = rough(2) if image is None else image
-    item = Item(image, tuple(map(Target, targets)), (Task(0, spec, *span),), "features.8")
+    item = Item(image, tuple(map(Target, targets)), (Task(0, spec, *span, "features.8"),))
     (outcome,) = runner.execute([item]).outcomes
     assert isinstance(outcome, ItemResult), outcome
     return outcome.partials[0]

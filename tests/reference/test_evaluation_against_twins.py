@@ -9,7 +9,8 @@ import twins_evaluation as twin
 from models import HEIGHT, WIDTH, build, picture
 from torch import Tensor
 
-from camserve.evaluation import confidence, curves, localisation, sanity
+from camserve.evaluation import confidence, localisation, sanity
+from camserve.evaluation.curves import PROTOCOLS, faithfulness
 from camserve.evaluation.truth import TrueBox
 
 TIGHT = 1e-12
@@ -34,13 +35,13 @@ def saliency(seed: int, ties: bool = False) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("name", curves.PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_deletion_and_insertion(module, image, name, ties):
-    protocol = curves.PROTOCOLS[name]
+    protocol = PROTOCOLS[name]
     step_px = -(-HEIGHT * WIDTH // protocol.steps)
     maps = [saliency(seed, ties) for seed in range(2)]
     stacked = torch.from_numpy(np.stack(maps))
-    found = curves.faithfulness(module, image, stacked, torch.tensor([2, 5]), [protocol], micro_batch=7)
+    found = faithfulness(module, image, stacked, torch.tensor([2, 5]), [protocol], micro_batch=7)
     blurred = {"rise": twin.rise_blur}.get(name, twin.group_cam_blur)(image)
     for one, index, ((result,)) in zip(maps, (2, 5), found, strict=True):
         deleted = twin.curve(module, image, torch.zeros_like(image), one, index, step_px)

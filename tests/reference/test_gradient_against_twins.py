@@ -64,7 +64,7 @@ def sums_of(
     module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing
 ) -> np.ndarray:
     """What a worker adds up, at the layer's resolution, in float64."""
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(CHANNELS, 1)),), layer)
+    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(CHANNELS, 1), layer),))
     (outcome,) = Executor(Network(module, preprocessing=preprocessing)).execute([item]).outcomes
     (partial,) = outcome.partials
     assert partial.sums.dtype == np.float64

@@ -64,7 +64,7 @@ def assert_equal(module, layer, spec, twin, target, seed=0):
 def sums_of(module, layer, spec, target, image) -> np.ndarray:
     """What a worker adds up, at the layer's resolution, in float64."""
     channels = Network(module, preprocessing=PREPROCESSING).info.layer(layer).channels
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(channels, 1)),), layer)
+    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(channels, 1), layer),))
     (outcome,) = Executor(Network(module, preprocessing=PREPROCESSING)).execute([item]).outcomes
     (partial,) = outcome.partials
     assert partial.sums.dtype == np.float64

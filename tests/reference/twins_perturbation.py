@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from reference.twins import activations_and_gradients, constant, min_max, probability, up
+from reference.twins import activations_and_gradients, blur, constant, group_maps, min_max, probability, up
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from torch import Tensor, nn
 
@@ -57,7 +57,8 @@ def score_cam(
         return torch.zeros_like(image[0])
     queries = [image * mask_of(a, image, normalise) for _, a in live]
     if variant == "logit":
-        weights = softmax([logit(module, query, target) - logit(module, image, target) for query in queries])
+        whole = logit(module, image, target)
+        weights = softmax([logit(module, query, target) - whole for query in queries])
     else:
         weights = [probability(module, query, target) for query in queries]
     if variant == "paper":
@@ -70,29 +71,53 @@ def ss_cam(
     module: nn.Module, image: Tensor, layer: str, target: int, samples: int, noise: Callable[[int, int], Tensor]
 ) -> Tensor:
     """w = softmax_k(mean_s S_c(x (up(mm(A_k)) + noise)) - S_c(x)). `noise(k, s)`: (H, W), its deviation included."""
-    live = channels(module, image, layer, target)
+    live, whole = channels(module, image, layer, target), logit(module, image, target)
     gains = []
     for k, a in live:
         mask = mask_of(a, image, "before")
         scores = [logit(module, image * (mask + noise(k, sample)), target) for sample in range(samples)]
-        gains.append(sum(scores) / samples - logit(module, image, target))
+        gains.append(sum(scores) / samples - whole)
     return weighted_sum(softmax(gains), [a for _, a in live], image)
 
 
 def is_cam(module: nn.Module, image: Tensor, layer: str, target: int, samples: int) -> Tensor:
     """w = softmax_k(mean_i S_c(x c_i up(mm(A_k))) - S_c(x)) with c_i = 1/N + 2/N + ... + i/N, i = 1..N."""
-    live = channels(module, image, layer, target)
+    live, whole = channels(module, image, layer, target), logit(module, image, target)
     gains = []
     for _, a in live:
         coefficient, scores = 0.0, []
         for i in range(1, samples + 1):
             coefficient += i / samples
             scores.append(logit(module, coefficient * mask_of(a, image, "before") * image, target))
-        gains.append(sum(scores) / samples - logit(module, image, target))
+        gains.append(sum(scores) / samples - whole)
     return weighted_sum(softmax(gains), [a for _, a in live], image)
 
 
-# Group-CAM's clusters
+# Group-CAM
+
+
+def group_cam_head(module: nn.Module, image: Tensor, layer: str, target: int, groups: int) -> Tensor:
+    """The authors' code at HEAD as it stands: all masks are one batch, and nothing looks whether a mask is constant."""
+    maps = torch.stack([up(one, image) for one in group_maps(module, image, layer, target, groups)])[:, None]
+    low, high = (extreme(maps, dim=(1, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
+    masks = (maps - low) / (high - low)
+    blurred = blur(image)
+    with torch.no_grad():
+        probabilities = module(image * masks + blurred * (1 - masks)).softmax(dim=1)[:, target]
+    gains = (probabilities - probability(module, blurred, target)).relu()
+    return (gains[:, None, None, None] * maps).sum(dim=0)[0]
+
+
+def group_cam_of_channels(module: nn.Module, image: Tensor, layer: str, target: int) -> Tensor:
+    """Score-CAM's structure: sum_k ReLU(p_c(x M_k) - p_c(black)) w_k up(A_k), of channels that speak for the class."""
+    activations, gradients = activations_and_gradients(module, image, layer, target)
+    black = probability(module, torch.zeros_like(image), target)
+    total = torch.zeros_like(image[0])
+    for a, g in zip(activations, gradients, strict=True):
+        if g.mean() > 0 and not constant(a):
+            gain = probability(module, image * mask_of(a, image), target) - black
+            total += max(gain, 0) * g.mean() * up(a, image)
+    return total
 
 
 def clustered_maps(
@@ -120,7 +145,7 @@ def clustered_maps(
 
 
 def rise_mask(kept: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A grid (s, s) of 0 and 1, upsampled bilinearly to (s + 1) cells and cut out: (H, W), pixel by pixel."""
+    """A grid (s, s) of 0 and 1, upsampled bilinearly to (s + 1) cells and cut out: (H, W)."""
     s = len(kept)
     weights = []
     for axis in range(2):
@@ -133,11 +158,7 @@ def rise_mask(kept: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> T
             matrix[pixel, low] += 1 - (position - low)
             matrix[pixel, min(low + 1, s - 1)] += position - low
         weights.append(matrix[offset[axis] : offset[axis] + size[axis]])
-    mask = torch.zeros(size, dtype=torch.float64)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            mask[row, column] = weights[0][row] @ kept.double() @ weights[1][column]
-    return mask
+    return weights[0] @ kept.double() @ weights[1].T
 
 
 def rise(module: nn.Module, image: Tensor, target: int, masks: Sequence[Tensor], keep_prob: float) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from camserve.gateway.fake import FakeUpstream
+from camserve.gateway.places import fixed
 from camserve.gateway.server import Gateway
 from camserve.gateway.settings import Settings
 from camserve.v1 import explain_pb2 as pb
@@ -50,7 +51,7 @@ class Harness:
 @asynccontextmanager
 async def serving(upstream: FakeUpstream | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Harness]:
     upstream = upstream or FakeUpstream()
-    async with Gateway(Settings(**(QUICK | settings)), upstream) as gateway:
+    async with Gateway(Settings(**(QUICK | settings)), fixed({"fake": upstream})) as gateway:
         if ready:
             await gateway.wait_ready(30)
         async with grpc.aio.insecure_channel(

@@ -9,17 +9,18 @@ import zlib
 
 import numpy as np
 import pytest
-from gateway_harness import GRAD, GROUP, QUICK, SCORE, Harness, arrays, ask, failure, photo, serving, until
+from gateway_harness import GRAD, GROUP, QUICK, SCORE, Harness, arrays, ask, failure, photo, same, serving, until
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.finalise.maps import final_map
 from camserve.gateway.fake import MODEL, FakeUpstream, Faults
+from camserve.gateway.places import fixed
 from camserve.gateway.server import Gateway
 from camserve.gateway.settings import Settings
 from camserve.methods import GroupCam, ScoreCam
-from camserve.types import ModelInfo, Prediction, Target
+from camserve.types import MapCurves, ModelInfo, Prediction, Target
 from camserve.v1 import explain_pb2 as pb
 from camserve.wire import view_from_proto
 
@@ -40,7 +41,7 @@ async def test_one_request_brings_predictions_and_a_map_for_each_method_and_targ
     assert all(list(map_.shape) == [32, 48] and map_.complete for map_ in reply.maps)
     assert reply.maps[3].method.group_cam.groups == 32, "defaults are filled in"
     assert reply.cost.queries == 3 * 32 + 96 == server.asked()
-    assert reply.cost.steps == len(server.upstream.steps) == 3
+    assert reply.cost.steps == len(server.upstream.steps) > 1
     assert set(reply.cost.stage_seconds) == {"queue", "decode", "forward", "queries", "merge", "render"}
     assert (reply.cost.precision, reply.cost.worker) == (pb.EXACT, "fake:0:cpu")
 
@@ -54,8 +55,130 @@ async def test_the_map_is_that_of_every_query_counted_once(message: pb.MethodSpe
     for row, (array, index) in enumerate(zip(arrays(reply), [4, 1], strict=True)):
         target = Prediction(index, "", 0.0)
         view = view_from_proto(reply.input)
-        expected = final_map(sums[row], method=spec, target=target, layer="features", view=view)
+        expected = final_map([sums[row]], method=spec, target=target, layers=["features"], view=view)
         np.testing.assert_array_equal(array, expected.array)
+
+
+async def test_the_maps_of_several_layers_are_fused():
+    image, fields = photo(3), {"targets": [pb.Target(index=4)]}
+    names = [layer.name for layer in MODEL.layers]
+    async with serving(step_queries=7) as server:
+        alone = [
+            arrays(await server.stub.Explain(ask(SCORE, GRAD, image=image, layers=[name], **fields))) for name in names
+        ]
+        reply = await server.stub.Explain(ask(SCORE, GRAD, image=image, layers=names, fusion="MAX", **fields))
+    channels = sum(layer.channels for layer in MODEL.layers)
+    assert reply.cost.queries == channels
+    for row, array in enumerate(arrays(reply)):
+        raw = np.max([maps[row] for maps in alone], axis=0)
+        np.testing.assert_allclose(array, (raw - raw.min()) / (raw.max() - raw.min()), rtol=0, atol=1e-6)
+        assert list(reply.maps[row].layers) == names
+
+
+async def test_evaluation_asks_the_curves_of_the_very_maps_that_are_returned():
+    targets = [pb.Target(top_k=2)]
+    async with serving(step_queries=7) as server:
+        plain = await server.stub.Explain(ask(GRAD, SCORE, targets=targets))
+        server.upstream.steps.clear()
+        reply = await server.stub.Explain(ask(GRAD, SCORE, targets=targets, evaluate=True, evaluation_steps=4))
+        sent = [task for step in server.upstream.steps for item in step for task in item.tasks]
+    curves = {task.position: task.method for task in sent if isinstance(task.method, MapCurves)}
+    assert sorted(curves) == [2, 3, 4, 5]
+    for saliency, array, one in zip(reply.maps, arrays(reply), (curves[key] for key in sorted(curves)), strict=True):
+        np.testing.assert_array_equal(one.saliency, array)
+        assert (one.target, one.steps) == (saliency.target.index, 4)
+        found = saliency.faithfulness
+        np.testing.assert_allclose([*found.deletion, *found.insertion], 1 / np.arange(1, 11), rtol=1e-6)
+        assert found.overall == pytest.approx(found.insertion_auc - found.deletion_auc)
+        assert found.protocol == "rise"
+    assert [saliency.data for saliency in plain.maps] == [saliency.data for saliency in reply.maps]
+    assert not plain.maps[0].HasField("faithfulness")
+    assert reply.cost.evaluation_queries == 4 * 2 * 5
+    assert reply.cost.queries == plain.cost.queries + 40
+
+
+async def test_a_lost_step_of_an_evaluation_is_asked_again():
+    upstream = FakeUpstream(faults=Faults(lost_steps={3, 5}))
+    request = ask(SCORE, evaluate=True)
+    async with serving(step_queries=48) as server:
+        expected = await server.stub.Explain(request)
+    async with serving(upstream, step_queries=48) as server:
+        assert same(await server.stub.Explain(request), expected)
+
+
+async def test_the_progress_of_an_evaluation_never_goes_back():
+    async with serving(step_queries=16) as server:
+        updates = [update async for update in server.stub.StreamExplain(ask(SCORE, evaluate=True))]
+    done = [update.progress.done for update in updates[:-1]]
+    assert done == sorted(done)
+    assert updates[-1].reply.maps[0].HasField("faithfulness")
+
+
+async def test_a_stream_sharpens_its_maps():
+    async with serving(FakeUpstream(faults=Faults(latency_s=0.02)), step_queries=16, steps_per_worker=1) as server:
+        request = ask(SCORE, GRAD, stream={"max_maps": 100, "min_interval_s": 0})
+        *updates, last = [update async for update in server.stub.StreamExplain(request)]
+        reply = await server.stub.Explain(request)
+    assert same(last.reply, reply)
+    fractions = [update.progress.maps[0].fraction for update in updates]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < fractions[-1] < 1
+    for update in updates:
+        score_cam, grad_cam = update.progress.maps
+        assert (score_cam.complete, grad_cam.complete) == (False, True)
+        assert grad_cam.data == reply.maps[1].data
+        assert update.progress.predictions == reply.predictions
+        assert update.progress.input == reply.input
+    early, late = (correlation(updates[i].progress.maps[0], reply.maps[0]) for i in (0, -1))
+    assert early < late
+
+
+def correlation(one: pb.SaliencyMap, other: pb.SaliencyMap) -> float:
+    return float(np.corrcoef(np.frombuffer(one.data, "<f4"), np.frombuffer(other.data, "<f4"))[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("stream", "maps"), [({"max_maps": 0}, 0), ({"max_maps": 2, "min_interval_s": 0}, 2), ({"min_interval_s": 60}, 1)]
+)
+async def test_a_stream_has_maps_as_often_as_was_asked(stream: dict[str, float], maps: int):
+    async with serving(FakeUpstream(faults=Faults(latency_s=0.01)), step_queries=8) as server:
+        call = server.stub.StreamExplain(ask(SCORE, stream=stream))
+        updates = [update async for update in call]
+    assert len(updates) > 4
+    assert sum(bool(update.progress.maps) for update in updates[:-1]) == maps
+
+
+@pytest.mark.parametrize("field", [{"min_interval_s": -1.0}, {"min_interval_s": float("nan")}])
+async def test_stream_options_out_of_range_are_refused(field: dict[str, float]):
+    async with serving() as server:
+        code, text, _ = await failure(server.stub.Explain(ask(stream=field)))
+    assert (code, "min_interval_s must be at least 0" in text) == ("INVALID_ARGUMENT", True)
+
+
+async def test_at_the_deadline_a_partial_answer_has_what_is_known():
+    upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({2, 3})))
+    async with serving(upstream, step_queries=16, steps_per_worker=1) as server:
+        reply = await server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True), timeout=0.5)
+        metrics = await server.metrics()
+    by_name = {map_.method.WhichOneof("method"): map_ for map_ in reply.maps}
+    assert [(map_.complete, map_.degenerate) for map_ in by_name.values()] == [
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
+    assert 0 < by_name["score_cam"].fraction < 1
+    assert by_name["grad_cam"].fraction == 1
+    assert by_name["group_cam"].fraction == 0
+    assert not any(by_name["group_cam"].data)
+    assert reply.cost.queries == 32
+    assert 'camserve_partial_answers_total{model="fake"} 1.0' in metrics
+
+
+async def test_without_any_answer_there_is_nothing_partial():
+    upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({0})))
+    async with serving(upstream) as server:
+        code, _, _ = await failure(server.stub.Explain(ask(SCORE, allow_partial=True), timeout=0.3))
+    assert code == "DEADLINE_EXCEEDED"
 
 
 async def test_repeated_targets_are_explained_once():
@@ -176,9 +299,9 @@ BAD_OPTIONS: list[tuple[pb.ExplainRequest, dict[str, int], str]] = [
     (ask(targets=[pb.Target(top_k=3)]), {"max_targets": 2}, "at most 2 classes, got 3"),
     (ask(GRAD, GRAD), {"max_methods": 1}, "at most 1 methods, got 2"),
     (ask(pb.MethodSpec()), {}, "names no method"),
-    (ask(layer="feature"), {}, "unknown layer 'feature'; the default is 'features'; close to it: features"),
+    (ask(layers=["feature"]), {}, "unknown layer 'feature'; the default is 'features'; close to it: features"),
     (ask(group(groups=97)), {}, "1..96 at this layer, got 97"),
-    (ask(GROUP, layer="stem"), {}, "1..16 at this layer, got 32"),
+    (ask(GROUP, layers=["stem"]), {}, "1..16 at this layer, got 32"),
     (ask(group(groups=0)), {}, "at least 1, got 0"),
     (ask(group(theta=101)), {}, "0..100, got 101"),
     (ask(group(variant=9)), {}, "unknown enum value 9"),
@@ -250,7 +373,7 @@ async def test_models_are_listed_and_described():
         assert tuple(model.labels) == MODEL.labels
         assert (model.input_height, model.input_width, model.default_layer) == (32, 48, "features")
         methods = {method.name: method for method in model.methods}
-        costs = {"cam": 0, "grad_cam": 0, "group_cam": 32, "score_cam": 96, "rise": 4000}
+        costs = {"cam": 0, "grad_cam": 0, "group_cam": 33, "score_cam": 96, "rise": 4000}
         assert {name: methods[name].queries for name in costs} == costs
         groups, theta, variant, _ = methods["group_cam"].parameters
         assert (groups.name, groups.type, groups.default, groups.minimum) == ("groups", "integer", "32", 1)
@@ -281,7 +404,7 @@ async def test_a_taken_port_is_an_error_with_the_address():
     async with serving() as server:
         for changes in ({"listen": server.gateway.address}, {"metrics_listen": server.gateway.metrics_address}):
             with pytest.raises(InvalidOption, match=next(iter(changes.values()))):
-                await Gateway(Settings(**(QUICK | changes)), FakeUpstream()).start()
+                await Gateway(Settings(**(QUICK | changes)), fixed({"fake": FakeUpstream()})).start()
 
 
 def test_importing_the_server_loads_no_torch():

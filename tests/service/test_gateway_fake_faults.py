@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
 import grpc
 import numpy as np
@@ -12,6 +13,8 @@ from gateway_harness import GRAD, GROUP, SCORE, Harness, arrays, ask, failure, p
 
 from camserve.errors import INTERNAL_MESSAGE, DeadlineExceeded, Internal, InvalidImage
 from camserve.gateway.fake import MODEL, FakeUpstream, Faults
+from camserve.gateway.request import request_from_proto
+from camserve.gateway.settings import Settings
 from camserve.methods import ScoreCam
 from camserve.planning import Planner
 from camserve.v1 import explain_pb2 as pb
@@ -263,3 +266,120 @@ async def test_merging_does_not_depend_on_the_order_of_steps():
 @pytest.fixture(autouse=True)
 def _logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="camserve")
+
+
+async def test_a_step_that_is_lost_before_it_was_sent_is_sent_again():
+    async with serving() as server:
+        model = server.gateway.catalogue.get("")
+        request = request_from_proto(ask(SCORE), model.required(), Settings())
+        _, running = model.dispatcher.start(request, math.inf)
+        model.dispatcher.abandon("fake")  # in the same turn of the event loop: nothing has been sent
+        async with asyncio.timeout(10):
+            while not running.complete:
+                await running.changed.wait()
+                running.changed.clear()
+    assert running.queries() == {"score_cam": 96}
+
+
+# The order of the queries
+
+
+async def test_every_query_is_asked_once_in_the_order_that_the_opening_said():
+    async with serving(step_queries=7) as server:
+        await server.stub.Explain(ask(SCORE, targets=[pb.Target(top_k=2)]))
+        (opening,), *rest = server.upstream.steps
+    assert opening.tasks[0].ordered
+    later = [number for (item,) in rest for task in item.tasks for number in task.numbers]
+    assert len(later) == len(set(later)) == 96 - opening.tasks[0].stop
+    assert later != sorted(later)
+    assert not any(task.ordered for (item,) in rest for task in item.tasks)
+
+
+async def test_an_opening_that_was_lost_leaves_no_order_behind():
+    image = photo(5)
+    async with serving() as server:
+        expected = await server.stub.Explain(ask(SCORE, image=image))
+    upstream = FakeUpstream(faults=Faults(lost_steps=frozenset({0, 2}), malformed_steps=frozenset({4})))
+    async with serving(upstream, step_queries=7) as server:
+        assert same(await server.stub.Explain(ask(SCORE, image=image)), expected)
+
+
+# Deadlines that cannot be kept, and what is chosen for those that can
+
+
+async def taught(server: Harness, seconds: float) -> None:
+    """The planner has learnt that a query takes so long."""
+    for queries in [1, 2, 3, 0] * 25:
+        took_s = queries * seconds
+        planner(server).observe("fake", "worker", queries, 1, took_s, asyncio.get_running_loop().time())
+
+
+async def test_what_cannot_be_in_time_is_refused_at_once():
+    async with serving() as server:
+        await taught(server, 0.1)
+        with pytest.raises(grpc.aio.AioRpcError, match="the deadline is in") as caught:
+            await server.stub.Explain(ask(SCORE), timeout=2)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 4000 < int(caught.value.trailing_metadata().get("grpc-retry-pushback-ms")) < 12000
+        assert server.upstream.steps == []
+        assert (await server.stub.Explain(ask(GRAD), timeout=2)).maps[0].complete
+        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=2)
+        assert partial.maps[0].fraction > 0
+
+
+AUTO = pb.MethodSpec(auto={})
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "method", "groups"),
+    [
+        (0.5, "grad_cam", 0),
+        (1.4, "group_cam", 8),
+        (5.2, "group_cam", 32),
+        (100, "score_cam", 0),
+        (None, "group_cam", 8),
+    ],
+)
+async def test_auto_is_the_most_faithful_method_that_will_be_in_time(timeout_s, method, groups):
+    async with serving() as server:
+        await taught(server, 0.12)
+        reply = await server.stub.Explain(ask(AUTO, GRAD), timeout=timeout_s)
+    chosen, plain = reply.maps
+    assert chosen.method.WhichOneof("method") == method
+    assert chosen.method.group_cam.groups == groups
+    assert " takes " in chosen.choice
+    assert (plain.method.WhichOneof("method"), plain.choice) == ("grad_cam", "")
+
+
+async def test_auto_is_cheap_while_nothing_is_known():
+    async with serving() as server:
+        first = (await server.stub.Explain(ask(AUTO, layers=["stem"]))).maps[0]
+    assert first.method.WhichOneof("method") == "grad_cam"
+    assert first.choice == "no step was measured yet; Grad-CAM is the cheapest"
+
+
+async def test_auto_leaves_out_what_does_not_fit_the_layer():
+    async with serving(auto_ladder="group_cam:groups=64 group_cam:groups=97") as server:
+        reply = await server.stub.Explain(ask(AUTO))
+        code, text, _ = await failure(server.stub.Explain(ask(AUTO, layers=["stem"])))
+    assert reply.maps[0].method.group_cam.groups == 64
+    assert (code, text) == ("INVALID_ARGUMENT", "auto: no method of the server's ladder fits these layers; name one")
+
+
+async def test_the_most_urgent_class_goes_first():
+    async with serving(step_queries=8, steps_per_worker=1) as server:
+        server.upstream.hold()
+        first = begin(server, ask(SCORE, image=photo(0)))
+        await server.upstream.received(1)
+        images = {"BATCH": photo(1), "NORMAL": photo(2), "INTERACTIVE": photo(3)}
+        calls = [begin(server, ask(SCORE, image=image, priority=name)) for name, image in images.items()]
+        await until(lambda: len(planner(server)) == 4)
+        server.upstream.release()
+        await asyncio.gather(first, *calls)
+        last = {
+            name: max(
+                number for number, step in enumerate(server.upstream.steps) for item in step if item.image == image
+            )
+            for name, image in images.items()
+        }
+    assert last["INTERACTIVE"] < last["NORMAL"] < last["BATCH"]

@@ -196,7 +196,7 @@ def test_unknown_weights_are_answered_with_those_there_are(tmp_path, weights):
 
 
 def test_unknown_layer_is_answered_with_those_there_are(tmp_path):
-    with pytest.raises(InvalidOption, match=r"no layer 'layer4'.*features\.12"):
+    with pytest.raises(InvalidOption, match=r"no spatial layer 'layer4'.*features\.12"):
         build_archive(SMALL, store=tmp_path, weights="random", layer="layer4")
 
 

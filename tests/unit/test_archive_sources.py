@@ -102,8 +102,21 @@ class Net(nn.Module):
         return self.head(self.features(x).mean(dim=(2, 3)))
 
 
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+
 def build():
     return Net()
+
+
+def functional():
+    return Functional()
 
 
 def nothing():
@@ -147,6 +160,18 @@ def test_a_function_of_ones_own_with_a_state_dict(tmp_path, own_weights):
     assert not packed.training
     (result,) = Engine.load(card.name, store=tmp_path).explain(np.zeros((224, 224, 3), np.uint8)).maps
     assert result.layer == "features.1"
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_functional_activation_may_be_the_default_layer(tmp_path):
+    path = build_archive("birds.models:functional", name="own", store=tmp_path, layer="conv:relu")
+    assert read_card(path).layer == "conv:relu"
+    engine = Engine.load("own", store=tmp_path)
+    assert engine.info.default_layer == "conv:relu"
+    with pytest.raises(InvalidOption, match=r"no spatial layer 'conv:gelu'; it has conv, conv:relu"):
+        build_archive("birds.models:functional", store=tmp_path, layer="conv:gelu")
+    with pytest.raises(InvalidOption, match=r"no spatial layer 'head'"):
+        build_archive("birds.models:functional", store=tmp_path, layer="head")
 
 
 @pytest.mark.usefixtures("own_package")

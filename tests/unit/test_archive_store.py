@@ -5,14 +5,24 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from camserve.archive import archives, build_archive, ensure_archive, listed_models, model_store, read_card
+from camserve.archive import (
+    archives,
+    build_archive,
+    ensure_archive,
+    listed_models,
+    load_package,
+    model_store,
+    read_card,
+)
 from camserve.archive import package as package_module
 from camserve.archive import store as store_module
 from camserve.archive.card import read_member
 from camserve.archive.package import WEIGHTS, handler_source
 from camserve.archive.sources import lite0_file, sha256_of
 from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.saliency.layers import find_layers
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +42,6 @@ packed_sha256 = ""
 @pytest.fixture
 def own_store(tmp_path) -> Path:
     """A store whose own manifest lists `small`, with weights from a file."""
-    import torch
     from torchvision.models import get_model
 
     store = tmp_path / "store"
@@ -52,6 +61,15 @@ def test_shipped_manifest_is_true(tmp_path):
     assert hashlib.sha256(read_member(path, WEIGHTS)).hexdigest() == model.packed_sha256
     assert (card.name, card.version, card.architecture) == ("lite0", model.version, model.source)
     assert (card.preprocessing.crop_px, card.licence, card.layer) == (model.input_px, model.licence, model.layer)
+    module, _ = load_package(path)
+    assert model.layer == find_layers(module, torch.zeros(1, 3, *model.input_px))[1]  # that found without being told
+
+
+def test_a_listed_model_is_built_alike_everywhere(own_store, tmp_path):
+    first = ensure_archive("small", own_store).read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "models.toml").write_text((own_store / "models.toml").read_text())
+    assert ensure_archive("small", tmp_path / "other").read_bytes() == first
 
 
 def test_current_archive_is_not_built_again(own_store):

@@ -56,3 +56,13 @@ def test_cases_take_turns(monkeypatch):
     seconds = common.in_turns(cases, rounds=2, device=torch.device("cpu"))
     assert "".join(calls) == "abc" + "abc" + "cba"
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_an_early_map_is_compared_with_the_final_one(tmp_path):
+    out = tmp_path / "partial.json"
+    command = [sys.executable, BENCHMARKS / "partial.py", "--quick", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 4
+    assert all(-1 <= value <= 1 for row in results.values() for value in row.values())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from camserve import cli, errors
-from camserve.client import ModelSummary
+from camserve.client import ModelSummary, Progress
 from camserve.methods import METHODS, GradCam, GroupCam
 from camserve.types import Box, BoxOptions, Cost, Explanation, InputView, Prediction, SaliencyMap, Target
 
@@ -22,7 +22,7 @@ VIEW = InputView(original_size=(8, 8), crop=(0.0, 0.0, 8.0, 8.0), size=(8, 8))
 def saliency(method=GradCam(), target=CAT, **options) -> SaliencyMap:  # noqa: B008  # frozen
     array = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     options = {"image": Image.new("RGB", (8, 8), "white"), "degenerate": False, **options}
-    return SaliencyMap(method, target, "features", array, (0.0, 1.0), complete=True, **options)
+    return SaliencyMap(method, target, ("features",), array, (0.0, 1.0), complete=True, **options)
 
 
 class StandIn:
@@ -51,6 +51,11 @@ class StandIn:
         on_progress(10, 10)
         cost = Cost(1234, {"queries": 2.5, "decode": 0.004}, 3, "exact", "host:1 cpu")
         return Explanation("lite0", "1.0", (CAT, DOG), self.maps, VIEW, cost)
+
+    def stream(self, image, methods, targets, **options):
+        for done in (0, 4, 8):
+            yield Progress(done, 10, (CAT, DOG), self.maps if done else ())
+        yield self.explain(image, methods, targets, on_progress=lambda *_: None, **options)
 
     def models(self):
         if self.failure is not None:
@@ -118,7 +123,7 @@ def test_target_texts(text, target):
 def test_explain_asks_the_server(client, tmp_path):
     arguments = ["--method", "group_cam:groups=8", "--method", "cam", "--target", "5", "--target", "top2", "--boxes"]
     arguments += ["--model", "m", "--layer", "l", "--size", "original", "--precision", "bfloat16", "--timeout", "9"]
-    arguments += ["--address", "host:1", "--out", str(tmp_path)]
+    arguments += ["--address", "host:1", "--out", str(tmp_path), "--priority", "batch", "--allow-partial"]
     assert cli.run(["explain", "cat.png", *arguments]) == 0
     assert (client.last.where, client.last.options) == (("host:1",), {"timeout_s": 9})
     assert client.last.asked == {
@@ -126,11 +131,31 @@ def test_explain_asks_the_server(client, tmp_path):
         "methods": [GroupCam(groups=8), METHODS["cam"]()],
         "targets": [Target(index=5), Target(top_k=2)],
         "model": "m",
-        "layer": "l",
+        "layer": ("l",),
+        "fusion": "mean",
+        "evaluate": False,
         "size": "original",
         "precision": "bfloat16",
         "boxes": BoxOptions(),
+        "priority": "batch",
+        "allow_partial": True,
     }
+
+
+def test_explain_shows_what_comes_in(client, tmp_path, capsys):
+    assert cli.run(["explain", "some/cat.png", "--watch", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert [line for line in err.splitlines() if line] == [
+        f"cat.png: tabby, [small] cat, {done} of 10 masked queries" for done in (0, 4, 8)
+    ]
+    assert "87.5%" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["cat-grad_cam-tabby-small-cat.png"]
+
+
+@pytest.mark.parametrize("option", [["--watch"], ["--allow-partial"], ["--priority", "batch"]])
+def test_what_only_a_server_can_do_is_refused_without_one(engine, option, capsys):
+    assert cli.run(["explain", "cat.png", "--local", *option]) == 2
+    assert "need a server" in capsys.readouterr().err
 
 
 def test_explain_without_a_server(engine, tmp_path):
@@ -140,7 +165,9 @@ def test_explain_without_a_server(engine, tmp_path):
         "image": Path("cat.png"),
         "methods": [GradCam()],
         "targets": [],
-        "layer": "",
+        "layer": (),
+        "fusion": "mean",
+        "evaluate": False,
         "size": "input",
         "precision": "exact",
         "boxes": None,
@@ -287,6 +314,8 @@ def test_methods_as_json(capsys):
         "name": "group_cam",
         "title": "Group-CAM",
         "paper": GroupCam.paper,
+        "needs": "",
+        "cost": None,
         "variants": ["paper", "reference"],
         "parameters": [
             {
@@ -302,6 +331,14 @@ def test_methods_as_json(capsys):
         ],
     }
     assert described["grad_cam"]["variants"] == []
+
+
+def test_methods_as_json_have_their_cost_for_a_model(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_channels", lambda model, store: {"mine": 40}[model])
+    assert cli.run(["methods", "--json", "--model", "mine"]) == 0
+    costs = {method["name"]: method["cost"] for method in json.loads(capsys.readouterr().out)}
+    assert costs == {name: spec.default_passes(40) for name, spec in METHODS.items()}
+    assert (costs["score_cam"], costs["group_cam"], costs["xrai"]) == (40, 33, 200)
 
 
 def test_methods_for_people(capsys):

@@ -36,7 +36,7 @@ class Client:
     def _map(self, method: str, target: Prediction) -> SaliencyMap:
         array = np.zeros((224, 224), np.float32)
         array[80:120, 60:160] = 1
-        return SaliencyMap(parse_method(method), target, "l", array, (0.0, 1.0), False, True)
+        return SaliencyMap(parse_method(method), target, ("l",), array, (0.0, 1.0), False, True)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_overlays_show_the_map_where_it_belongs(client, tmp_path):
 class TorchServe:
     """Starts, but nothing answers."""
 
-    grpc_address, management_url = "127.0.0.1:1", "http://127.0.0.1:1"
+    grpc_address, place = "127.0.0.1:1", "127.0.0.1:1:2"
     log_tail = "the worker wrote this"
     stopped = False
 

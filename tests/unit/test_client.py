@@ -129,7 +129,7 @@ def test_explain(server, connect):
     assert isinstance(answer, Explanation)
     assert answer.maps[0].method == GradCam()
     np.testing.assert_array_equal(answer.maps[0].array, np.full((4, 4), 0.5, np.float32))
-    assert (server.request.layer, server.request.targets[0].index) == ("features", 1)
+    assert (server.request.layers, server.request.targets[0].index) == (["features"], 1)
 
 
 def test_progress_is_reported(server, connect):

@@ -11,7 +11,7 @@ from camserve.errors import Internal, InvalidImage, InvalidOption
 from camserve.finalise.encode import encode
 from camserve.images import decode
 from camserve.methods import METHODS, GradCam, GroupCam, ScoreCam
-from camserve.types import Box, BoxOptions, Cost, InputView, Prediction, SaliencyMap, Target
+from camserve.types import Box, BoxOptions, Cost, InputView, Prediction, SaliencyMap, StreamOptions, Target
 from camserve.v1 import explain_pb2 as pb
 
 VIEW = InputView(original_size=(40, 60), crop=(10.0, 0.0, 50.0, 40.0), size=(20, 20))
@@ -38,6 +38,10 @@ def test_defaults():
         output=pb.Output(size=pb.Output.INPUT, encoding=pb.Output.FLOAT32),
         top_predictions=5,
         precision=pb.EXACT,
+        fusion=pb.MEAN,
+        evaluation_steps=28,
+        priority=pb.NORMAL,
+        stream=pb.StreamOptions(max_maps=8, min_interval_s=0.25),
     )
     assert request() == expected
 
@@ -53,6 +57,12 @@ def test_everything_set():
         boxes=BoxOptions(0.3, all_components=True),
         top_predictions=2,
         precision="bfloat16",
+        fusion="max",
+        evaluate=True,
+        evaluation_steps=7,
+        priority="interactive",
+        allow_partial=True,
+        stream=StreamOptions(max_maps=3, min_interval_s=0.5),
     )
     assert [wire.method_from_proto(method) for method in message.methods] == [
         METHODS["cam"](),
@@ -64,10 +74,13 @@ def test_everything_set():
         Target(label="tabby"),
         Target(top_k=3),
     ]
-    assert (message.model, message.layer, message.top_predictions) == ("lite0", "_bn1", 2)
+    assert (message.model, message.layers, message.top_predictions) == ("lite0", ["_bn1"], 2)
     assert (message.output.size, message.output.encoding) == (pb.Output.ORIGINAL, pb.Output.UINT8)
     assert (message.output.boxes.threshold, message.output.boxes.all_components) == (0.3, True)
     assert message.precision == pb.BFLOAT16
+    assert (message.fusion, message.evaluate, message.evaluation_steps) == (pb.MAX, True, 7)
+    assert (message.priority, message.allow_partial) == (pb.INTERACTIVE, True)
+    assert (message.stream.max_maps, message.stream.min_interval_s) == (3, 0.5)
 
 
 def test_lone_strings_are_not_taken_apart():
@@ -150,7 +163,7 @@ def saliency(method=GradCam(), shape=(20, 20)) -> SaliencyMap:  # noqa: B008  # 
     return SaliencyMap(
         method=method,
         target=Prediction(282, "tiger cat", 0.5),
-        layer="features",
+        layers=("features",),
         array=np.random.default_rng(1).random(shape, np.float32),
         value_range=(-1.0, 2.0),
         degenerate=False,
@@ -163,7 +176,7 @@ def map_message(value: SaliencyMap, encoding: str = "float32") -> pb.SaliencyMap
     return pb.SaliencyMap(
         method=wire.method_to_proto(value.method),
         target=wire.prediction_to_proto(value.target),
-        layer=value.layer,
+        layers=value.layers,
         shape=value.array.shape,
         encoding=encoding.upper(),
         data=encode(value, encoding, None),

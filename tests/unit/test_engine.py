@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 from PIL import Image
 
 from camserve import Engine
 from camserve.errors import InvalidImage, InvalidOption, Unsupported
+from camserve.evaluation.curves import PROTOCOLS, faithfulness
 from camserve.images import network_view
 from camserve.types import BoxOptions, Preprocessing, Target
 
@@ -118,3 +122,72 @@ def test_a_bad_argument_is_told_what_is_allowed(engine, arguments, error, messag
 def test_labels_that_do_not_fit_the_network_are_refused():
     with pytest.raises(InvalidOption, match="6 classes, got 2 labels"):
         Engine(tiny_module(), preprocessing=PREPROCESSING, labels=["one", "two"])
+
+
+# Several layers
+
+
+@pytest.mark.parametrize(("fusion", "fuse"), [("mean", np.mean), ("max", np.max)])
+def test_the_maps_of_several_layers_are_fused(engine, fusion, fuse):
+    layers = [layer.name for layer in engine.info.layers][-3:]
+    asked = {"methods": ["layer_cam", ("group_cam", {"groups": 3})], "targets": [5]}
+    alone = [engine.explain(pixels(0), layer=layer, **asked).maps for layer in layers]
+    together = engine.explain(pixels(0), layer=layers, fusion=fusion, **asked)
+    for row, saliency in enumerate(together.maps):
+        raw = fuse([maps[row].array.astype(np.float64) for maps in alone], axis=0)
+        expected = (raw - raw.min()) / (raw.max() - raw.min())
+        np.testing.assert_allclose(saliency.array, expected, rtol=0, atol=1e-6)  # float32 maps, scaled once more
+        assert saliency.layers == tuple(layers)
+        assert saliency.layer == " + ".join(layers)
+        assert saliency.value_range == pytest.approx((raw.min(), raw.max()), abs=1e-6)
+
+
+def test_a_method_without_layer_is_made_once(engine):
+    layers = [layer.name for layer in engine.info.layers][-2:]
+    answer = engine.explain(pixels(0), ["integrated_gradients"], [5], layer=layers)
+    alone = engine.explain(pixels(0), ["integrated_gradients"], [5])
+    np.testing.assert_array_equal(answer.maps[0].array, alone.maps[0].array)
+    assert answer.cost.queries == alone.cost.queries
+
+
+# Deletion and insertion of the map that is returned
+
+
+@pytest.mark.parametrize("steps", [1, 5, 28])
+def test_the_curves_are_those_of_the_very_map_that_is_returned(engine, steps):
+    plain = engine.explain(pixels(0), ["grad_cam", ("group_cam", {"groups": 3})], [5, 1])
+    answer = engine.explain(
+        pixels(0), ["grad_cam", ("group_cam", {"groups": 3})], [5, 1], evaluate=True, evaluation_steps=steps
+    )
+    network = engine.network
+    protocol = replace(PROTOCOLS["rise"], steps=steps)
+    with network.evaluating():
+        expected = faithfulness(
+            lambda x: network.scores(x, "exact"),
+            network.normalise(torch.from_numpy(np.array(pixels(0)))[None])[0],
+            torch.from_numpy(np.stack([saliency.array for saliency in answer.maps])),
+            torch.tensor([saliency.target.index for saliency in answer.maps]),
+            [protocol],
+            micro_batch=4,
+        )
+    points = 0
+    for saliency, (one,), same in zip(answer.maps, expected, plain.maps, strict=True):
+        found = saliency.faithfulness
+        np.testing.assert_array_equal(saliency.array, same.array)
+        np.testing.assert_allclose(found.deletion, one.deletion, rtol=0, atol=1e-6)  # float32 probabilities
+        np.testing.assert_allclose(found.insertion, one.insertion, rtol=0, atol=1e-6)
+        assert found.overall == pytest.approx(found.insertion_auc - found.deletion_auc)
+        assert found.deletion[0] == pytest.approx(saliency.target.probability, abs=1e-6)
+        points += len(found.deletion) + len(found.insertion)
+    assert answer.cost.evaluation_queries == points
+    assert answer.cost.queries == plain.cost.queries + points
+    assert plain.maps[0].faithfulness is None
+    assert plain.cost.evaluation_queries == 0
+
+
+@pytest.mark.parametrize("size", ["layer", "original"])
+def test_the_curves_do_not_depend_on_the_size_of_the_reply(engine, size):
+    image = pixels(0, (90, 70))
+    one, other = (engine.explain(image, size=each, evaluate=True).maps[0].faithfulness for each in ("input", size))
+    np.testing.assert_array_equal(one.deletion, other.deletion)
+    np.testing.assert_array_equal(one.insertion, other.insertion)

@@ -11,10 +11,12 @@ from conftest import TINY_LABELS, TINY_SIZE, pixels, tiny_module
 
 from camserve import Engine
 from camserve.errors import Unsupported
-from camserve.evaluation import confidence, curves, localisation, sanity
+from camserve.evaluation import confidence, localisation, sanity
+from camserve.evaluation.curves import faithfulness
 from camserve.evaluation.truth import TrueBox
 from camserve.methods import GradCam, ScoreCam
-from camserve.types import Preprocessing
+from camserve.saliency import curves
+from camserve.types import Preprocessing, auc
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -71,7 +73,7 @@ def test_a_curve_does_not_depend_on_the_micro_batch():
     module, generator = tiny_module(), torch.Generator().manual_seed(1)
     image, saliency = torch.randn(3, *TINY_SIZE, generator=generator), torch.rand(2, *TINY_SIZE, generator=generator)
     protocols = list(curves.PROTOCOLS.values())
-    found = [curves.faithfulness(module, image, saliency, torch.tensor([1, 2]), protocols, size) for size in (1, 3, 64)]
+    found = [faithfulness(module, image, saliency, torch.tensor([1, 2]), protocols, size) for size in (1, 3, 64)]
     assert [result.protocol for result in found[0][1]] == list(curves.PROTOCOLS)
     for other in found[1:]:
         for ours, theirs in zip(sum(found[0], ()), sum(other, ()), strict=True):
@@ -85,8 +87,8 @@ def test_group_cams_blur_needs_room():
 
 
 def test_area_of_a_straight_line_is_a_half():
-    assert curves.auc(np.linspace(1, 0, 29)) == pytest.approx(0.5)
-    assert curves.auc(np.array([0.2, 1.0])) == pytest.approx(0.6)
+    assert auc(np.linspace(1, 0, 29)) == pytest.approx(0.5)
+    assert auc(np.array([0.2, 1.0])) == pytest.approx(0.6)
 
 
 def test_drop_and_increase():

@@ -91,6 +91,41 @@ def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):
     assert measured["contrast"]["least_likely"] != measured["contrast"]["most_likely"]
 
 
+def test_masked_queries_that_serve_all_classes_are_asked_once(engine, monkeypatch):
+    top = engine.explain(EXAMPLES[0].source, []).predictions[0].label
+    example = Example("top.png", EXAMPLES[0].source, (TrueBox(top, 0, 0, 50, 50),))
+    subject = running._look(engine, example, example.read(), PLAN, None)
+    explain, asked = engine.explain, []
+    monkeypatch.setattr(
+        engine,
+        "explain",
+        lambda content, methods, *rest, **more: asked.append(rest) or explain(content, methods, *rest, **more),
+    )
+    for method in ("score_cam", "grad_cam"):
+        measured = running._measured(subject, parse_method(method))
+        assert measured["queries"] == (12 if method == "score_cam" else 0)
+        assert [one["label"] for one in measured["maps"]] == [top]
+        least = explain(EXAMPLES[0].source, [method], [subject.contrasted])
+        found = into_original(least.maps[0].array, least.input)
+        expected = vars(localise(found, subject.boxes[subject.classes[0]]))
+        assert measured["contrast"]["least_likely"] == pytest.approx(expected, abs=1e-4)
+    most = subject.classes[0]
+    assert [classes for (classes,) in asked] == [[most, subject.contrasted], [most], [subject.contrasted]]
+
+
+def test_a_parameter_that_does_not_fit_the_layer_stops_nothing(engine, tmp_path):
+    plan = Plan((parse_method("group_cam"), parse_method("grad_cam")), sanity_images=1, pictures=0)
+    group_cam, grad_cam, *sanity = evaluate(engine, EXAMPLES[1:], plan, tmp_path)
+    assert "groups must be 1..12 at this layer, got 32" in group_cam["unsupported"] == sanity[0]["unsupported"]
+    assert len(grad_cam["maps"]) == 1
+
+
+def test_a_broken_image_is_named(engine, tmp_path):
+    broken = Example("broken.png", png(pixels(0))[:99])
+    with pytest.raises(InvalidInput, match=r"broken\.png: the PNG file is broken"):
+        evaluate(engine, [EXAMPLES[1], broken], Plan(METHODS_TRIED[:1], sanity_images=0), tmp_path)
+
+
 def test_what_the_network_cannot_serve_is_said(result):
     _, records, _ = result
     for kind, image in (("image", "boxed.png"), ("image", "bare.png"), ("sanity", "sanity check")):
@@ -242,10 +277,11 @@ def test_misuse_of_the_command(loaded, arguments, message, tmp_path, capsys):
 
 
 def test_the_digits_benchmark(tmp_path):
-    """Two scenes: CAM lies on the digit that it explains, and the least likely class finds neither."""
+    """Two scenes: CAM points at the digit that it explains (its maps have 12 x 12 places of 8 px, so a maximum may lie
+    just outside the box), and the least likely class finds neither."""
     arguments = ["--benchmark", "digits", "--limit", "2", "--methods", "cam", "--out", str(tmp_path)]
     assert cli.run(["evaluate", *arguments, "--protocol", "rise", "--sanity-images", "0"]) == 0
     (row,) = json.loads((tmp_path / "report.json").read_text())["methods"]
-    assert (row["images"], row["maps"], row["pointing"]) == (2, 4, 1)
+    assert (row["images"], row["maps"], row["pointing_15px"]) == (2, 4, 1)
     assert row["energy"] > 5 * row["least_likely_energy"]
     assert row["rise_insertion"] > row["rise_deletion"]

@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 0, "float16": 2**-12, "uint8": 0.5 / 255 + 1e-7, "png": 
 def saliency() -> SaliencyMap:
     array = np.random.default_rng(0).random(SHAPE, np.float32)
     array.flat[:2] = 0, 1
-    return SaliencyMap(GradCam(), Prediction(1, "one", 0.5), "layer", array, (0.0, 1.0), False, True)
+    return SaliencyMap(GradCam(), Prediction(1, "one", 0.5), ("layer",), array, (0.0, 1.0), False, True)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def finished(sums, view=VIEW, **options):
-    return final_map(np.asarray(sums), method=GradCam(), target=CAT, layer="features", view=view, **options)
+    return final_map([np.asarray(sums)], method=GradCam(), target=CAT, layers=["features"], view=view, **options)
 
 
 def torch_upsample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

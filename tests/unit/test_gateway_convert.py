@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from camserve import errors
 from camserve.errors import INTERNAL_MESSAGE, KINDS, CamserveError
-from camserve.gateway.convert import public, status, trailing_metadata
+from camserve.gateway.convert import model_to_proto, public, status, trailing_metadata
+from camserve.gateway.fake import MODEL
 from camserve.gateway.metrics import method_label
 from camserve.gateway.service import cancellation
+from camserve.methods import METHODS
+from camserve.types import Layer
 
 CODES = {
     "InvalidInput": "INVALID_ARGUMENT",
@@ -38,6 +44,16 @@ def test_only_overload_has_a_hint_when_to_come_back():
     assert len(trailing_metadata(errors.Unavailable(""))) == 1
 
 
+def test_overload_has_googles_retry_info():
+    metadata = dict(trailing_metadata(errors.Overloaded("full", retry_after_s=2.5)))
+    assert metadata["grpc-retry-pushback-ms"] == "2500"
+    found = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    assert (found.code, found.message) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "full")
+    info = error_details_pb2.RetryInfo()
+    assert found.details[0].Unpack(info)
+    assert info.retry_delay.ToTimedelta().total_seconds() == 2.5
+
+
 @pytest.mark.parametrize("error", [ValueError("/etc/secret"), errors.Internal("/etc/secret"), KeyError("x")])
 def test_what_has_no_type_is_not_shown(error: Exception):
     shown = public(error)
@@ -64,3 +80,26 @@ def test_a_call_that_grpc_ends_counts_as_what_ended_it(remaining_s: float | None
 def test_the_method_label_stays_one_of_few():
     assert method_label(["grad_cam"]) == "grad_cam"
     assert method_label(["grad_cam", "score_cam"]) == "several"
+
+
+def test_a_model_lists_every_method_with_what_it_costs_and_needs():
+    message = model_to_proto(MODEL, ready=True)
+    listed = {method.name: method for method in message.methods}
+    assert list(listed) == list(METHODS)
+    channels = MODEL.layer("").channels
+    for name, spec in METHODS.items():
+        assert (listed[name].queries, listed[name].needs) == (spec().passes(channels, 1), spec.needs)
+        assert [parameter.name for parameter in listed[name].parameters] == [p.name for p in spec.parameters()]
+    assert {name: listed[name].queries for name in ("grad_cam", "score_cam", "group_cam", "smooth_grad", "xrai")} == {
+        "grad_cam": 0,
+        "score_cam": 96,
+        "group_cam": 33,
+        "smooth_grad": 25,
+        "xrai": 200,
+    }
+
+
+def test_a_method_whose_defaults_do_not_fit_the_layer_has_no_cost():
+    narrow = replace(MODEL, layers=(Layer("narrow", 31, 4, 6),), default_layer="narrow")
+    costs = {method.name: method.queries for method in model_to_proto(narrow, ready=True).methods}
+    assert (costs["group_cam"], costs["score_cam"]) == (0, 31)

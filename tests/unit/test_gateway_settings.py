@@ -30,7 +30,7 @@ def test_variables_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch):
         ("CAMSERVE_STEP_QUERIES", "1", "greater than or equal to 2"),
         ("CAMSERVE_DRAIN_S", "-1", "CAMSERVE_DRAIN_S='-1'"),
         ("CAMSERVE_LISTEN", "8500", "host:port"),
-        ("CAMSERVE_UPSTREAM_MANAGEMENT", "localhost:8081", "http://host:port"),
+        ("CAMSERVE_UPSTREAMS", "a:7070:8081,localhost:8081", "host:grpc_port:management_port"),
         (
             "CAMSERVE_STEP_BYTES",
             "2000000",
@@ -82,4 +82,4 @@ def test_every_setting_says_what_it_is():
 def test_the_limits_are_those_that_are_promised():
     settings = Settings()
     assert (settings.max_image_bytes, settings.max_image_pixels) == (16 * 2**20, 64_000_000)
-    assert (settings.step_queries, settings.step_items, settings.steps_per_worker) == (64, 8, 2)
+    assert (settings.step_queries, settings.step_items, settings.steps_per_worker) == (512, 8, 2)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
@@ -224,8 +225,7 @@ def _changed(result: StepResult, **changes: object) -> StepResult:
 
 async def test_an_answer_that_does_not_fit_is_refused():
     result = await expected()
-    layers = [MODEL.layer("")]
-    check_fit([ITEM], layers, result)
+    check_fit(MODEL, [ITEM], result)
     (outcome,) = result.outcomes
     assert isinstance(outcome, ItemResult)
     small = tuple(Partial(partial.position, 0, partial.sums[:, :1]) for partial in outcome.partials)
@@ -238,6 +238,7 @@ async def test_an_answer_that_does_not_fit_is_refused():
         _changed(result, partials=outcome.partials[:1]),
         _changed(result, partials=outcome.partials[::-1]),
         _changed(result, partials=small),
+        _changed(result, partials=(outcome.partials[0], replace(outcome.partials[1], order=(0, 1)))),
     ):
         with pytest.raises(Unavailable):
-            check_fit([ITEM], layers, wrong)
+            check_fit(MODEL, [ITEM], wrong)

@@ -1,5 +1,6 @@
 """The gradient family: its identities, what may not change a map, what it costs, and input with nothing to see."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -16,6 +17,7 @@ from camserve.methods import (
     EigenCam,
     GradCam,
     GradCamPlusPlus,
+    GroupCam,
     HiresCam,
     IntegratedGradCam,
     LayerCam,
@@ -24,6 +26,7 @@ from camserve.methods import (
     XgradCam,
     parse_method,
 )
+from camserve.saliency.capture import Capture, capture
 from camserve.saliency.eigen import principal_scores
 from camserve.saliency.gradient import quotient
 from camserve.saliency.noise import gaussian
@@ -58,7 +61,7 @@ def executor(name: str = "perceptron", dtype: torch.dtype = torch.float64, micro
 def partial(runner: Executor, spec: MethodSpec, span: tuple[int, int] | None = None, layer: str = "features.3"):
     """At a layer with two ReLUs and a max pool behind it, so that gradients depend on the image."""
     start, stop = span or (0, spec.queries(CHANNELS, 2))
-    item = Item(picture(2), (Target(5), Target(1)), (Task(0, spec, start, stop),), layer)
+    item = Item(picture(2), (Target(5), Target(1)), (Task(0, spec, start, stop, layer),))
     (outcome,) = runner.execute([item]).outcomes
     assert isinstance(outcome, ItemResult), outcome
     assert np.isfinite(outcome.partials[0].sums).all()
@@ -202,6 +205,103 @@ def test_integrated_grad_cam_in_one_step_is_grad_cam_of_the_difference_to_black(
     assert not plain.degenerate
     np.testing.assert_allclose(paper.array, plain.array, **FLOAT32_MAP)
     assert reference.value_range[1] < 1e-6 * plain.value_range[1]  # its only step is the black image, but for rounding
+
+
+# Closed form
+
+
+GRADIENTS = [HiresCam(), GradCam(), XgradCam(), LayerCam(), GradCamPlusPlus(), GroupCam(groups=4)]
+NOISY = [SmoothGradCamPlusPlus(samples=10), IntegratedGradCam(steps=3)]
+
+
+class Pooled(nn.Module):
+    """Swin's way: channels last, which the layer returns; then the head of a pooled linear network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.patch(x).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+def batch(*seeds: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack([picture(seed) for seed in seeds]))
+
+
+def counted(monkeypatch) -> list[torch.Tensor]:
+    """What is differentiated from now on."""
+    differentiated, grad = [], torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda y, *args, **options: differentiated.append(y) or grad(y, *args, **options)
+    )
+    return differentiated
+
+
+def both_ways(network: Network, layer: str, x: torch.Tensor) -> tuple[Capture, Capture]:
+    """Of the network that knows its classifier, and of one that does not."""
+    found = network.capture(x, layer)
+    return found, dataclasses.replace(found, _classifier=None)
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        (build("pooled", 2, torch.float64), "features.8"),
+        (build("reused", 2, torch.float64), "act"),
+        (Pooled().double().eval(), "norm"),
+    ],
+    ids=["pooled", "reused", "channels last"],
+)
+def test_closed_form_is_what_autograd_finds(monkeypatch, module, layer):
+    network = Network(module, preprocessing=PREPROCESSING)
+    closed, backward = both_ways(network, layer, network.normalise(batch(0, 1, 2)))
+    classes = torch.arange(CLASSES).expand(3, -1)
+    expected, differentiated = backward.gradients(classes), counted(monkeypatch)
+    found = closed.gradients(classes)
+    assert not differentiated
+    assert found.shape == expected.shape
+    # One division instead of a chain of them: a few ulp, 1e-16 of the largest.
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("pooled", "features.7"), ("signed", "features.7"), ("perceptron", "features.8")]
+)
+def test_other_heads_are_differentiated(monkeypatch, name, layer):
+    network = Network(build(name, 2, torch.float64), preprocessing=PREPROCESSING)
+    captured, _ = both_ways(network, layer, network.normalise(batch(0, 1)))
+    differentiated = counted(monkeypatch)
+    captured.gradients(torch.tensor([[0, 3], [1, 2]]))
+    assert len(differentiated) == 2  # one for each column of classes
+
+
+def test_an_image_with_another_head_has_its_own_gradients():
+    """Where the layer is positive, the ReLU behind it does nothing: for one image of the batch, not for the other."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
+    with torch.no_grad():
+        module[0].weight.abs_()
+        module[0].bias.zero_()
+    x = torch.rand(2, 3, 5, 6, dtype=torch.float64) + 0.1
+    x[1] -= 0.5
+    classes = torch.tensor([[2], [2]])
+    alone = [capture(module, one[None], "0", classifier=module[4]).gradients(classes[:1]) for one in x]
+    together = capture(module, x, "0", classifier=module[4]).gradients(classes)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
+    assert (alone[0] == alone[0][..., :1, :1]).all()
+    assert not (alone[1] == alone[1][..., :1, :1]).all()
+
+
+@pytest.mark.parametrize(("name", "runs"), [("pooled", False), ("perceptron", True)])
+@pytest.mark.parametrize("spec", [*GRADIENTS, *NOISY], ids=str)
+def test_no_backward_pass_runs_behind_a_pooled_linear_head(monkeypatch, name, runs, spec):
+    engine = Engine(build(name, 2), preprocessing=PREPROCESSING, layer="features.8")
+    differentiated = counted(monkeypatch)
+    engine.explain(picture(2), methods=[spec], targets=[5, 1])
+    assert bool(differentiated) == runs
 
 
 # Nothing to see

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,14 @@ from camserve.methods import (
     GradCamPlusPlus,
     GroupCam,
     HiresCam,
+    Parameter,
     ScoreCam,
     as_method,
     parse_method,
 )
+from camserve.methods.__main__ import with_tables
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_names():
@@ -144,3 +149,75 @@ def test_what_callers_may_pass():
 def test_every_value_in_range_is_taken(groups, theta, variant):
     spec = parse_method("group_cam", {"groups": groups, "theta": theta, "variant": variant})
     assert (spec.groups, spec.theta, spec.variant) == (groups, theta, variant)
+
+
+# Every parameter of every method
+
+PARAMETERS = {
+    f"{name}.{parameter.name}": (name, parameter) for name, spec in METHODS.items() for parameter in spec.parameters()
+}
+
+
+def refused(name: str, parameter: str, value: object, allowed: str) -> None:
+    said = re.escape(f"{name}: {parameter} must be {allowed}, got {value!r}")
+    with pytest.raises(InvalidOption, match=f"^{said}$"):
+        parse_method(name, {parameter: value})
+
+
+def beyond(parameter: Parameter) -> list[float]:
+    """Just outside the range, at either end that it has."""
+    step = 1 if parameter.type == "integer" else 0.25
+    ends = (parameter.minimum - step, None if parameter.maximum is None else parameter.maximum + step)
+    return [end for end in ends if end is not None]
+
+
+@pytest.mark.parametrize("key", PARAMETERS)
+def test_every_value_outside_is_refused_with_range_and_value(key):
+    name, parameter = PARAMETERS[key]
+    if parameter.choices:
+        for value in (parameter.choices[0].upper(), "", 1, None, [parameter.choices[0]]):
+            refused(name, parameter.name, value, f"one of {', '.join(parameter.choices)}")
+        return
+    low, high = parameter.minimum, parameter.maximum
+    for value in beyond(parameter):
+        refused(name, parameter.name, value, f"at least {low:g}" if high is None else f"{low:g}..{high:g}")
+    kind = "an integer" if parameter.type == "integer" else "a number"
+    for value in ("3", None, True, [3], math.nan if parameter.type == "integer" else "nan"):
+        refused(name, parameter.name, value, kind)
+
+
+@pytest.mark.parametrize("key", PARAMETERS)
+def test_the_ends_of_every_range_are_taken(key):
+    name, parameter = PARAMETERS[key]
+    ends = parameter.choices or [end for end in (parameter.minimum, parameter.maximum) if end is not None]
+    for value in ends:
+        assert getattr(parse_method(name, {parameter.name: value}), parameter.name) == value
+
+
+@pytest.mark.parametrize("key", [key for key, (_, parameter) in PARAMETERS.items() if parameter.type == "number"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_no_parameter_is_infinite_or_nan(key, value):
+    name, parameter = PARAMETERS[key]
+    with pytest.raises(InvalidOption, match=f"^{name}: {parameter.name} must be "):
+        parse_method(name, {parameter.name: value})
+
+
+# The page
+
+
+def test_the_page_has_every_method_as_the_catalogue_has_it():
+    page = PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^### (\w+)$", page, re.MULTILINE) == re.findall(r"<!-- (\w+): begin -->", page)[1:]
+    assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) == set(METHODS)
+    assert with_tables(page) == page, f"run `python -m camserve.methods {PAGE}`"
+
+
+def test_a_page_is_filled_from_the_catalogue():
+    filled = with_tables("before\n<!-- score_cam: begin -->\nold\n<!-- score_cam: end -->\nafter\n")
+    assert filled.startswith(
+        "before\n<!-- score_cam: begin -->\n*Wang et al., Score-CAM, 2020*, <https://arxiv.org/abs/"
+    )
+    assert "| `variant` | reference | reference, paper, logit |" in filled
+    assert "old" not in filled
+    assert filled.endswith("|\n<!-- score_cam: end -->\nafter\n")
+    assert with_tables(filled) == filled

@@ -1,5 +1,7 @@
 """Every classification family of torchvision, its smallest member with random weights, from discovery to maps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torchvision import models
 
 from camserve.errors import Unsupported
 from camserve.methods import METHODS, GradCam, GroupCam, ScoreCam, parse_method
+from camserve.saliency.head import is_pooled_linear
 from camserve.types import Item, ItemResult, Preprocessing, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
@@ -37,6 +40,23 @@ SIDES = {
     "maxvit_t": 224,  # the only size that its windows of 7 x 7 divide at every stage
 }
 """Sides of the input in pixels: small, but with more than one place at the last layer."""
+
+POOLED = {
+    "resnet18",
+    "resnext50_32x4d",
+    "regnet_y_400mf",
+    "densenet121",
+    "inception_v3",
+    "googlenet",
+    "mobilenet_v2",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "swin_t",
+    "swin_v2_t",
+}
+"""Those with nothing but global average pooling and one linear layer behind their default layer."""
 
 OPTIONS = {
     "googlenet": {"init_weights": False},  # its own initialisation takes a minute
@@ -74,12 +94,17 @@ def test_a_family_is_explained(name):
     with network.evaluating():
         captured = network.capture(x, layer.name)
     assert captured.activations.shape == (1, layer.channels, layer.height, layer.width)
-    assert (captured.gradients(torch.tensor([[1]])) != 0).flatten(3).any(-1).float().mean() > 0.1  # not dead
+    gradients = captured.gradients(torch.tensor([[1]]))
+    assert (gradients != 0).flatten(3).any(-1).float().mean() > 0.1  # not dead
+    pooled = is_pooled_linear(network.classifier, captured.activations, captured.logits)
+    assert pooled.item() == (name in POOLED)
+    if pooled:  # float32 rounding of one division here and of a backward pass there
+        backward = replace(captured, _classifier=None).gradients(torch.tensor([[1]]))
+        torch.testing.assert_close(gradients, backward, rtol=1e-5, atol=1e-6 * float(backward.abs().max()))
 
     tasks = (Task(0, GradCam(), 0, 0), Task(1, GroupCam(groups=2), 0, 2), Task(2, ScoreCam(), 0, 3))
     (outcome,) = Executor(network).execute([Item(image, (Target(1),), tasks)]).outcomes
     assert isinstance(outcome, ItemResult), outcome
-    assert outcome.layer == layer.name
     for partial in outcome.partials:
         assert partial.sums.shape == (1, layer.height, layer.width)
         assert np.isfinite(partial.sums).all()

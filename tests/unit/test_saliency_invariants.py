@@ -1,9 +1,7 @@
-"""What may not change a map: micro-batch size, neighbours, sharding, order. And what a run may not leave behind."""
+"""Steps of many items, good and bad; modes, threads, cost. What holds for every method is in `test_saliency_every`."""
 
 import copy
-import functools
 import io
-import itertools
 import threading
 from contextlib import ExitStack
 
@@ -11,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference.models import CHANNELS, CLASSES, HEIGHT, MODELS, PREPROCESSING, WIDTH, build, picture, silence
+from reference.models import CHANNELS, CLASSES, HEIGHT, PREPROCESSING, WIDTH, build, picture, silence
 from scipy.stats import spearmanr
 from torch import nn
 
 from camserve import Engine
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, InvalidImage, InvalidOption, Unsupported
+from camserve.errors import CamserveError, Internal, InvalidImage, InvalidOption, Unsupported
 from camserve.methods import Cam, GradCam, GroupCam, MethodSpec, ScoreCam
 from camserve.types import Item, ItemResult, Target, Task
 from camserve.worker.executor import Executor
@@ -30,8 +28,9 @@ METHODS: dict[str, MethodSpec] = {
 }
 FLOAT64 = {"rtol": 1e-9, "atol": 1e-12}
 """The order of a few hundred float64 additions."""
-FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
-"""Convolutions of another batch size add in another order, behind them a softmax of logits of up to 20."""
+FLOAT32 = {"rtol": 0, "atol": 1e-4}
+"""Of the map's range: convolutions of another batch size add in another order, behind them is a softmax of logits of up
+to 20, and Group-CAM takes differences of close probabilities."""
 
 
 def executor(name: str = "perceptron", dtype=torch.float64, micro_batch: int = 8, **options) -> Executor:
@@ -41,7 +40,7 @@ def executor(name: str = "perceptron", dtype=torch.float64, micro_batch: int = 8
 def item(method: MethodSpec, image=None, targets=(5,), layer="", span=None, position=0, **options) -> Item:
     image = picture(2) if image is None else image
     start, stop = span or (0, 10_000 if method.queries(10_000, 1) else 0)
-    return Item(image, tuple(map(Target, targets)), (Task(position, method, start, stop),), layer, **options)
+    return Item(image, tuple(map(Target, targets)), (Task(position, method, start, stop, layer),), **options)
 
 
 def sums(outcome: ItemResult | CamserveError) -> np.ndarray:
@@ -65,18 +64,16 @@ def encoded(seed: int) -> bytes:
 # Maps
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_map_does_not_depend_on_the_micro_batch(method, dtype):
+def test_map_hardly_depends_on_the_micro_batch_in_float32(method):
     results = [
-        sums(alone(executor(dtype=dtype, micro_batch=size), item(METHODS[method], targets=(5, 1))))
+        sums(alone(executor(dtype=torch.float32, micro_batch=size), item(METHODS[method], targets=(5, 1))))
         for size in (64, 1, 3)
     ]
-    assert np.abs(results[0]).max() > 0
     scale = np.abs(results[0]).max()
+    assert scale > 0
     for other in results[1:]:
-        tolerance = FLOAT64 if dtype == torch.float64 else FLOAT32
-        np.testing.assert_allclose(other / scale, results[0] / scale, **tolerance)
+        np.testing.assert_allclose(other / scale, results[0] / scale, **FLOAT32)
 
 
 NEIGHBOURS = [
@@ -90,16 +87,6 @@ NEIGHBOURS = [
 ]
 
 
-@pytest.mark.parametrize("place", [0, 3, 7])
-@pytest.mark.parametrize("method", METHODS)
-def test_map_does_not_depend_on_its_neighbours_in_the_step(method, place):
-    one, runner = item(METHODS[method], targets=(5, 1)), executor()
-    expected = sums(alone(runner, one))
-    outcomes = runner.execute([*NEIGHBOURS[:place], one, *NEIGHBOURS[place:]]).outcomes
-    assert len(outcomes) == 8
-    np.testing.assert_allclose(sums(outcomes[place]), expected, **FLOAT64)
-
-
 def test_every_item_of_a_step_is_what_it_is_alone():
     runner = executor()
     for one, outcome in zip(NEIGHBOURS, runner.execute(NEIGHBOURS).outcomes, strict=True):
@@ -107,7 +94,6 @@ def test_every_item_of_a_step_is_what_it_is_alone():
         # Where items ask for bfloat16, rounding to 8 bits depends on where in a micro-batch a query stands.
         tolerance = FLOAT64 if one.precision == "exact" else {"rtol": 0.05, "atol": 0.05 * np.abs(sums(expected)).max()}
         np.testing.assert_allclose(sums(outcome), sums(expected), **tolerance)
-        assert outcome.layer == expected.layer
         assert outcome.view == expected.view
         assert [t.index for t in outcome.targets] == [t.index for t in expected.targets]
         np.testing.assert_allclose(
@@ -115,56 +101,13 @@ def test_every_item_of_a_step_is_what_it_is_alone():
         )
 
 
-@pytest.mark.parametrize("shards", [1, 2, 7])
 @pytest.mark.parametrize("method", ["score_cam", "group_cam", "group_cam_reference"])
-def test_map_does_not_depend_on_sharding(method, shards):
-    spec, runner, targets = METHODS[method], executor(), (5, 1)
-    total = spec.queries(CHANNELS, len(targets))
-    whole = alone(runner, item(spec, targets=targets, span=(0, total)))
-    cuts = np.linspace(0, total, shards + 1).round().astype(int).tolist()
-    items = [item(spec, targets=targets, span=span) for span in itertools.pairwise(cuts)]
-    outcomes = [alone(runner, one) for one in items]
-    merged = functools.reduce(lambda a, b: a.merge(b), [outcome.partials[0] for outcome in reversed(outcomes)])
-    np.testing.assert_allclose(merged.sums, sums(whole), **FLOAT64)
-    baselines = shards - 1 if isinstance(spec, GroupCam) else 0  # each shard measures the blurred image again
-    assert merged.queries == whole.partials[0].queries + baselines
-
-
-def test_an_empty_shard_adds_nothing():
-    for spec in (ScoreCam(), GroupCam(groups=6)):
-        assert not sums(alone(executor(), item(spec, span=(3, 3)))).any()
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_maps_do_not_depend_on_the_order_of_targets(method):
-    runner, order = executor(), (5, 1, 3, 0)
-    expected = {target: sums(alone(runner, item(METHODS[method], targets=(target,))))[0] for target in order}
-    for targets in (order, order[::-1]):
-        outcome = alone(runner, item(METHODS[method], targets=targets))
-        assert [target.index for target in outcome.targets] == list(targets)
-        for found, target in zip(sums(outcome), targets, strict=True):
-            np.testing.assert_allclose(found, expected[target], **FLOAT64)
-
-
-def test_methods_of_one_item_do_not_touch_each_other():
-    specs = [*METHODS.values()]
-    tasks = tuple(Task(place, spec, 0, 10_000) for place, spec in enumerate(specs))
-    runner = executor()
-    together = alone(runner, Item(picture(2), (Target(5),), tasks))
-    assert [partial.position for partial in together.partials] == [0, 1, 2, 3]
-    for partial, spec in zip(together.partials, specs, strict=True):
-        np.testing.assert_allclose(partial.sums, sums(alone(runner, item(spec))), **FLOAT64)
-
-
-@pytest.mark.parametrize("name", ["pooled", "reused"])
-@pytest.mark.parametrize("seed", range(3))
-def test_cam_is_grad_cam_on_pooled_linear_heads(name, seed):
-    engine = Engine(build(name, seed), preprocessing=PREPROCESSING, layer=MODELS[name][1])
-    maps = engine.explain(picture(seed), methods=["cam", "grad_cam"], targets=[Target(top_k=CLASSES)]).maps
-    assert len(maps) == 2 * CLASSES
-    for cam, grad_cam in zip(maps[:CLASSES], maps[CLASSES:], strict=True):
-        assert cam.target == grad_cam.target
-        np.testing.assert_allclose(cam.array, grad_cam.array, rtol=0, atol=2e-6)  # float32 sums in another order
+def test_shards_ask_no_query_twice_but_group_cams_blurred_image(method):
+    spec, runner = METHODS[method], executor()
+    total = spec.queries(CHANNELS, 2)
+    spans = [(0, total), (0, 4), (4, 9), (9, total)]
+    whole, *parts = (alone(runner, item(spec, targets=(5, 1), span=span)).partials[0].queries for span in spans)
+    assert sum(parts) == whole + (2 if isinstance(spec, GroupCam) else 0)
 
 
 class SquaredMean(nn.Module):
@@ -187,31 +130,7 @@ def test_cam_is_not_fooled_by_a_head_whose_logits_hardly_differ():
         engine.explain(picture(), methods=[Cam()])
 
 
-# Nothing to see
-
-
-@pytest.mark.parametrize("value", [0.0, 0.7, -1.0])
-@pytest.mark.parametrize("method", [*METHODS, "cam"])
-def test_a_constant_layer_gives_zeros_and_says_so(method, value):
-    """All zero, all the same, and nowhere positive before the ReLU."""
-    module = silence(build("pooled", 2), "features.7", slice(None), value)
-    engine = Engine(module, preprocessing=PREPROCESSING)
-    spec = METHODS.get(method, Cam())
-    for size in ("input", "layer", "original"):
-        answer = engine.explain(picture(2), methods=[spec], targets=[0, 5], layer="features.8", size=size)
-        for result in answer.maps:
-            assert result.degenerate
-            assert result.complete
-            assert not result.array.any()
-            assert np.isfinite(result.value_range).all()
-
-
-@pytest.mark.parametrize("pixels", [0, 255])
-def test_a_blank_image_gives_no_nan(pixels):
-    engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
-    blank = np.full((HEIGHT, WIDTH, 3), pixels, dtype=np.uint8)
-    for result in engine.explain(blank, methods=list(METHODS.values()), targets=[Target(top_k=CLASSES)]).maps:
-        assert np.isfinite(result.array).all()
+# Bad pixels
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -295,60 +214,7 @@ def test_an_empty_step_is_answered():
     assert executor().execute([]).outcomes == ()
 
 
-# Nothing is left on the model
-
-
-def state(module: nn.Module) -> list:
-    """Everything that a run could leave on a module, its weights and statistics included."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
-    settings: list = [
-        (name, child.training, *(len(getattr(child, hook)) for hook in hooks)) for name, child in module.named_modules()
-    ]
-    settings += [(name, p.requires_grad, p.grad is None, p._version) for name, p in module.named_parameters()]
-    settings += [(name, value.sum().item()) for name, value in module.state_dict().items()]
-    settings.append((torch.is_grad_enabled(), torch.backends.cudnn.conv.fp32_precision))
-    return settings
-
-
-class Trouble(nn.Module):
-    """Raises at the nth call from now, once `calls_left` says so."""
-
-    calls_left = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls_left -= 1
-        if self.calls_left == 0:
-            raise RuntimeError("secret detail")
-        return x
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("place", [0, 5, 9], ids=["before the layer", "between", "behind the layer"])
-@pytest.mark.parametrize("call", [1, 2, 3], ids=["first forward", "first queries", "middle of the queries"])
-def test_nothing_is_left_after_a_failing_forward(call, place, training):
-    module, trouble = build("perceptron", 2).train(training), Trouble()
-    module.features[1].eval()  # one module is in another mode than the rest, and must stay so
-    module.features.insert(place, trouble)
-    runner = Executor(Network(module, preprocessing=PREPROCESSING, micro_batch=2))
-    before = state(module)
-    trouble.calls_left = call
-    outcome = alone(runner, item(ScoreCam(), layer="features.4"))
-    assert isinstance(outcome, Internal)
-    assert str(outcome) == INTERNAL_MESSAGE
-    assert state(module) == before
-    assert isinstance(alone(runner, item(ScoreCam(), layer="features.4")), ItemResult)  # and all is well again
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("name", MODELS)
-def test_nothing_is_left_after_success(name, training, frozen):
-    module = build(name, 2).train(training).requires_grad_(not frozen)
-    before = state(module)
-    engine = Engine(module, preprocessing=PREPROCESSING, layer=MODELS[name][1])
-    assert state(module) == before
-    engine.explain(picture(2), methods=list(METHODS.values()), targets=[0, 1])
-    assert state(module) == before
+# Modes
 
 
 def test_a_module_in_training_mode_is_explained_in_eval_mode():
@@ -384,27 +250,6 @@ def test_exact_float32_lasts_until_the_last_of_overlapping_runs_ends():
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda c: c.__name__)
-def test_the_callers_grad_mode_does_not_matter(context):
-    engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
-    methods = list(METHODS.values())
-    expected = engine.explain(picture(2), methods=methods).maps
-    with context():
-        found = engine.explain(picture(2), methods=methods).maps
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one.array, other.array)
-
-
-def test_the_callers_autocast_does_not_make_exact_inexact():
-    engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
-    methods = list(METHODS.values())
-    expected = engine.explain(picture(2), methods=methods).maps
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = engine.explain(picture(2), methods=methods).maps
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one.array, other.array)
 
 
 # Several threads
@@ -447,17 +292,6 @@ def _meet(handover: threading.Barrier) -> None:
 
 
 # Memory and cost
-
-
-@pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_no_forward_pass_is_larger_than_the_micro_batch(micro_batch):
-    """However many queries, targets and items are asked."""
-    runner = executor(dtype=torch.float32, micro_batch=micro_batch)
-    sizes: list[int] = []
-    runner.network.module.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
-    outcomes = runner.execute([item(ScoreCam(), picture(seed), (0, 1, 2)) for seed in range(10)]).outcomes
-    assert all(isinstance(outcome, ItemResult) for outcome in outcomes)
-    assert max(sizes) == micro_batch
 
 
 def test_queries_of_all_items_share_micro_batches():

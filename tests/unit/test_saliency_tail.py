@@ -119,7 +119,9 @@ def test_where_there_is_no_tail_the_whole_network_is_run(kind):
     assert find_tail(module, "layer", captured(module, "layer")) is None
     features = features_of(module, "layer")
     expected = [lost_alone(module, features, channel) for channel in range(4)]
-    torch.testing.assert_close(lost_by_running(features, 0, 4)[0], torch.stack(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        lost_by_running(features, torch.arange(4))[0], torch.stack(expected), rtol=1e-4, atol=1e-6
+    )
 
 
 def lost_alone(module: nn.Module, features: Features, channel: int) -> Tensor:
@@ -146,10 +148,10 @@ def features_of(module: nn.Module, layer: str, micro_batch: int = 3) -> Features
 def test_the_closed_form_is_what_running_the_tail_gives(name, layer):
     features = features_of(build(name, 2, torch.float64), layer)
     closed = pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(1, 2))
-    run = lost_by_running(features, 0, CHANNELS)
+    run = lost_by_running(features, torch.arange(CHANNELS))
     torch.testing.assert_close(run, closed, rtol=1e-9, atol=1e-12)
     made = features.passes.made
-    sums = ablation_cam(features, AblationCam(), 0, CHANNELS)
+    sums = ablation_cam(features, AblationCam(), torch.arange(CHANNELS))
     assert features.passes.made == made  # and asks nothing
     signs = features.logits[features.targets].sign()
     expected = torch.einsum("k,kc,cuv->kuv", signs, run, features.activations)

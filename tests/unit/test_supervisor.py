@@ -223,12 +223,7 @@ def test_supervisor_loads_no_torch():
 class FakeTorchServe:
     """Runs until it is stopped, or is dead at once."""
 
-    grpc_address, management_url, inference_url, log_tail = (
-        "127.0.0.1:1",
-        "http://127.0.0.1:2",
-        "http://x",
-        "last words",
-    )
+    place, inference_url, log_tail = "127.0.0.1:1:2", "http://x", "last words"
     dead = False
 
     def __init__(self, options):
@@ -251,8 +246,9 @@ class FakeGateway:
 
     address = "127.0.0.1:3"
     ready = True
+    drain_s = 25.0
 
-    def __init__(self, settings, upstream):
+    def __init__(self, settings, places):
         self.stops = []
 
     async def start(self):

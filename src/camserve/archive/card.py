@@ -36,7 +36,7 @@ class ModelCard:
     labels: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     layer: str | None
-    """The layer explained by default; None: found automatically."""
+    """Address of the layer explained by default; None: found automatically."""
     source: str
     """Where the weights come from."""
     licence: str

@@ -64,7 +64,8 @@ def build_archive(
         weights: as `sources.find_weights` says.
         weights_sha256: what the file of the weights must have, in hexadecimal; None: not checked.
         labels: file of class names; None: those known of the weights, else "class 0", "class 1", ...
-        layer: name of the module explained by default; None: found automatically.
+        layer: explained by default: a module's name, or `name:relu` for a function applied to its output; None: found
+            automatically.
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
             one's own that of torchvision's ResNets.
         licence: of the weights; None: what is known of them.
@@ -74,6 +75,7 @@ def build_archive(
         InvalidInput: the weights do not fit the source or their SHA-256, or the labels do not fit the weights.
         NotFound: a file or a package is missing.
         Unavailable: the download of the weights failed.
+        Unsupported: a layer is named, but the network has no spatial one.
     """
     if name is not None:
         check_name("model name", name)  # before the work of finding weights
@@ -152,15 +154,24 @@ def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) ->
 def _check(module: torch.nn.Module, card: ModelCard) -> None:
     import torch
 
-    names = [name for name, _ in module.named_modules()]
-    if card.layer is not None and card.layer not in names:
-        raise InvalidOption(f"{card.architecture} has no layer {card.layer!r}; it has {', '.join(filter(None, names))}")
+    example = torch.zeros(1, 3, *card.preprocessing.crop_px)
+    if card.layer is not None:
+        _check_layer(module, card, example)
     with torch.inference_mode():
-        outputs = module(torch.zeros(1, 3, *card.preprocessing.crop_px))
+        outputs = module(example)
     if tuple(outputs.shape) != (1, len(card.labels)):
         raise InvalidInput(
             f"{len(card.labels)} labels need outputs (1, {len(card.labels)}), got {tuple(outputs.shape)}"
         )
+
+
+def _check_layer(module: torch.nn.Module, card: ModelCard, example: torch.Tensor) -> None:
+    from camserve.saliency.layers import find_layers
+
+    sites, _ = find_layers(module, example)
+    names = [site.layer.name for site in sites]
+    if card.layer not in names:
+        raise InvalidOption(f"{card.architecture} has no spatial layer {card.layer!r}; it has {', '.join(names)}")
 
 
 def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:

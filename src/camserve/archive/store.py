@@ -36,7 +36,7 @@ class ListedModel:
     weights: str | None = None
     """As for `build_archive`."""
     layer: str | None = None
-    """Name of the default layer; None: found automatically."""
+    """Address of the default layer; None: found automatically."""
 
 
 def model_store(path: str | Path | None = None) -> Path:

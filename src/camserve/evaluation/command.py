@@ -1,4 +1,4 @@
-"""What `camserve evaluate` does, between the command line and the report."""
+"""What `camserve evaluate` and `camserve augment` do, between the command line and the files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from camserve.engine import Engine
 from camserve.errors import InvalidOption
+from camserve.evaluation.augment import Recipe
 from camserve.evaluation.curves import PROTOCOLS
 from camserve.evaluation.examples import Example, digits_examples, folder_examples, unknown_labels
 from camserve.evaluation.figures import write_figures
 from camserve.evaluation.report import make_report
 from camserve.evaluation.run import Plan, evaluate
 from camserve.evaluation.truth import read_boxes
+from camserve.evaluation.variants import Classes, Outcome, augment
+from camserve.evaluation.variants import Plan as VariantsPlan
 from camserve.methods import METHODS, MethodSpec
 from camserve.types import Precision
 
@@ -98,9 +101,31 @@ def _subject(
     return Engine.load(model, store), examples, f"folder {images.resolve().name}{known}"
 
 
+def run_augment(
+    images: Path,
+    *,
+    model: str,
+    recipe: Recipe,
+    classes: Classes,
+    layer: str,
+    precision: Precision,
+    out: Path,
+    store: Path | None,
+    console: Console,
+) -> Outcome:
+    """Writes a variant of every image; continues what a run with the same settings has begun.
+
+    Raises:
+        CamserveError: as `camserve.evaluation.variants.augment`.
+    """
+    plan = VariantsPlan(recipe, classes, layer, precision)
+    with _bar(console) as on_progress:
+        return augment(Engine.load(model, store), images, plan, out, on_progress)
+
+
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar of finished (image, method)s; nothing is shown where the console is no terminal."""
+    """A progress bar of finished pieces of work; nothing is shown where the console is no terminal."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

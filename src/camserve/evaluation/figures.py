@@ -11,8 +11,7 @@ from PIL import Image
 from camserve.evaluation.journal import Record
 from camserve.evaluation.report import of_method
 from camserve.finalise.render import Row, sheet
-from camserve.methods import MethodSpec
-from camserve.terminal import method_text
+from camserve.methods import MethodSpec, method_text
 
 CELL_PX = 160
 

@@ -1,4 +1,4 @@
-"""The file that makes an evaluation resumable: one line of JSON for each finished piece of work.
+"""The file that makes an evaluation, or another long run, resumable: one line of JSON for each finished piece of work.
 
 The first line has the settings. A second run with the same settings continues; one with others is refused, because
 figures of different protocols, models and precisions must not be mixed.
@@ -69,14 +69,14 @@ def _whole_lines(path: Path) -> Iterator[Record]:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise InvalidInput(f"{path} is not a journal of `camserve evaluate`: {line[:60]!r}")
+            raise InvalidInput(f"{path} is not a journal of camserve: {line[:60]!r}")
         yield record
 
 
 def _check(path: Path, first: Record, settings: Record) -> None:
     before = first.get("settings")
     if not isinstance(before, dict):
-        raise InvalidInput(f"{path} is not a journal of `camserve evaluate`: it does not begin with settings")
+        raise InvalidInput(f"{path} is not a journal of camserve: it does not begin with settings")
     for name in {**before, **settings}:
         if before.get(name) != settings.get(name):
             raise InvalidOption(

@@ -16,8 +16,8 @@ from statistics import fmean, median
 from typing import Any
 
 from camserve.evaluation.journal import Record
-from camserve.methods import MethodSpec
-from camserve.terminal import duration, method_text
+from camserve.methods import MethodSpec, method_text
+from camserve.terminal import duration
 
 Row = Mapping[str, Any]
 """Figures of one method by name; those that were not measured are None."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import camserve
 from camserve.engine import Engine
-from camserve.errors import Unsupported
+from camserve.errors import InvalidImage, InvalidOption, Unsupported
 from camserve.evaluation.confidence import confidence
 from camserve.evaluation.curves import PROTOCOLS, Faithfulness, Protocol, faithfulness
 from camserve.evaluation.examples import Example, classes_of, seen_boxes, unknown_labels
@@ -33,7 +33,8 @@ from camserve.evaluation.truth import TrueBox
 from camserve.finalise.maps import into_original
 from camserve.images import decode, network_view
 from camserve.methods import MethodSpec
-from camserve.types import Explanation, Precision, Prediction, SaliencyMap
+from camserve.saliency.registry import REGISTRY, Perturbation
+from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap
 from camserve.worker.network import Network, exact_float32
 
 JOURNAL = "journal.jsonl"
@@ -104,8 +105,8 @@ def evaluate(
         The records of these examples and methods, for `camserve.evaluation.report`.
 
     Raises:
-        InvalidOption: the folder has a journal with other settings, or a parameter does not fit the layer.
-        InvalidInput: a broken image; boxes of which no label is a class of the network.
+        InvalidOption: the folder has a journal with other settings.
+        InvalidInput: a broken image, which the text names; boxes of which no label is a class of the network.
     """
     unknown_labels(examples, engine.info.labels)
     ledger = _Ledger(Journal(out / JOURNAL, plan.settings(engine)), plan.methods, on_progress)
@@ -173,11 +174,19 @@ class _Subject:
         """Those explained."""
         return list(self.boxes) or [self.predictions[0].index]
 
+    @property
+    def contrasted(self) -> int | None:
+        """The least likely class, where the most likely one has boxes to be contrasted on."""
+        return self.predictions[-1].index if self.predictions[0].index in self.boxes else None
+
 
 def _measure(engine: Engine, example: Example, plan: Plan, pictures: Path | None, ledger: _Ledger) -> None:
     content, subject = example.read(), None
     for spec, head in ledger.unfinished("image", example.name, example.digest(content)):
-        subject = subject or _look(engine, example, content, plan, pictures)
+        try:
+            subject = subject or _look(engine, example, content, plan, pictures)
+        except InvalidImage as error:
+            raise InvalidImage(f"{example.name}: {error}") from None
         ledger.add(head | _measured(subject, spec))
 
 
@@ -198,28 +207,38 @@ def _look(engine: Engine, example: Example, content: bytes, plan: Plan, pictures
 
 
 def _measured(subject: _Subject, spec: MethodSpec) -> Record:
-    """Everything about one image and method; {"unsupported": why} where the network cannot serve the method."""
+    """Everything about one image and method; {"unsupported": why} where the network or the layer cannot serve it."""
     start = time.perf_counter()
     try:
-        answer = subject.explain(spec, subject.classes)
-    except Unsupported as error:
+        answer = subject.explain(spec, _explained(subject, spec))
+    except (InvalidOption, Unsupported) as error:
         return {"unsupported": str(error)}
     seconds = time.perf_counter() - start
+    found = {one.target.index: one for one in answer.maps}
+    maps = [found[index] for index in subject.classes]
     return {
         "queries": answer.cost.queries,
         "seconds": seconds,
-        "maps": _maps(subject, answer),
-        "contrast": _contrast(subject, spec, answer),
-        "pictures": _pictures(subject, answer),
+        "maps": _maps(subject, maps, answer.input),
+        "contrast": _contrast(subject, spec, found, answer.input),
+        "pictures": _pictures(subject, maps),
         "seen": f"{OVERLAYS}/{_slug(subject.example.name)}.png",
     }
 
 
-def _maps(subject: _Subject, answer: Explanation) -> list[Record]:
+def _explained(subject: _Subject, spec: MethodSpec) -> list[int]:
+    """The classes that one request explains: with the contrasted one, where masked queries serve all classes alike."""
+    channels = subject.engine.info.layer(subject.plan.layer).channels
+    masked = isinstance(REGISTRY[type(spec)], Perturbation)
+    shared = masked and spec.queries(channels, 1) == spec.queries(channels, 2)
+    return [*subject.classes, subject.contrasted] if shared and subject.contrasted is not None else subject.classes
+
+
+def _maps(subject: _Subject, maps: Sequence[SaliencyMap], view: InputView) -> list[Record]:
     network, plan = subject.engine.network, subject.plan
-    saliency = torch.from_numpy(np.stack([one.array for one in answer.maps])).to(subject.input)
-    classes = torch.tensor([one.target.index for one in answer.maps], device=network.device)
-    with _asking(network) as micro_batch:
+    saliency = torch.from_numpy(np.stack([one.array for one in maps])).to(subject.input)
+    classes = torch.tensor([one.target.index for one in maps], device=network.device)
+    with asking(network) as micro_batch:
         scores = partial(network.scores, precision=plan.precision)
         curves = faithfulness(scores, subject.input, saliency, classes, plan.protocols, micro_batch)
         kept = confidence(scores, subject.input, saliency, classes, micro_batch)
@@ -232,14 +251,14 @@ def _maps(subject: _Subject, answer: Explanation) -> list[Record]:
             "probability": confident.whole,
             "drop": confident.drop,
             "increased": confident.increased,
-            "localisation": _localisation(subject, one, answer),
+            "localisation": _localisation(subject, one, view),
         }
-        for one, results, confident in zip(answer.maps, curves, kept, strict=True)
+        for one, results, confident in zip(maps, curves, kept, strict=True)
     ]
 
 
 @contextmanager
-def _asking(network: Network) -> Iterator[int]:
+def asking(network: Network) -> Iterator[int]:
     """The state in which the engine asks its own masked queries; gives the micro-batch."""
     with network.evaluating(), exact_float32(), torch.autocast(network.device.type, enabled=False):
         yield network.micro_batch
@@ -254,26 +273,25 @@ def _curves(result: Faithfulness) -> Record:
     }
 
 
-def _localisation(subject: _Subject, saliency: SaliencyMap, answer: Explanation) -> Record | None:
+def _localisation(subject: _Subject, saliency: SaliencyMap, view: InputView) -> Record | None:
     boxes = subject.boxes.get(saliency.target.index)
-    return asdict(localise(into_original(saliency.array, answer.input), boxes)) if boxes else None
+    return asdict(localise(into_original(saliency.array, view), boxes)) if boxes else None
 
 
-def _contrast(subject: _Subject, spec: MethodSpec, answer: Explanation) -> Record | None:
+def _contrast(subject: _Subject, spec: MethodSpec, found: Mapping[int, SaliencyMap], view: InputView) -> Record | None:
     """Class contrast, where the most probable class has boxes."""
-    most, least = subject.predictions[0].index, subject.predictions[-1].index
-    if most not in subject.boxes:
+    most, least = subject.predictions[0].index, subject.contrasted
+    if least is None:
         return None
-    (likely,) = (one for one in answer.maps if one.target.index == most)
-    (unlikely,) = subject.explain(spec, [least]).maps
-    first, last = (into_original(one.array, answer.input) for one in (likely, unlikely))
+    unlikely = found[least] if least in found else subject.explain(spec, [least]).maps[0]
+    first, last = (into_original(one.array, view) for one in (found[most], unlikely))
     return asdict(class_contrast(first, last, subject.boxes[most]))
 
 
-def _pictures(subject: _Subject, answer: Explanation) -> Record:
+def _pictures(subject: _Subject, maps: Sequence[SaliencyMap]) -> Record:
     """Overlays by class, as paths in the report's folder."""
     written: dict[str, str] = {}
-    for one in answer.maps if subject.pictures is not None else ():
+    for one in maps if subject.pictures is not None else ():
         parameters = "-".join(str(value) for value in asdict(one.method).values())
         name = _slug(f"{subject.example.name}-{one.method.name}-{parameters}-{one.target.index}")
         assert subject.pictures is not None
@@ -293,6 +311,6 @@ def _check_sanity(engine: Engine, examples: Sequence[Example], plan: Plan, ledge
         try:
             found = cascading_randomisation(engine, contents, [spec], layer=plan.layer)
             outcome: Record = {"stages": [[asdict(stage) for stage in stages] for stages in found[spec]]}
-        except Unsupported as error:
+        except (InvalidOption, Unsupported) as error:
             outcome = {"unsupported": str(error)}
         ledger.add(head | outcome)

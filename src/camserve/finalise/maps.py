@@ -1,12 +1,13 @@
 """The final map: mm(ReLU(up(sums))), in the size asked for.
 
-mm(z) = (z - min) / (max - min); up = bilinear, align_corners=False, to the network's input size. Everything is computed
-in float64 and delivered as float32. A map without positive evidence, or constant, is all zeros and `degenerate`, never
-NaN.
+mm(z) = (z - min) / (max - min); up = bilinear, align_corners=False, to the network's input size. The final maps of
+several layers are fused by their mean or maximum, and mm again. Everything is computed in float64 and delivered as
+float32. A map without positive evidence, or constant, is all zeros and `degenerate`, never NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from camserve.errors import InvalidOption, Unsupported
 from camserve.finalise.boxes import find_boxes
 from camserve.methods import MethodSpec
-from camserve.types import BoxOptions, InputView, MapSize, Prediction, SaliencyMap
+from camserve.types import BoxOptions, Faithfulness, Fusion, InputView, MapSize, Prediction, SaliencyMap
 
 SIZES: tuple[MapSize, ...] = ("input", "layer", "original")
 
@@ -23,12 +24,13 @@ NOISE = 1e-6
 
 
 def final_map(
-    sums: np.ndarray,
+    sums: Sequence[np.ndarray],
     *,
     method: MethodSpec,
     target: Prediction,
-    layer: str,
+    layers: Sequence[str],
     view: InputView,
+    fusion: Fusion = "mean",
     size: MapSize = "input",
     boxes: BoxOptions | None = None,
     complete: bool = True,
@@ -36,18 +38,20 @@ def final_map(
     """The map of one method and target from its merged sums.
 
     Args:
-        sums: (h, w) at the layer's resolution, signed: masks (or activations) weighted by their scores.
+        sums: for each layer (h, w) at its resolution, signed: masks (or activations) weighted by their scores.
         method: what made them, with its parameters.
         target: the class explained.
-        layer: name of the layer.
+        layers: names of the layers.
         view: where the network's input lies in the sent image.
-        size: "input": the network's input size. "layer": (h, w); ReLU and mm are taken there. "original": the map of
-            size "input" laid into the crop of the sent image, zeros elsewhere.
+        fusion: of several layers.
+        size: "input": the network's input size. "layer": (h, w) of the only layer; ReLU and mm are taken there.
+            "original": the map of size "input" laid into the crop of the sent image, zeros elsewhere.
         boxes: found on the map of size "input" whatever `size` is; None for no boxes.
         complete: every query of the method is in the sums.
 
     Returns:
-        A map whose `value_range` is the range of the (upsampled) sums before ReLU and mm; `image` is None.
+        A map whose `value_range` is the range of the (upsampled) sums, or of the fused maps, before ReLU and mm;
+        `image` is None.
 
     Raises:
         InvalidOption: unknown size.
@@ -55,21 +59,36 @@ def final_map(
     """
     if size not in SIZES:
         raise InvalidOption(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    if not np.isfinite(sums).all():
-        raise Unsupported(f"{method.title} at layer {layer!r}: the network's activations or scores are not finite")
-    raw = np.asarray(sums, np.float64) if size == "layer" else upsample(sums, view.size)
+    if not all(np.isfinite(one).all() for one in sums):
+        where = " + ".join(layers)
+        raise Unsupported(f"{method.title} at layer {where!r}: the network's activations or scores are not finite")
+    raw = np.asarray(sums[0], np.float64) if size == "layer" else fused(sums, view.size, fusion)
     array, degenerate = normalise(raw)
-    seen = normalise(upsample(sums, view.size))[0] if size == "layer" and boxes else array
+    seen = normalise(fused(sums, view.size, fusion))[0] if size == "layer" and boxes else array
     return SaliencyMap(
         method=method,
         target=target,
-        layer=layer,
+        layers=tuple(layers),
         array=into_original(array, view) if size == "original" else array,
         value_range=(float(raw.min()), float(raw.max())),
         degenerate=degenerate,
         complete=complete,
         boxes=find_boxes(seen, view, boxes) if boxes else (),
     )
+
+
+def fused(sums: Sequence[np.ndarray], size: tuple[int, int], fusion: Fusion) -> np.ndarray:
+    """Upsampled sums, (H, W) float64: as they are for one layer; the mean or maximum of mm(ReLU(.)) of several."""
+    if len(sums) == 1:
+        return upsample(sums[0], size)
+    maps = [normalise(upsample(one, size))[0].astype(np.float64) for one in sums]
+    return np.asarray(np.mean(maps, axis=0) if fusion == "mean" else np.max(maps, axis=0))
+
+
+def faithfulness(sums: np.ndarray) -> Faithfulness:
+    """Both curves from the merged sums of `MapCurves`, (1, 2, points)."""
+    deletion, insertion = sums[0].astype(np.float64)
+    return Faithfulness("rise", deletion, insertion)
 
 
 def normalise(raw: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import grpc
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # no stubs
 
 from camserve import errors, wire
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, InvalidOption, Overloaded
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, Overloaded
 from camserve.methods import METHODS, MethodSpec, Parameter
 from camserve.types import ModelInfo
 from camserve.v1 import explain_pb2 as pb
@@ -16,7 +18,11 @@ ERROR_KEY = "camserve-error"
 RETRY_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata of gRPC's own retry policy (gRFC A6): when to try again."""
 
-RETRY_MS = 1000
+DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata: a google.rpc.Status, gRPC's rich error model."""
+
+RETRY_S = 1.0
+"""Where nobody can say when there will be room."""
 
 STATUS: dict[type[CamserveError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -38,10 +44,22 @@ def status(error: CamserveError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def trailing_metadata(error: CamserveError) -> tuple[tuple[str, str], ...]:
-    """The error's class, and for overload when to try again."""
+def trailing_metadata(error: CamserveError) -> tuple[tuple[str, str | bytes], ...]:
+    """The error's class, and for overload when to try again: as gRPC's own retries read it, and as RetryInfo."""
     kind = ((ERROR_KEY, type(error).__name__),)
-    return (*kind, (RETRY_KEY, str(RETRY_MS))) if isinstance(error, Overloaded) else kind
+    if not isinstance(error, Overloaded):
+        return kind
+    retry_s = RETRY_S if error.retry_after_s is None else max(error.retry_after_s, 0.001)
+    return *kind, (RETRY_KEY, str(round(1000 * retry_s))), (DETAILS_KEY, _details(error, retry_s))
+
+
+def _details(error: Overloaded, retry_s: float) -> bytes:
+    """A google.rpc.Status with RetryInfo."""
+    found = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(round(1e9 * retry_s))
+    found.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return bytes(found.SerializeToString())
 
 
 def public(error: BaseException) -> CamserveError:
@@ -65,16 +83,9 @@ def _method(name: str, spec: type[MethodSpec], channels: int) -> pb.Method:
         title=spec.title,
         paper=spec.paper,
         parameters=[_parameter(parameter) for parameter in spec.parameters()],
-        queries=_default_cost(spec, channels),
+        queries=spec.default_passes(channels) or 0,
         needs=spec.needs,
     )
-
-
-def _default_cost(spec: type[MethodSpec], channels: int) -> int:
-    try:
-        return spec().queries(channels, 1)
-    except InvalidOption:  # a layer with fewer channels than the default of 32 groups
-        return 0
 
 
 def _parameter(parameter: Parameter) -> pb.Parameter:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, Unavailable
 from camserve.gateway.fit import check_fit
@@ -16,8 +18,8 @@ from camserve.gateway.request import Request
 from camserve.gateway.running import Running
 from camserve.gateway.settings import Settings
 from camserve.gateway.upstream import Upstream
-from camserve.planning import MAX_LOSSES, Limits, Planner, Slice, Step
-from camserve.types import Item, ItemResult, Layer, StepResult
+from camserve.planning import MAX_LOSSES, Planner, Slice, Step
+from camserve.types import Item, ItemResult, MapCurves, ModelInfo, StepResult
 
 _log = logging.getLogger(__name__)
 
@@ -27,50 +29,64 @@ class Dispatcher:
 
     Args:
         model: name of the model.
-        upstream: its workers.
+        upstreams: its workers, by place.
         settings: bounds.
         metrics: where steps are counted.
-        on_loss: called when a step was lost. Nothing is sent until `resume` says how many workers there are.
+        on_loss: called with the place when a step was lost there. Nothing is sent to it until `set_workers` says how
+            many workers there are.
     """
 
     def __init__(
-        self, model: str, upstream: Upstream, settings: Settings, metrics: Metrics, on_loss: Callable[[], None]
+        self,
+        model: str,
+        upstreams: Mapping[str, Upstream],
+        settings: Settings,
+        metrics: Metrics,
+        on_loss: Callable[[str], None],
     ) -> None:
         self._model = model
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._settings = settings
         self._metrics = metrics
         self._on_loss = on_loss
-        self._planner = Planner(
-            Limits(
-                queries=settings.step_queries,
-                items=settings.step_items,
-                size_bytes=settings.step_bytes,
-                requests=settings.max_requests,
-                waiting_queries=settings.max_waiting_queries,
-            )
-        )
+        self._planner = Planner(settings.limits())
         self._running: dict[int, Running] = {}
-        self._steps: set[asyncio.Task[None]] = set()
-        self._workers = 0
+        self._steps: dict[asyncio.Task[None], str] = {}
+        """Steps in flight, with their places."""
+        self._alarm: asyncio.TimerHandle | None = None
         self._closing = False
 
     @property
     def planner(self) -> Planner:
-        """For a look at its counts."""
+        """For a look at its counts and predictions."""
         return self._planner
 
     def start(self, request: Request, deadline_s: float) -> tuple[int, Running]:
         """Takes a request on; returns its number, for `cancel`. `deadline_s` is a time of the event loop.
 
         Raises:
-            Overloaded: too much work waits.
+            Overloaded: too much work waits, or so much that the deadline cannot be kept.
         """
-        number = self._planner.admit(request.totals(), request.step_bytes, deadline_s)
-        running = Running(request, self._now_s())
+        now_s = self._now_s()
+        number = self._planner.admit(
+            request.totals(),
+            now_s=now_s,
+            size_bytes=request.step_bytes,
+            deadline_s=deadline_s,
+            priority=request.priority,
+            in_time=not request.allow_partial,
+        )
+        running = Running(request, now_s, _unix_s(deadline_s - now_s))
         self._running[number] = running
         self.pump()
         return number, running
+
+    def evaluate(self, number: int, curves: Sequence[MapCurves]) -> None:
+        """Asks the curves of a live request's maps, whose methods are complete."""
+        running = self._running[number]
+        for position in running.add_curves(curves):
+            self._planner.settle(number, position, running.curves[position].queries(0, 1))
+        self.pump()
 
     def cancel(self, number: int) -> None:
         """Sends nothing more for a request; does nothing if it is over."""
@@ -78,9 +94,9 @@ class Dispatcher:
         self._running.pop(number, None)
         self.pump()
 
-    def resume(self, workers: int) -> None:
-        """So many workers can answer: sends them steps."""
-        self._workers = workers
+    def set_workers(self, place: str, workers: int) -> None:
+        """So many workers can answer at a place: sends them steps."""
+        self._planner.set_workers(place, workers)
         self.pump()
 
     def fail_all(self, error: CamserveError) -> None:
@@ -88,17 +104,24 @@ class Dispatcher:
         for number in list(self._running):
             self._fail(number, error)
 
-    def abandon(self) -> None:
-        """No worker is left: what is in flight is lost, also where TorchServe does not say so.
+    def abandon(self, place: str) -> None:
+        """No worker is left at a place: what is in flight there is lost, also where TorchServe does not say so.
 
         It fails the calls that its worker was busy with, but forgets those that were waiting for a batch to fill.
         """
-        for step in self._steps:
-            step.cancel()
+        for step, where in self._steps.items():
+            if where == place:
+                step.cancel()
+
+    def remove(self, place: str) -> None:
+        """A place is gone for good."""
+        self._planner.remove_place(place)
+        self.abandon(place)
 
     async def close(self) -> None:
         """Ends every running request and drops the steps in flight."""
         self._closing = True
+        self._set_alarm(None)
         self.fail_all(Unavailable("the server is shutting down"))
         steps = list(self._steps)
         for step in steps:
@@ -107,37 +130,43 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Sends steps while there is work, and room at the workers."""
-        while len(self._steps) < self._workers * self._settings.steps_per_worker:
-            step = self._planner.next_step(self._now_s())
-            if step is None:
-                break
+        if self._closing:
+            return
+        while (step := self._planner.next_step(self._now_s())) is not None:
             self._send(step)
+        self._set_alarm(self._planner.wake_s(self._now_s()))
         self._metrics.waiting_queries.labels(self._model).set(self._planner.waiting)
+
+    def _set_alarm(self, at_s: float | None) -> None:
+        """`pump` is called then, though nothing has come back: a step may be overdue."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None if at_s is None else asyncio.get_running_loop().call_at(at_s, self.pump)
 
     def _send(self, step: Step) -> None:
         self._metrics.step_queries.labels(self._model).observe(step.queries)
         self._metrics.step_items.labels(self._model).observe(len(step.slices))
         running = [self._running[part.request] for part in step.slices]
         items = [one.item(part) for one, part in zip(running, step.slices, strict=True)]
-        layers = [one.request.layer for one in running]
-        task = asyncio.create_task(self._run(step, items, layers), name=f"step {step.number} of {self._model}")
-        self._steps.add(task)
-        task.add_done_callback(self._returned)
+        info = running[0].request.model
+        name = f"step {step.number} of {self._model}"
+        task = asyncio.create_task(self._run(step, items, info, self._upstreams[step.place]), name=name)
+        self._steps[task] = step.place
+        task.add_done_callback(lambda task: self._returned(step, task))
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
-        self._steps.discard(task)
-        if not task.cancelled():
-            self.pump()
+    def _returned(self, step: Step, task: asyncio.Task[None]) -> None:
+        del self._steps[task]
+        if self._closing:
+            return
+        if task.cancelled():  # perhaps before it began, so that it could not say so itself
+            self._lost(step, Unavailable(f"the workers of {self._model} died"))
+        self.pump()
 
-    async def _run(self, step: Step, items: Sequence[Item], layers: Sequence[Layer]) -> None:
+    async def _run(self, step: Step, items: Sequence[Item], info: ModelInfo, upstream: Upstream) -> None:
         began_s = self._now_s()
         try:
-            result = await self._upstream.step(self._model, items, self._settings.step_timeout_s)
-            check_fit(items, layers, result)
-        except asyncio.CancelledError:
-            if self._closing:
-                raise
-            self._lost(step, Unavailable(f"the workers of {self._model} died"))
+            result = await upstream.step(self._model, items, self._settings.step_timeout_s)
+            check_fit(info, items, result)
         except Unavailable as error:
             self._lost(step, error)
         except CamserveError as error:
@@ -146,8 +175,21 @@ class Dispatcher:
             _log.exception("step %d of model %s", step.number, self._model)
             self._refused(step, Internal(INTERNAL_MESSAGE))
         else:
+            self._observe(step, result)
             self._answered(step, result)
         self._metrics.step_seconds.labels(self._model).observe(self._now_s() - began_s)
+
+    def _observe(self, step: Step, result: StepResult) -> None:
+        """Teaches the planner what a step costs: the time for which the worker was busy with it."""
+        self._metrics.memory.labels(self._model, "hit").inc(result.memory_hits)
+        self._metrics.memory.labels(self._model, "miss").inc(result.memory_misses)
+        answered = [outcome for outcome in result.outcomes if isinstance(outcome, ItemResult)]
+        made = sum(partial.queries for outcome in answered for partial in outcome.partials)
+        # Constant masks are asked and not made; some methods make passes that are no queries.
+        queries = max(step.queries, made)
+        seconds = sum(result.stage_seconds.values())
+        if len(answered) == len(result.outcomes):
+            self._planner.observe(step.place, result.worker, queries, len(answered), seconds, self._now_s())
 
     def _answered(self, step: Step, result: StepResult) -> None:
         for part, outcome in zip(step.slices, result.outcomes, strict=True):
@@ -167,16 +209,17 @@ class Dispatcher:
             return
         running.add(part, result)
         if part.request in self._planner:
+            running.maps_complete = self._planner.stalled(part.request)
             running.changed.set()
         else:
             self._running.pop(part.request)
             running.finish(self._now_s())
 
     def _lost(self, step: Step, error: Unavailable) -> None:
-        self._workers = 0  # until somebody has looked
+        self._planner.set_workers(step.place, 0)  # until somebody has looked
         for part in step.slices:
             self._put_back(step, part, error)
-        self._on_loss()
+        self._on_loss(step.place)
 
     def _put_back(self, step: Step, part: Slice, error: Unavailable) -> None:
         if self._planner.lost(step.number, part.request):
@@ -201,3 +244,8 @@ class Dispatcher:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _unix_s(in_s: float) -> float:
+    """The Unix time in so many seconds; 0 for never."""
+    return 0.0 if math.isinf(in_s) else time.time() + in_s

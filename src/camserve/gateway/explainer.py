@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 from camserve import wire
 from camserve.errors import DeadlineExceeded
+from camserve.gateway.auto import resolved
+from camserve.gateway.dispatch import Dispatcher
 from camserve.gateway.metrics import Metrics, method_label
-from camserve.gateway.reply import cost_to_proto, render
+from camserve.gateway.reply import cost_to_proto, curves_of, predictions_to_proto, render, render_maps
 from camserve.gateway.request import Request, request_from_proto
 from camserve.gateway.running import Running
 from camserve.gateway.settings import Settings
 from camserve.gateway.watch import Catalogue, ServedModel
-from camserve.labels import with_label
+from camserve.types import StreamOptions
 from camserve.v1 import explain_pb2 as pb
 
+_T = TypeVar("_T")
 OnProgress = Callable[[pb.Progress], Awaitable[None]]
 
 
@@ -31,6 +38,9 @@ class Explainer:
         self._settings = settings
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
+        self._ladder = settings.ladder()
+        self._render_s = 0.0
+        """Running mean of the time that a reply takes to render."""
 
     async def explain(
         self, message: pb.ExplainRequest, timeout_s: float | None, on_progress: OnProgress | None = None
@@ -50,10 +60,12 @@ class Explainer:
         model = self._catalogue.get(message.model)
         request = request_from_proto(message, model.required(), self._settings)
         model.check_ready()
+        budget_s = self._settings.auto_budget_s if timeout_s is None else timeout_s
+        request = resolved(request, self._ladder, partial(_predicted_s, model, request, deadline_s), budget_s)
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
                 running = await self._run(model, request, deadline_s, on_progress)
-                return await self._reply(request, running)
+                return await self._reply(running)
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -66,49 +78,104 @@ class Explainer:
     async def _run(
         self, model: ServedModel, request: Request, deadline_s: float, on_progress: OnProgress | None
     ) -> Running:
+        """The request as far as its time allows: complete, or opened where a partial answer will do."""
         number, running = model.dispatcher.start(request, deadline_s)
+        stream = None if on_progress is None else _Stream(request.stream, on_progress)
+        until_s = deadline_s - self._margin_s() if request.allow_partial else deadline_s
         try:
-            while not running.complete:
-                await running.changed.wait()
-                running.changed.clear()
-                if running.error is not None:
-                    raise running.error
-                if on_progress is not None and not running.complete:
-                    await on_progress(_progress(running))
+            async with asyncio.timeout_at(until_s):
+                await self._follow(model.dispatcher, number, running, stream)
+        except TimeoutError:
+            if not request.allow_partial:
+                raise
+            while running.opening is None:  # until the deadline itself
+                await _news(running)
+            self._metrics.partial_answers.labels(request.model.name).inc()
         finally:
             model.dispatcher.cancel(number)
         return running
 
-    async def _reply(self, request: Request, running: Running) -> pb.ExplainReply:
-        assert running.opening is not None  # a complete request has had its opening
+    async def _follow(self, dispatcher: Dispatcher, number: int, running: Running, stream: _Stream | None) -> None:
+        """Returns once the request is complete."""
+        while not running.complete:
+            await _news(running)
+            if running.maps_complete:
+                curves = await self._in_thread(curves_of, running.snapshot())
+                dispatcher.evaluate(number, curves)
+            if stream is not None and not running.complete and running.opening is not None:
+                await self._tell(running, stream)
+
+    async def _tell(self, running: Running, stream: _Stream) -> None:
+        known = running.snapshot()
+        progress = pb.Progress(done=running.answered, total=running.total, predictions=predictions_to_proto(known))
+        progress.input.CopyFrom(wire.view_to_proto(known.opening.view))
+        if stream.due():
+            with _abandoned_at_end() as abandoned:
+                progress.maps.extend(await self._in_thread(render_maps, known, self._settings, abandoned))
+        await stream.send(progress)
+
+    async def _reply(self, running: Running) -> pb.ExplainReply:
         began_s = time.perf_counter()
-        abandoned = threading.Event()
-        try:
-            reply = await asyncio.get_running_loop().run_in_executor(
-                self._threads, render, request, running.opening, running.partials, self._settings, abandoned
-            )
-        finally:
-            abandoned.set()
-        cost = running.cost(time.perf_counter() - began_s)
+        with _abandoned_at_end() as abandoned:
+            reply = await self._in_thread(render, running.snapshot(), self._settings, abandoned)
+        render_s = time.perf_counter() - began_s
+        self._render_s += (render_s - self._render_s) / 8
+        cost = running.cost(render_s)
         reply.cost.CopyFrom(cost_to_proto(cost))
-        self._account(request, running, cost.stage_seconds)
+        self._account(running, cost.stage_seconds)
         return reply
 
-    def _account(self, request: Request, running: Running, stage_seconds: Mapping[str, float]) -> None:
-        label = method_label([method.name for method in request.methods])
+    def _margin_s(self) -> float:
+        """How long before its deadline a partial answer is begun: rendering, and the way to the client."""
+        return self._settings.partial_margin_s + 2 * self._render_s
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def _account(self, running: Running, stage_seconds: Mapping[str, float]) -> None:
+        request = running.request
+        label = method_label([method.name for method in request.parts.methods])
         self._metrics.stages(request.model.name, label, stage_seconds)
         for name, queries in running.queries().items():
             self._metrics.masked_queries.labels(request.model.name, name).inc(queries)
 
 
-def _progress(running: Running) -> pb.Progress:
-    opening = running.opening
-    labels = running.request.model.labels
-    return pb.Progress(
-        done=running.answered,
-        total=running.total,
-        predictions=[
-            wire.prediction_to_proto(with_label(prediction, labels))
-            for prediction in (opening.predictions if opening else ())
-        ],
-    )
+def _predicted_s(model: ServedModel, request: Request, deadline_s: float, queries: int) -> float | None:
+    return model.dispatcher.planner.predicted_s(queries, priority=request.priority, deadline_s=deadline_s)
+
+
+async def _news(running: Running) -> None:
+    """Returns when something has come in; raises what ended the request."""
+    await running.changed.wait()
+    running.changed.clear()
+    if running.error is not None:
+        raise running.error
+
+
+class _Stream:
+    """Where news of one request go, and when the next maps are due."""
+
+    def __init__(self, options: StreamOptions, send: OnProgress) -> None:
+        self.send = send
+        self._options = options
+        self._maps_left = options.max_maps
+        self._last_s = -math.inf
+
+    def due(self) -> bool:
+        """Maps shall be sent now; counts them as sent."""
+        now_s = asyncio.get_running_loop().time()
+        if not self._maps_left or now_s - self._last_s < self._options.min_interval_s:
+            return False
+        self._maps_left -= 1
+        self._last_s = now_s
+        return True
+
+
+@contextmanager
+def _abandoned_at_end() -> Iterator[threading.Event]:
+    """Set on the way out: what still runs in a thread then runs for nobody."""
+    abandoned = threading.Event()
+    try:
+        yield abandoned
+    finally:
+        abandoned.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -139,9 +139,8 @@ class FakeUpstream:
         image: bytes | np.ndarray, method: MethodSpec, model: ModelInfo, layer: str, targets: Sequence[int]
     ) -> np.ndarray:
         """(targets, h, w): the sums of all queries of a method, each counted once."""
-        shape = model.layer(layer)
-        stop = method.queries(shape.channels, len(targets))
-        return sums_of(image, Task(0, method, 0, stop), shape, targets)
+        stop = method.queries(model.layer(layer).channels, len(targets))
+        return sums_of(image, Task(0, method, 0, stop, layer), model, targets)
 
     async def _work(self, number: int) -> None:
         if number in self.faults.hanging_steps:
@@ -159,7 +158,7 @@ class FakeUpstream:
         if number in self.faults.lost_steps:
             raise Unavailable("the worker died while it answered")
         if number in self.faults.malformed_steps:
-            return StepResult(result.outcomes[:-1], result.stage_seconds, result.worker)
+            return replace(result, outcomes=result.outcomes[:-1])
         return result
 
     def _check_up(self) -> None:

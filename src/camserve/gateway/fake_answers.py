@@ -1,19 +1,23 @@
-"""What the fake upstream answers: pure functions of the items. Sums are whole numbers and additive per query."""
+"""What the fake upstream answers. Sums are whole numbers that depend on the items alone, and additive per query."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from camserve import images
 from camserve.errors import CamserveError
+from camserve.methods import GroupCam, ScoreCam
+from camserve.parts import Part
 from camserve.types import (
     InputView,
     Item,
     ItemResult,
-    Layer,
+    MapCurves,
     ModelInfo,
     Partial,
     Prediction,
@@ -43,17 +47,38 @@ def _result(info: ModelInfo, item: Item) -> ItemResult:
     view = _view(item.image, info)
     ranking = _ranking(item.image, len(info.labels))
     targets = _resolved(item.targets, ranking)
-    layer = info.layer(item.layer)
     return ItemResult(
         predictions=tuple(_prediction(index, ranking) for index in ranking[: item.top_predictions]),
         targets=tuple(_prediction(index, ranking) for index in targets),
         view=view,
-        layer=layer.name,
-        partials=tuple(
-            Partial(task.position, task.stop - task.start, sums_of(item.image, task, layer, targets))
-            for task in item.tasks
-        ),
+        partials=tuple(_partial(info, item.image, task, targets) for task in item.tasks),
     )
+
+
+def _partial(info: ModelInfo, image: bytes | np.ndarray, task: Task, targets: Sequence[int]) -> Partial:
+    order: tuple[int, ...] = ()
+    if task.ordered and isinstance(task.method, (ScoreCam, GroupCam)):
+        order = _order(Part(task.method, info.layer(task.layer)).queries(len(targets)))
+        task = replace(task, numbers=order[task.start : task.stop])
+    return Partial(task.position, task.stop - task.start, _sums(info, image, task, targets), order)
+
+
+def _order(queries: int) -> tuple[int, ...]:
+    """Another one each time: workers may disagree."""
+    return tuple(random.sample(range(queries), queries))
+
+
+def _sums(info: ModelInfo, image: bytes | np.ndarray, task: Task, targets: Sequence[int]) -> np.ndarray:
+    if isinstance(task.method, MapCurves):
+        return _points(task.method, task.start, task.stop)
+    return sums_of(image, task, info, targets)
+
+
+def _points(curves: MapCurves, start: int, stop: int) -> np.ndarray:
+    """(1, 2, points): the i-th query has the score 1 / (i + 1)."""
+    found = np.zeros(curves.queries(0, 1), np.float32)
+    found[start:stop] = 1 / (1 + np.arange(start, stop))
+    return found.reshape(1, 2, curves.points)
 
 
 def _view(image: bytes | np.ndarray, info: ModelInfo) -> InputView:
@@ -84,27 +109,31 @@ def _resolved(targets: Sequence[Target], ranking: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def sums_of(image: bytes | np.ndarray, task: Task, layer: Layer, targets: Sequence[int]) -> np.ndarray:
+def sums_of(image: bytes | np.ndarray, task: Task, info: ModelInfo, targets: Sequence[int]) -> np.ndarray:
     """(targets, h, w) float32, whole numbers: one bump for each query, on a base for methods without queries."""
-    sums = np.zeros((len(targets), layer.height, layer.width), np.float32)
-    if task.method.queries(layer.channels, 1) == 0:
+    assert not isinstance(task.method, MapCurves), "curves have no sums"
+    part = Part(task.method, info.layer(task.layer))
+    sums = np.zeros((len(targets), *part.sums_size(info.input_size)), np.float32)
+    each, shared = part.queries(1), part.queries(1) == part.queries(2)
+    if each == 0:
         for row, target in enumerate(targets):
-            sums[row] = _bump(f"{_seed(image)} {task.method} {target}", layer)
-    shared = task.method.queries(layer.channels, 1) == task.method.queries(layer.channels, 2)
-    for query in range(task.start, task.stop):
-        per_target = task.method.queries(layer.channels, 1)
-        rows = range(len(targets)) if shared else [query // per_target]
-        for row in rows:
-            sums[row] += _bump(f"{_seed(image)} {task.method} {targets[row]} {query}", layer)
+            sums[row] = _bump(f"{_seed(image)} {task.method} {target}", sums[row].shape)
+    for query in task.numbers or range(task.start, task.stop):
+        for row in range(len(targets)) if shared else [query // each]:
+            sums[row] += _bump(f"{_seed(image)} {task.method} {targets[row]} {query}", sums[row].shape)
     return sums
 
 
-def _bump(key: str, layer: Layer) -> np.ndarray:
+def _bump(key: str, size: tuple[int, ...]) -> np.ndarray:
     """(h, w): 16 at a place that depends on the key, falling off around it; whole numbers."""
-    place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
-    row, column = place % layer.height, place // layer.height % layer.width
-    rows, columns = np.mgrid[: layer.height, : layer.width]
+    height, width = size
+    row, column = _number(key) % height, _number(key) // height % width
+    rows, columns = np.ogrid[:height, :width]
     return np.asarray(np.maximum(16 - 4 * ((rows - row) ** 2 + (columns - column) ** 2), 0), dtype=np.float32)
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
 
 
 def _seed(image: bytes | np.ndarray) -> int:

@@ -49,6 +49,18 @@ class Metrics:
             ["model", "method"],
             registry=self.registry,
         )
+        self.memory = Counter(
+            "camserve_worker_memory",
+            "Decoded images and forward passes that a worker still had (hit) or had to make (miss).",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+        self.partial_answers = Counter(
+            "camserve_partial_answers",
+            "Requests answered at their deadline with what was known.",
+            ["model"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "camserve_requests_in_flight", "Explain requests being answered.", registry=self.registry
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -14,26 +15,18 @@ from camserve.finalise.encode import encode
 from camserve.finalise.maps import final_map
 from camserve.finalise.render import background
 from camserve.gateway.request import ENCODING_NUMBERS, Request
+from camserve.gateway.running import Snapshot
 from camserve.gateway.settings import Settings
 from camserve.labels import with_label
-from camserve.methods import MethodSpec
-from camserve.types import Cost, ItemResult, Partial, Prediction, SaliencyMap
+from camserve.types import DEFAULT_CURVE_STEPS, BoxOptions, Cost, MapCurves, MapSize, SaliencyMap
 from camserve.v1 import explain_pb2 as pb
 
 
-def render(
-    request: Request,
-    opening: ItemResult,
-    partials: Mapping[int, Partial],
-    settings: Settings,
-    abandoned: threading.Event,
-) -> pb.ExplainReply:
+def render(known: Snapshot, settings: Settings, abandoned: threading.Event) -> pb.ExplainReply:
     """The reply without its cost. Runs for as long as the maps need: call it in a thread.
 
     Args:
-        request: what was asked.
-        opening: predictions, targets and view.
-        partials: the complete sums of each method, by its position.
+        known: what was asked, and what has come in; a map is complete if all of it has.
         settings: for the limits.
         abandoned: once it is set, the next map is not begun.
 
@@ -42,30 +35,50 @@ def render(
         Cancelled: `abandoned` was set.
         Unsupported: the network's answers are not finite.
     """
-    labels = request.model.labels
-    reply = pb.ExplainReply(
+    request, opening = known.request, known.opening
+    return pb.ExplainReply(
         model=request.model.name,
         version=request.model.version,
-        predictions=[wire.prediction_to_proto(with_label(prediction, labels)) for prediction in opening.predictions],
+        predictions=predictions_to_proto(known),
         input=wire.view_to_proto(opening.view),
+        maps=render_maps(known, settings, abandoned),
     )
-    image = _beneath(request, opening, settings)
+
+
+def render_maps(known: Snapshot, settings: Settings, abandoned: threading.Event) -> list[pb.SaliencyMap]:
+    """The maps as `render` has them."""
+    output = known.request.output
+    image = _beneath(known, settings)
     room = settings.max_message_bytes
-    for method, target, sums in _wanted(request, opening, partials):
+    maps = []
+    for saliency in _maps(known, output.size, output.boxes):
         if abandoned.is_set():
             raise Cancelled("nobody waits for this reply")
-        message = _map(request, opening, method, target, sums, image)
-        room -= len(message.data)
+        data = encode(saliency, output.encoding, image, output.colormap, output.opacity)
+        room -= len(data)
         if room < 0:
             raise InvalidOption(f"a reply may have at most {settings.max_message_bytes} bytes: ask for fewer classes")
-        reply.maps.append(message)
-    return reply
+        maps.append(_map_to_proto(saliency, output.encoding, data))
+    return maps
+
+
+def predictions_to_proto(known: Snapshot) -> list[pb.Prediction]:
+    """The most probable classes, with their labels."""
+    labels = known.request.model.labels
+    return [wire.prediction_to_proto(with_label(prediction, labels)) for prediction in known.opening.predictions]
+
+
+def curves_of(known: Snapshot) -> list[MapCurves]:
+    """The deletion and insertion curves to ask about the request's maps, in their order. Call it in a thread."""
+    steps = known.request.evaluation_steps or DEFAULT_CURVE_STEPS
+    return [MapCurves(saliency.array, saliency.target.index, steps) for saliency in _maps(known, "input", None)]
 
 
 def cost_to_proto(cost: Cost) -> pb.Cost:
     """What an explanation took."""
     return pb.Cost(
         queries=cost.queries,
+        evaluation_queries=cost.evaluation_queries,
         stage_seconds=cost.stage_seconds,
         steps=cost.steps,
         precision=wire.precision_to_proto(cost.precision),
@@ -73,48 +86,42 @@ def cost_to_proto(cost: Cost) -> pb.Cost:
     )
 
 
-def _beneath(request: Request, opening: ItemResult, settings: Settings) -> Image.Image | None:
+def _beneath(known: Snapshot, settings: Settings) -> Image.Image | None:
     """What an overlay is laid on; the other encodings do not need the image."""
+    request = known.request
     if not request.output.overlay:
         return None
-    return background(_sent_image(request, settings), opening.view, request.output.size)
+    return background(_sent_image(request, settings), known.opening.view, request.output.size)
 
 
-def _wanted(
-    request: Request, opening: ItemResult, partials: Mapping[int, Partial]
-) -> Iterator[tuple[MethodSpec, Prediction, np.ndarray]]:
-    for position, method in enumerate(request.methods):
+def _maps(known: Snapshot, size: MapSize, boxes: BoxOptions | None) -> Iterator[SaliencyMap]:
+    """For each method one for each target, with its curves where they were asked."""
+    request, opening, parts = known.request, known.opening, known.request.parts
+    number = 0
+    for place, (method, positions) in enumerate(parts.positions()):
+        fraction = known.fraction(positions)
         for row, target in enumerate(opening.targets):
-            yield method, with_label(target, request.model.labels), partials[position].sums[row]
-
-
-def _map(
-    request: Request,
-    opening: ItemResult,
-    method: MethodSpec,
-    target: Prediction,
-    sums: np.ndarray,
-    image: Image.Image | None,
-) -> pb.SaliencyMap:
-    output = request.output
-    saliency = final_map(
-        sums,
-        method=method,
-        target=target,
-        layer=opening.layer,
-        view=opening.view,
-        size=output.size,
-        boxes=output.boxes,
-    )
-    data = encode(saliency, output.encoding, image, output.colormap, output.opacity)
-    return _map_to_proto(saliency, output.encoding, data)
+            saliency = final_map(
+                [known.sums(position)[row] for position in positions],
+                method=method,
+                target=with_label(target, request.model.labels),
+                layers=[layer.name for layer in parts.layers_of(method)],
+                view=opening.view,
+                fusion=parts.fusion,
+                size=size,
+                boxes=boxes,
+                complete=fraction == 1,
+            )
+            choice = request.choices.get(place, "")
+            yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number))
+            number += 1
 
 
 def _map_to_proto(saliency: SaliencyMap, encoding: str, data: bytes) -> pb.SaliencyMap:
     return pb.SaliencyMap(
         method=wire.method_to_proto(saliency.method),
         target=wire.prediction_to_proto(saliency.target),
-        layer=saliency.layer,
+        layers=saliency.layers,
         shape=saliency.array.shape,
         encoding=ENCODING_NUMBERS[encoding],
         data=data,
@@ -126,6 +133,9 @@ def _map_to_proto(saliency: SaliencyMap, encoding: str, data: bytes) -> pb.Salie
         ],
         degenerate=saliency.degenerate,
         complete=saliency.complete,
+        fraction=saliency.fraction,
+        choice=saliency.choice,
+        faithfulness=None if saliency.faithfulness is None else wire.faithfulness_to_proto(saliency.faithfulness),
     )
 
 

@@ -5,8 +5,9 @@ Whatever can be refused without a worker is refused here, by what the worker sai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,17 @@ from camserve.finalise.render import check_overlay
 from camserve.gateway.settings import Settings
 from camserve.labels import resolve_target
 from camserve.methods import GradCam, MethodSpec
-from camserve.types import BoxOptions, Layer, MapSize, ModelInfo, Precision, Target
+from camserve.parts import Part, Parts, check_curve_steps, make_parts
+from camserve.types import (
+    DEFAULT_CURVE_STEPS,
+    BoxOptions,
+    MapSize,
+    ModelInfo,
+    Precision,
+    Priority,
+    StreamOptions,
+    Target,
+)
 from camserve.v1 import explain_pb2 as pb
 
 DEFAULT_PREDICTIONS = 5
@@ -64,44 +75,67 @@ class Request:
     image: bytes | np.ndarray
     image_size: tuple[int, int]
     """(height, width) of the sent image, before EXIF orientation."""
-    methods: tuple[MethodSpec, ...]
+    parts: Parts
+    """A position of the request is a place among them, or behind them that of a map whose curves are wanted."""
     targets: tuple[Target, ...]
     """Indices and top_k; no index twice."""
-    layer: Layer
     top_predictions: int
     precision: Precision
     output: OutputOptions
+    evaluation_steps: int | None = None
+    """Of the curves of every map; None: no curves."""
+    priority: Priority = "normal"
+    allow_partial: bool = False
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    choices: Mapping[int, str] = field(default_factory=dict)
+    """Why a method was chosen, by its place among the methods, where the server chose it."""
+
+    def part(self, position: int) -> Part:
+        """The part at a position."""
+        return self._parts[position]
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        return tuple(self.parts)
+
+    @property
+    def max_targets(self) -> int:
+        """Number of classes explained, if the targets are all different ones."""
+        return sum(target.top_k or 1 for target in self.targets)
 
     @property
     def max_maps(self) -> int:
         """Number of maps in the reply, if the targets are all different classes."""
-        return len(self.methods) * sum(target.top_k or 1 for target in self.targets)
+        return len(self.parts.methods) * self.max_targets
 
     @property
     def sums_bytes(self) -> int:
         """Size of the sums that a worker returns: float32."""
-        sizes = [sums_size(method, self.layer, self.model.input_size) for method in self.methods]
-        return 4 * sum(target.top_k or 1 for target in self.targets) * sum(height * width for height, width in sizes)
+        sizes = [part.sums_size(self.model.input_size) for part in self.parts]
+        return 4 * self.max_targets * sum(height * width for height, width in sizes)
 
     @property
     def step_bytes(self) -> int:
         """What the request adds to a step and to its answer."""
         image_bytes = len(self.image) if isinstance(self.image, bytes) else self.image.nbytes
-        return image_bytes + self.sums_bytes
+        return image_bytes + self.sums_bytes + self._curves_bytes
+
+    @property
+    def _curves_bytes(self) -> int:
+        """Maps sent back to a worker: float32 of the input's size."""
+        height, width = self.model.input_size
+        return 0 if self.evaluation_steps is None else 4 * height * width * self.max_maps
 
     def totals(self) -> tuple[int | None, ...]:
-        """Masked queries of each method; None where they depend on how many classes the targets turn out to be."""
+        """Masked queries of each part; None where they depend on how many classes the targets turn out to be."""
         number = known_targets(self.targets)
-        return tuple(_total(method, self.layer.channels, number) for method in self.methods)
+        return tuple(_total(part, number) for part in self.parts)
 
-    def final_totals(self, targets: int) -> tuple[int, ...]:
-        """Masked queries of each method, now that the targets are known to be so many classes."""
-        return tuple(method.queries(self.layer.channels, targets) for method in self.methods)
-
-
-def sums_size(method: MethodSpec, layer: Layer, input_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the sums that a worker returns for a method."""
-    return input_size if method.resolution == "input" else (layer.height, layer.width)
+    def final_totals(self, targets: int) -> tuple[int | None, ...]:
+        """Masked queries by position, now that the targets are known to be so many classes; None for curves, whose maps
+        do not exist yet."""
+        curves = 0 if self.evaluation_steps is None else len(self.parts.methods) * targets
+        return (*(part.queries(targets) for part in self.parts), *(None for _ in range(curves)))
 
 
 def known_targets(targets: Sequence[Target]) -> int | None:
@@ -111,10 +145,10 @@ def known_targets(targets: Sequence[Target]) -> int | None:
     return targets[0].top_k if len(targets) == 1 else None
 
 
-def _total(method: MethodSpec, channels: int, targets: int | None) -> int | None:
+def _total(part: Part, targets: int | None) -> int | None:
     if targets is not None:
-        return method.queries(channels, targets)
-    one, two = method.queries(channels, 1), method.queries(channels, 2)
+        return part.queries(targets)
+    one, two = part.queries(1), part.queries(2)
     return one if one == two else None
 
 
@@ -127,31 +161,53 @@ def request_from_proto(message: pb.ExplainRequest, model: ModelInfo, settings: S
     """
     if message.version not in ("", model.version):
         raise NotFound(f"model {model.name} is served in version {model.version}, not {message.version!r}")
-    layer = model.layer(message.layer)
-    methods = _methods(message, layer, settings)
+    output = _output(message.output)
+    parts = make_parts(
+        model,
+        _methods(message, settings),
+        _layers(message, settings),
+        wire.fusion_from_proto(message.fusion),
+        output.size,
+    )
     image, image_size = _image(message.image, model, settings)
     request = Request(
         model=model,
         image=image,
         image_size=image_size,
-        methods=methods,
+        parts=parts,
         targets=_targets(message, model, settings),
-        layer=layer,
         top_predictions=min(message.top_predictions or DEFAULT_PREDICTIONS, len(model.labels)),
         precision=wire.precision_from_proto(message.precision),
-        output=_output(message.output),
+        output=output,
+        priority=wire.priority_from_proto(message.priority),
+        allow_partial=message.allow_partial,
+        stream=_stream(message.stream),
+        evaluation_steps=check_curve_steps(message.evaluation_steps or DEFAULT_CURVE_STEPS)
+        if message.evaluate
+        else None,
     )
     _check_reply_size(request, settings)
     return request
 
 
-def _methods(message: pb.ExplainRequest, layer: Layer, settings: Settings) -> tuple[MethodSpec, ...]:
+def _methods(message: pb.ExplainRequest, settings: Settings) -> tuple[MethodSpec, ...]:
     if len(message.methods) > settings.max_methods:
         raise InvalidOption(f"a request has at most {settings.max_methods} methods, got {len(message.methods)}")
-    methods = tuple(wire.method_from_proto(method) for method in message.methods) or (GradCam(),)
-    for method in methods:
-        method.queries(layer.channels, 1)  # raises when the parameters do not fit the layer
-    return methods
+    return tuple(wire.method_from_proto(method) for method in message.methods) or (GradCam(),)
+
+
+def _evaluation_steps(message: pb.ExplainRequest) -> int | None:
+    return check_curve_steps(message.evaluation_steps or DEFAULT_CURVE_STEPS) if message.evaluate else None
+
+
+def _stream(message: pb.StreamOptions) -> StreamOptions:
+    return StreamOptions(**{field.name: value for field, value in message.ListFields()})
+
+
+def _layers(message: pb.ExplainRequest, settings: Settings) -> tuple[str, ...]:
+    if len(message.layers) > settings.max_layers:
+        raise InvalidOption(f"a request has at most {settings.max_layers} layers, got {len(message.layers)}")
+    return tuple(message.layers)
 
 
 def _targets(message: pb.ExplainRequest, model: ModelInfo, settings: Settings) -> tuple[Target, ...]:
@@ -215,7 +271,7 @@ def _boxes(message: pb.BoxOptions) -> BoxOptions:
 def _check_reply_size(request: Request, settings: Settings) -> None:
     sizes = {
         "input": request.model.input_size,
-        "layer": (request.layer.height, request.layer.width),
+        "layer": (request.parts.layers[0].height, request.parts.layers[0].width),
         "original": request.image_size,
     }
     height, width = sizes[request.output.size]
@@ -226,7 +282,7 @@ def _check_reply_size(request: Request, settings: Settings) -> None:
             f"all maps together may have at most {settings.max_map_pixels} pixels; {what} have {pixels}: "
             "ask for fewer classes, or for size INPUT or LAYER"
         )
-    encoding, layer = request.output.encoding, request.layer
+    encoding = request.output.encoding
     size = pixels * _RAW_BYTES.get(encoding, 0)
     if size > settings.max_message_bytes:
         raise InvalidOption(
@@ -234,7 +290,5 @@ def _check_reply_size(request: Request, settings: Settings) -> None:
             "ask for UINT8 or PNG, for fewer classes, or for size INPUT or LAYER"
         )
     if request.sums_bytes > settings.max_message_bytes:  # a worker's answer has a bound as well
-        raise InvalidOption(
-            f"{maps} maps at layer {layer.name!r} of {layer.height} x {layer.width} are too large: "
-            "ask for fewer classes, or for a later layer"
-        )
+        layers = ", ".join(f"{layer.name!r} of {layer.height} x {layer.width}" for layer in request.parts.layers)
+        raise InvalidOption(f"{maps} maps at {layers} are too large: ask for fewer classes, or for a later layer")

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection
 from camserve.errors import InvalidOption, Unavailable
 from camserve.gateway.explainer import Explainer
 from camserve.gateway.metrics import Metrics, MetricsServer
+from camserve.gateway.places import Places
 from camserve.gateway.service import ExplanationService
 from camserve.gateway.settings import Settings
-from camserve.gateway.upstream import Upstream
 from camserve.gateway.watch import Catalogue
 from camserve.v1 import explain_pb2, explain_pb2_grpc
 
@@ -34,18 +34,18 @@ class Gateway:
 
     Args:
         settings: addresses and bounds.
-        upstream: the workers; closed by `stop`.
+        places: the workers; closed by `stop`.
 
     Attributes:
         address: "host:port" of the gRPC server, after `start`.
         metrics_address: "host:port" of the metrics, after `start`.
     """
 
-    def __init__(self, settings: Settings, upstream: Upstream) -> None:
+    def __init__(self, settings: Settings, places: Places) -> None:
         self.address = ""
         self.metrics_address = ""
         self._settings = settings
-        self._upstream = upstream
+        self._places = places
         self._stopping = False
 
     async def __aenter__(self) -> Gateway:
@@ -62,6 +62,11 @@ class Gateway:
         """The models and their state."""
         return self._catalogue
 
+    @property
+    def drain_s(self) -> float:
+        """How long running requests have to finish after `stop`."""
+        return self._settings.drain_s
+
     async def start(self) -> None:
         """Opens both ports and begins to watch the workers; does not wait for them.
 
@@ -71,7 +76,7 @@ class Gateway:
         self.metrics = Metrics()
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
-        self._catalogue = Catalogue(self._upstream, self._settings, self.metrics, self._changed.set)
+        self._catalogue = Catalogue(self._places, self._settings, self.metrics, self._changed.set)
         self._explainer = Explainer(self._catalogue, self._settings, self.metrics)
         self._service = ExplanationService(self._catalogue, self._explainer, self.metrics)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
@@ -114,7 +119,6 @@ class Gateway:
         await refusing
         await self._catalogue.close()
         self._explainer.close()
-        await self._upstream.close()
         await asyncio.to_thread(self._metrics_server.stop)
 
     def _grpc_server(self) -> grpc.aio.Server:

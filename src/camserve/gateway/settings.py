@@ -11,10 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from camserve.errors import InvalidOption
+from camserve.methods import Auto, MethodSpec, parse_method_text
+from camserve.planning import Limits
 
 PREFIX = "CAMSERVE_"
 
@@ -26,7 +28,7 @@ _OTHER_VARIABLES = frozenset({"CAMSERVE_MODEL_STORE"})
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
 
 _Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s/]+):\d{1,5}$")]
-_Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+$")]
+_Place = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s/]+):\d{1,5}:\d{1,5}$")]
 
 
 class Settings(BaseSettings):
@@ -38,9 +40,11 @@ class Settings(BaseSettings):
     metrics_listen: _Address = Field(
         "127.0.0.1:8501", description="host:port where Prometheus scrapes /metrics; port 0: chosen by the OS"
     )
-    upstream_grpc: _Address = Field("127.0.0.1:7070", description="host:port of TorchServe's gRPC inference service")
-    upstream_management: _Url = Field(
-        "http://127.0.0.1:8081", description="TorchServe's management address: http://host:port"
+    upstreams: Annotated[tuple[_Place, ...], NoDecode] = Field(
+        ("127.0.0.1:7070:8081",),
+        min_length=1,
+        description="TorchServes as host:grpc_port:management_port, separated by commas; a name that resolves to "
+        "several addresses stands for all of them",
     )
 
     max_image_bytes: int = Field(
@@ -52,13 +56,21 @@ class Settings(BaseSettings):
     )
     max_map_pixels: int = Field(128 * 10**6, ge=1, description="pixels of all maps of one reply together")
     max_methods: int = Field(16, ge=1, description="methods in one request")
+    max_layers: int = Field(8, ge=1, description="layers in one request; each has a forward pass of its own")
     max_targets: int = Field(100, ge=1, description="classes explained in one request")
     max_requests: int = Field(128, ge=1, description="requests taken on at once per model; beyond: RESOURCE_EXHAUSTED")
     max_waiting_queries: int = Field(
         100_000, ge=1, description="masked queries waiting for one model; beyond: RESOURCE_EXHAUSTED"
     )
 
-    step_queries: int = Field(64, ge=2, description="masked queries in one step; small steps share the worker fairly")
+    step_target_s: float = Field(
+        0.3, gt=0, description="seconds that a step shall take, by the measured cost: 0.3 on a CPU, 0.03 on a GPU"
+    )
+    step_queries: int = Field(512, ge=2, description="masked queries in one step at most, whatever the cost says")
+    step_share: float = Field(
+        0.5, gt=0, le=1, description="part of a step's queries that one request has at most while others wait"
+    )
+    age_s: float = Field(10.0, gt=0, description="seconds after which a waiting request counts as one class better")
     step_items: int = Field(8, ge=2, description="requests that share one step")
     step_bytes: int = Field(
         40 * 2**20,
@@ -72,11 +84,55 @@ class Settings(BaseSettings):
     default_deadline_s: float = Field(
         180.0, gt=0, description="deadline in seconds of a request that comes without one; a Score-CAM on a CPU fits"
     )
+    partial_margin_s: float = Field(
+        0.01, ge=0, description="seconds before its deadline, besides rendering, at which a partial answer is begun"
+    )
+    auto_ladder: str = Field(
+        "grad_cam group_cam:groups=8 group_cam:groups=16 group_cam:groups=32 group_cam:groups=64 score_cam",
+        description="methods that `auto` chooses from, the most faithful last: NAME[:KEY=VALUE,...], by spaces",
+    )
+    auto_budget_s: float = Field(
+        2.0, gt=0, description="seconds that `auto` may take for a request that comes without a deadline"
+    )
     worker_wait_s: float = Field(
         30.0, ge=0, description="seconds that running requests wait for a lost worker to come back before UNAVAILABLE"
     )
     poll_s: float = Field(1.0, gt=0, description="seconds between two looks at the state of TorchServe's workers")
     drain_s: float = Field(25.0, ge=0, description="seconds that running requests have to finish after a stop signal")
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("auto_ladder")
+    @classmethod
+    def _checked_ladder(cls, value: str) -> str:
+        try:
+            methods = [parse_method_text(text) for text in value.split()]
+        except InvalidOption as error:
+            raise ValueError(str(error)) from None
+        if not methods or any(isinstance(method, Auto) for method in methods):
+            raise ValueError("a ladder has at least one method, and not auto itself")
+        return value
+
+    def ladder(self) -> tuple[MethodSpec, ...]:
+        """The methods that `auto` chooses from, the most faithful last."""
+        return tuple(parse_method_text(text) for text in self.auto_ladder.split())
+
+    def limits(self) -> Limits:
+        """What the planner keeps to."""
+        return Limits(
+            target_s=self.step_target_s,
+            queries=self.step_queries,
+            items=self.step_items,
+            size_bytes=self.step_bytes,
+            share=self.step_share,
+            steps_per_worker=self.steps_per_worker,
+            age_s=self.age_s,
+            requests=self.max_requests,
+            waiting_queries=self.max_waiting_queries,
+        )
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:

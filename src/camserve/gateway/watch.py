@@ -1,7 +1,7 @@
-"""Keeps an eye on the workers: which models there are, what they are, and whether they answer.
+"""Keeps an eye on the workers: which places and models there are, what the models are, and whether they answer.
 
-A model is ready while a worker is READY and, since it became so, a canary step (a small grey image explained by
-Grad-CAM through the real path) was answered.
+A model is ready at a place while a worker is READY there and, since it became so, a canary step (a small grey image
+explained by Grad-CAM through the real path) was answered. It is ready if it is so at one place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from camserve.errors import CamserveError, InvalidOption, NotFound, Unavailable
 from camserve.gateway.dispatch import Dispatcher
 from camserve.gateway.fit import check_fit
 from camserve.gateway.metrics import Metrics
+from camserve.gateway.places import Places
 from camserve.gateway.settings import Settings
 from camserve.gateway.upstream import Upstream
 from camserve.methods import GradCam
@@ -31,21 +32,25 @@ def canary(model: ModelInfo) -> Item:
 
 
 class ServedModel:
-    """One model: its description, its workers, its running requests."""
+    """One model: its description, the places where it is served, its running requests."""
 
     def __init__(
-        self, name: str, upstream: Upstream, settings: Settings, metrics: Metrics, on_change: Callable[[], None]
+        self, name: str, places: Places, settings: Settings, metrics: Metrics, on_change: Callable[[], None]
     ) -> None:
         self.name = name
         self.info: ModelInfo | None = None
-        self.ready = False
-        self.dispatcher = Dispatcher(name, upstream, settings, metrics, self._look_now)
-        self._upstream = upstream
+        self.dispatcher = Dispatcher(name, places, settings, metrics, self._look_now)
         self._settings = settings
         self._workers_gauge = metrics.ready_workers.labels(name)
         self._on_change = on_change
-        self._wake = asyncio.Event()
+        self._sites: dict[str, _Site] = {}
+        self._told_ready = False
         self._away_since_s = asyncio.get_running_loop().time()
+
+    @property
+    def ready(self) -> bool:
+        """A worker answers at one place at least."""
+        return any(site.ready for site in self._sites.values())
 
     def required(self) -> ModelInfo:
         """The description. Raises Unavailable as long as there is none."""
@@ -58,82 +63,134 @@ class ServedModel:
         if not self.ready:
             raise Unavailable(f"no worker of model {self.name} is ready; try again in some seconds")
 
-    async def watch(self) -> None:
-        """Looks at the workers for ever."""
+    def join(self, place: str, upstream: Upstream) -> None:
+        """The model is served at a place; does nothing if that is known."""
+        if place not in self._sites:
+            site = _Site(self.name, upstream, self._settings)
+            self._sites[place] = site
+            site.task = asyncio.create_task(self._watch(place, site), name=f"camserve watch of {self.name} at {place}")
+
+    def leave(self, place: str) -> None:
+        """A place is gone for good."""
+        site = self._sites.pop(place, None)
+        if site is not None:
+            site.cancel()
+            self.dispatcher.remove(place)
+            self._changed()
+
+    async def close(self) -> None:
+        """Stops watching and ends every running request."""
+        for site in self._sites.values():
+            site.cancel()
+        await self.dispatcher.close()
+
+    async def _watch(self, place: str, site: _Site) -> None:
+        """Looks at the workers of a place for ever."""
         while True:
-            self._wake.clear()
-            await self._look()
-            await _pause(self._wake, self._settings.poll_s)
+            site.wake.clear()
+            await self._look(place, site)
+            await _pause(site.wake, self._settings.poll_s)
 
-    def _look_now(self) -> None:
-        self._wake.set()
+    def _look_now(self, place: str) -> None:
+        if place in self._sites:
+            self._sites[place].wake.set()
 
-    async def _look(self) -> None:
-        known = await self._workers()
-        workers = known or 0
-        self._workers_gauge.set(workers)
-        if known == 0:
-            self.dispatcher.abandon()
-        answers = workers > 0 and (self.ready or await self._greeted())
-        if answers:
-            self._away_since_s = asyncio.get_running_loop().time()
-            self.dispatcher.resume(workers)
-        else:
-            self._give_up_in_time()
-        if answers != self.ready:
-            _log.info("model %s is %s", self.name, "ready" if answers else "not ready")
-            self.ready = answers
+    async def _look(self, place: str, site: _Site) -> None:
+        was_ready = site.ready
+        await site.look(self._fits)
+        if site.workers == 0:
+            self.dispatcher.abandon(place)
+        self.dispatcher.set_workers(place, (site.workers or 0) if site.ready else 0)
+        if site.ready != was_ready:
+            _log.info("model %s at %s is %s", self.name, place, "ready" if site.ready else "not ready")
+        self._changed()
+
+    def _changed(self) -> None:
+        """After a look at a place: gauge, health, and an end for requests that nobody answers."""
+        now_s = asyncio.get_running_loop().time()
+        self._workers_gauge.set(sum(site.workers or 0 for site in self._sites.values()))
+        if self.ready:
+            self._away_since_s = now_s
+        elif now_s - self._away_since_s >= self._settings.worker_wait_s:
+            away_s = now_s - self._away_since_s
+            self.dispatcher.fail_all(Unavailable(f"no worker of model {self.name} came back within {away_s:.0f} s"))
+        if self.ready != self._told_ready:
+            self._told_ready = self.ready
             self._on_change()
 
-    async def _workers(self) -> int | None:
-        """READY workers; None when nobody can tell."""
-        try:
-            return await self._upstream.ready_workers(self.name)
-        except Unavailable as error:
-            _log.debug("model %s: %s", self.name, error)
-        except Exception:
-            _log.exception("looking at the workers of model %s", self.name)
-        return None
-
-    async def _greeted(self) -> bool:
-        """The workers have described the model and answered a canary step."""
-        try:
-            info = await self._upstream.describe(self.name, self._settings.step_timeout_s)
-            item = canary(info)
-            result = await self._upstream.step(self.name, [item], self._settings.step_timeout_s)
-            check_fit([item], [info.layer("")], result)
-            if isinstance(result.outcomes[0], CamserveError):
-                raise result.outcomes[0]
-        except CamserveError as error:
-            _log.warning("model %s does not answer its canary: %s", self.name, error)
-            return False
-        except Exception:
-            _log.exception("canary of model %s", self.name)
+    def _fits(self, info: ModelInfo) -> bool:
+        """Whether a place serves what the others do; the first to be ready says what the model is."""
+        if self.ready and info != self.info:
+            _log.warning("model %s: a place serves another version or other labels, and is not used", self.name)
             return False
         self.info = info
         return True
 
-    def _give_up_in_time(self) -> None:
-        self.dispatcher.resume(0)
-        away_s = asyncio.get_running_loop().time() - self._away_since_s
-        if away_s >= self._settings.worker_wait_s:
-            self.dispatcher.fail_all(Unavailable(f"no worker of model {self.name} came back within {away_s:.0f} s"))
+
+class _Site:
+    """One model at one place."""
+
+    def __init__(self, model: str, upstream: Upstream, settings: Settings) -> None:
+        self.workers: int | None = None
+        """READY ones; None when nobody can tell."""
+        self.ready = False
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._model = model
+        self._upstream = upstream
+        self._settings = settings
+
+    def cancel(self) -> None:
+        """Stops watching."""
+        if self.task is not None:
+            self.task.cancel()
+
+    async def look(self, fits: Callable[[ModelInfo], bool]) -> None:
+        """Counts the workers, and greets them once they are back."""
+        self.workers = await self._counted()
+        self.ready = bool(self.workers) and (self.ready or await self._greeted(fits))
+
+    async def _counted(self) -> int | None:
+        try:
+            return await self._upstream.ready_workers(self._model)
+        except Unavailable as error:
+            _log.debug("model %s: %s", self._model, error)
+        except Exception:
+            _log.exception("looking at the workers of model %s", self._model)
+        return None
+
+    async def _greeted(self, fits: Callable[[ModelInfo], bool]) -> bool:
+        """The workers have described the model and answered a canary step."""
+        try:
+            info = await self._upstream.describe(self._model, self._settings.step_timeout_s)
+            item = canary(info)
+            result = await self._upstream.step(self._model, [item], self._settings.step_timeout_s)
+            check_fit(info, [item], result)
+            if isinstance(result.outcomes[0], CamserveError):
+                raise result.outcomes[0]
+        except CamserveError as error:
+            _log.warning("model %s does not answer its canary: %s", self._model, error)
+            return False
+        except Exception:
+            _log.exception("canary of model %s", self._model)
+            return False
+        return fits(info)
 
 
 class Catalogue:
     """Every model there is."""
 
-    def __init__(self, upstream: Upstream, settings: Settings, metrics: Metrics, on_change: Callable[[], None]) -> None:
-        self._upstream = upstream
+    def __init__(self, places: Places, settings: Settings, metrics: Metrics, on_change: Callable[[], None]) -> None:
+        self._places = places
         self._settings = settings
         self._metrics = metrics
         self._on_change = on_change
         self._models: dict[str, ServedModel] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to watch."""
-        self._tasks.append(asyncio.create_task(self._watch(), name="camserve catalogue"))
+        self._task = asyncio.create_task(self._watch(), name="camserve catalogue")
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -160,29 +217,37 @@ class Catalogue:
         return next(iter(self._models.values()))
 
     async def close(self) -> None:
-        """Stops watching and ends every running request."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stops watching, ends every running request and closes the connections."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         for model in self._models.values():
-            await model.dispatcher.close()
+            await model.close()
+        await self._places.close()
 
     async def _watch(self) -> None:
         while True:
-            try:
-                for name in await self._upstream.models():
-                    self._add(name)
-            except Unavailable as error:
-                _log.debug("listing the models: %s", error)
-            except Exception:
-                _log.exception("listing the models")
+            gone = await self._places.look()
+            for place, upstream in gone.items():
+                for model in self._models.values():
+                    model.leave(place)
+                await upstream.close()
+            await asyncio.gather(*(self._list(place, upstream) for place, upstream in self._places.items()))
             await asyncio.sleep(self._settings.poll_s)
 
-    def _add(self, name: str) -> None:
+    async def _list(self, place: str, upstream: Upstream) -> None:
+        try:
+            for name in await upstream.models():
+                self._model(name).join(place, upstream)
+        except Unavailable as error:
+            _log.debug("listing the models of %s: %s", place, error)
+        except Exception:
+            _log.exception("listing the models of %s", place)
+
+    def _model(self, name: str) -> ServedModel:
         if name not in self._models:
-            model = ServedModel(name, self._upstream, self._settings, self._metrics, self._on_change)
-            self._models[name] = model
-            self._tasks.append(asyncio.create_task(model.watch(), name=f"camserve watch of {name}"))
+            self._models[name] = ServedModel(name, self._places, self._settings, self._metrics, self._on_change)
+        return self._models[name]
 
 
 async def _pause(wake: asyncio.Event, seconds: float) -> None:

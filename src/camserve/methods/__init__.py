@@ -14,6 +14,7 @@ from typing import Any
 
 from camserve.errors import InvalidOption
 from camserve.methods.attention import AttentionRollout, GradientWeightedAttention
+from camserve.methods.auto import Auto
 from camserve.methods.backprop import (
     Deconvolution,
     GuidedBackprop,
@@ -37,9 +38,11 @@ from camserve.methods.perturbation import AblationCam, GroupCam, IsCam, Occlusio
 from camserve.methods.spec import MethodSpec, Parameter, method_name
 
 __all__ = [
+    "AUTO",
     "METHODS",
     "AblationCam",
     "AttentionRollout",
+    "Auto",
     "Cam",
     "Deconvolution",
     "EigenCam",
@@ -67,7 +70,9 @@ __all__ = [
     "Xrai",
     "as_method",
     "method_name",
+    "method_text",
     "parse_method",
+    "parse_method_text",
 ]
 
 METHODS: Mapping[str, type[MethodSpec]] = {
@@ -102,13 +107,17 @@ METHODS: Mapping[str, type[MethodSpec]] = {
 """Every method by name."""
 
 
+AUTO = method_name(Auto)
+"""Stands for a method that a server chooses."""
+
+
 def parse_method(name: str, parameters: Mapping[str, Any] | None = None) -> MethodSpec:
     """A spec from its name and parameters: `parse_method("group_cam", {"groups": 16})`.
 
     Raises:
         InvalidOption: unknown method or parameter, or a value outside its range.
     """
-    spec = METHODS.get(name)
+    spec = METHODS.get(name) or (Auto if name == AUTO else None)
     if spec is None:
         raise InvalidOption(f"unknown method {name!r}; there are {', '.join(METHODS)}")
     known = [parameter.name for parameter in spec.parameters()]
@@ -128,3 +137,38 @@ def as_method(value: MethodLike) -> MethodSpec:
     if isinstance(value, MethodSpec):
         return value
     return parse_method(value) if isinstance(value, str) else parse_method(*value)
+
+
+def parse_method_text(text: str) -> MethodSpec:
+    """A spec from `group_cam` or `group_cam:groups=16,variant=paper`; '-' and '_' are the same in the name.
+
+    Raises:
+        InvalidOption: not of that form; unknown method or parameter; a value out of range.
+    """
+    name, _, rest = text.partition(":")
+    parameters = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidOption(f"a method must be NAME[:KEY=VALUE,...], got {text!r}")
+        parameters[key.strip()] = _number_or_text(value.strip())
+    return parse_method(name.strip().replace("-", "_"), parameters)
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def method_text(spec: MethodSpec) -> str:
+    """Title and, in brackets, the parameters that differ from their defaults."""
+    changed = [
+        f"{parameter.name}={getattr(spec, parameter.name)}"
+        for parameter in spec.parameters()
+        if getattr(spec, parameter.name) != parameter.default
+    ]
+    return f"{spec.title} ({', '.join(changed)})" if changed else spec.title

@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from camserve.methods.spec import MethodSpec
 
 
+class _Attention(MethodSpec):
+    needs = "ViT"
+    uses_layer = False
+
+    def passes(self, channels: int, targets: int) -> int:
+        """One, which keeps the attention."""
+        return 1
+
+
 @dataclass(frozen=True)
-class AttentionRollout(MethodSpec):
+class AttentionRollout(_Attention):
     """Attention multiplied through all layers: the same map for every class."""
 
     title = "Attention rollout"
     paper = "Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, https://arxiv.org/abs/2005.00928"
-    needs = "ViT"
 
 
 @dataclass(frozen=True)
-class GradientWeightedAttention(MethodSpec):
+class GradientWeightedAttention(_Attention):
     """Attention weighted by its positive gradients, added up through all layers."""
 
     title = "Gradient-weighted attention"
     paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"
-    needs = "ViT"

@@ -44,7 +44,7 @@ class GradCamPlusPlus(MethodSpec):
     variant: str = choice(
         "paper",
         "product",
-        description="paper: sum(A) g^3 in the denominator, eq. 19; product: sum(A g^3), as torchcam.",
+        description="paper: sum(A) g^3 in the denominator, eq. 19; product: sum(A g^3), as torchcam says.",
     )
 
 
@@ -58,6 +58,10 @@ class SmoothGradCamPlusPlus(MethodSpec):
     samples: int = number(25, 1, 1000, "Number of noisy copies.")
     sigma: float = number(0.15, 0, 1, "Standard deviation of the noise, relative to the range of the input.")
     seed: int = number(0, 0, 2**31 - 1, "Of the noise: the same seed gives the same map.")
+
+    def passes(self, channels: int, targets: int) -> int:
+        """One for each noisy copy; all targets share it."""
+        return self.samples
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class IntegratedGradCam(MethodSpec):
     def queries(self, channels: int, targets: int) -> int:
         """One for each image on the way; all targets share it."""
         return self.images
+
+    def passes(self, channels: int, targets: int) -> int:
+        """The variant paper looks at the black image as well."""
+        return self.images + (self.variant == "paper")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,12 @@ from camserve.errors import InvalidOption
 from camserve.methods.spec import MethodSpec, choice, number
 
 
+class _Baseline(MethodSpec):
+    def passes(self, channels: int, targets: int) -> int:
+        """The queries, and the one from which their scores are measured."""
+        return 1 + self.queries(channels, targets)
+
+
 class _OneQueryPerChannel(MethodSpec):
     def queries(self, channels: int, targets: int) -> int:
         """One for each channel: the masks do not depend on the target."""
@@ -15,7 +21,7 @@ class _OneQueryPerChannel(MethodSpec):
 
 
 @dataclass(frozen=True)
-class GroupCam(MethodSpec):
+class GroupCam(_Baseline):
     """Gradient-weighted channels, masked in groups."""
 
     title = "Group-CAM"
@@ -72,6 +78,10 @@ class SsCam(_OneQueryPerChannel):
     std: float = number(2.0, 0, 100, "Standard deviation of the noise added to the normalised mask.")
     seed: int = number(0, 0, 2**31 - 1, "Of the noise: the same seed gives the same map.")
 
+    def passes(self, channels: int, targets: int) -> int:
+        """`samples` for each channel."""
+        return channels * self.samples
+
 
 @dataclass(frozen=True)
 class IsCam(_OneQueryPerChannel):
@@ -82,6 +92,10 @@ class IsCam(_OneQueryPerChannel):
 
     samples: int = number(10, 1, 1000, "Integration steps for each channel: so many forward passes a query.")
 
+    def passes(self, channels: int, targets: int) -> int:
+        """`samples` for each channel."""
+        return channels * self.samples
+
 
 @dataclass(frozen=True)
 class Rise(MethodSpec):
@@ -90,6 +104,7 @@ class Rise(MethodSpec):
     title = "RISE"
     paper = "Petsiuk et al., RISE, 2018, https://arxiv.org/abs/1806.07421"
     resolution = "input"
+    uses_layer = False
 
     masks: int = number(4000, 1, 100_000, "Number of random masks.")
     grid: int = number(7, 1, 64, "Cells of a mask in each direction.")
@@ -102,7 +117,7 @@ class Rise(MethodSpec):
 
 
 @dataclass(frozen=True)
-class AblationCam(_OneQueryPerChannel):
+class AblationCam(_Baseline, _OneQueryPerChannel):
     """Channels weighted by how much of the logit is lost without them. Only the tail after the layer is run."""
 
     title = "Ablation-CAM"
@@ -110,12 +125,13 @@ class AblationCam(_OneQueryPerChannel):
 
 
 @dataclass(frozen=True)
-class Occlusion(MethodSpec):
+class Occlusion(_Baseline):
     """A window of zeros slides over the image; a place counts by the probability lost while it is hidden."""
 
     title = "Occlusion"
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
     resolution = "input"
+    uses_layer = False
 
     positions: int = number(14, 1, 224, "Positions of the window in each direction: the stride is the size over these.")
     window: int = number(2, 1, 224, "Length of the window's side, in strides.")

@@ -48,6 +48,8 @@ class MethodSpec:
     paper: ClassVar[str]
     resolution: ClassVar[Literal["layer", "input"]] = "layer"
     """What its sums are as large as: the layer, or the network's input."""
+    uses_layer: ClassVar[bool] = True
+    """Whether the map depends on the layer that is asked for."""
     needs: ClassVar[str] = ""
     """What a network must have for it: "GAP head", "ReLU", "ViT"; empty: any."""
 
@@ -68,13 +70,32 @@ class MethodSpec:
     def queries(self, channels: int, targets: int) -> int:
         """How many masked queries this asks at a layer of `channels` channels for `targets` classes.
 
-        Queries are numbered 0..queries-1; a step asks ranges of these numbers. Some may turn out not to need a forward
-        pass (constant masks), some methods need one more (a baseline); the reply's cost counts what was done.
+        Queries are numbered 0..queries-1; a step asks ranges of these numbers. What is done for them is `passes`.
 
         Raises:
             InvalidOption: the parameters do not fit the layer.
         """
         return 0
+
+    def passes(self, channels: int, targets: int) -> int:
+        """Images that go through the network, or through its tail, beyond the forward pass that all methods share.
+
+        This is what a reply's cost counts, at most: constant masks are not asked, and a head with a closed form needs
+        no pass. A baseline is counted once, though each further step asks it again; Ablation-CAM on a sequence of
+        tokens takes one pass more.
+
+        Raises:
+            InvalidOption: the parameters do not fit the layer.
+        """
+        return self.queries(channels, targets)
+
+    @classmethod
+    def default_passes(cls, channels: int) -> int | None:
+        """`passes` with default parameters, for one target; None where they do not fit the layer."""
+        try:
+            return cls().passes(channels, 1)
+        except InvalidOption:  # a layer with fewer channels than the default of 32 groups
+            return None
 
 
 def _parameter(field: dataclasses.Field[Any]) -> Parameter:

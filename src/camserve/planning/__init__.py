@@ -1,6 +1,23 @@
-"""Decides which masked queries go into the next step. No torch, no gRPC, no asyncio, no clock."""
+"""Decides which masked queries go into the next step, and where. No torch, no gRPC, no asyncio, no clock."""
 
-from camserve.planning.planner import MAX_LOSSES, Counts, Limits, Planner, Slice, Step
+from camserve.planning.auto import Choice, Rung, choose
+from camserve.planning.cost import StepCost
+from camserve.planning.limits import CLASSES, Limits
+from camserve.planning.planner import MAX_LOSSES, Planner
+from camserve.planning.step import Counts, Slice, Step
 from camserve.planning.work import Span
 
-__all__ = ["MAX_LOSSES", "Counts", "Limits", "Planner", "Slice", "Span", "Step"]
+__all__ = [
+    "CLASSES",
+    "MAX_LOSSES",
+    "Choice",
+    "Counts",
+    "Limits",
+    "Planner",
+    "Rung",
+    "Slice",
+    "Span",
+    "Step",
+    "StepCost",
+    "choose",
+]

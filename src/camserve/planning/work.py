@@ -1,4 +1,4 @@
-"""The waiting work of one request: ranges of queries, taken from the front and given back when they are lost."""
+"""The work of one request: ranges of queries, taken from the front and given back when they are lost."""
 
 from __future__ import annotations
 
@@ -26,19 +26,44 @@ class Span:
     def split(self, queries: int) -> tuple[Span, Span]:
         """The first `queries` queries, and the rest."""
         middle = self.start + queries
-        return replace(self, stop=middle), replace(self, start=middle)
+        first = Span(self.position, self.start, middle, self.losses)
+        return first, Span(self.position, middle, self.stop, self.losses)
 
 
 class Request:
-    """What the planner knows of one request."""
+    """What the planner knows of one request.
 
-    def __init__(self, totals: Sequence[int | None], size_bytes: int, deadline_s: float) -> None:
+    Args:
+        number: counts requests in the order of their arrival.
+        totals: number of queries by position; None where it is not known yet.
+        size_bytes: what the request adds to a step's size.
+        deadline_s: from this time on it is put into no step.
+        rank: place of its class among the classes, the most urgent 0.
+        owner: who asks; "" is nobody.
+        came_s: time of its arrival.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        totals: Sequence[int | None],
+        *,
+        size_bytes: int,
+        deadline_s: float,
+        rank: int,
+        owner: str,
+        came_s: float,
+    ) -> None:
+        self.number = number
         self.size_bytes = size_bytes
         self.deadline_s = deadline_s
+        self.rank = rank
+        self.owner = owner
+        self.came_s = came_s
         self.to_open = True
         self.opened = False
         self.waiting = 0
-        self._totals = tuple(totals)
+        self._totals = list(totals)
         self._spans: deque[Span] = deque()
         self._opening_losses = 0
         self._in_flight = 0  # slices
@@ -46,7 +71,21 @@ class Request:
 
     @property
     def complete(self) -> bool:
-        """Opened, and every query has been answered."""
+        """Opened, every total is known, and every query has been answered."""
+        return self._quiet and None not in self._totals
+
+    @property
+    def stalled(self) -> bool:
+        """Everything that is known has been answered, but a total is still to come: see `settle`."""
+        return self._quiet and None in self._totals
+
+    @property
+    def urgency(self) -> tuple[float, ...]:
+        """Order of service, the smallest first: class, deadline, work that waits, arrival."""
+        return (self.rank, self.deadline_s, self.waiting, self.number)
+
+    @property
+    def _quiet(self) -> bool:
         return self.opened and not self.waiting and not self._in_flight
 
     @property
@@ -76,15 +115,24 @@ class Request:
         self._in_flight += 1
         return tuple(sorted(spans, key=lambda span: (span.position, span.start)))
 
-    def land(self, opening: bool, totals: Sequence[int] | None) -> int:
-        """One slice is done. With an opening the totals become final; returns how many queries that adds."""
+    def land(self, opening: bool, totals: Sequence[int | None] | None) -> int:
+        """One slice is done. With an opening come the totals, or those of more positions; returns how many queries that
+        adds. A total may still be None."""
         self._in_flight -= 1
         if not opening:
             return 0
         self.opened = True
-        final = [total or 0 for total in self._totals] if totals is None else totals
-        late = [(position, total) for position, total in enumerate(final) if self._totals[position] is None]
-        return self._add(late)
+        final: list[int | None] = [*(totals if totals is not None else (total or 0 for total in self._totals))]
+        known = self._totals + [None] * (len(final) - len(self._totals))
+        self._totals = final
+        late = [(position, total) for position, total in enumerate(final) if known[position] is None]
+        return self._add((position, total) for position, total in late if total is not None)
+
+    def settle(self, position: int, total: int) -> int:
+        """One total that was None; returns how many queries that adds."""
+        assert self._totals[position] is None, "a total is settled once"
+        self._totals[position] = total
+        return self._add([(position, total)])
 
     def give_back(self, opening: bool, spans: Iterable[Span]) -> int:
         """One slice was lost: its work waits again, before the rest. Returns the largest number of losses in it."""

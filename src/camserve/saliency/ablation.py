@@ -15,8 +15,8 @@ from camserve.saliency.gradient import pooled_linear_weight
 from camserve.saliency.masks import loss
 
 
-def ablation_cam(features: Features, spec: AblationCam, start: int, stop: int) -> Tensor:
-    """sum_k w_k A_k over the channels start..stop-1, with w_k = (S_c - S_c without channel k) / S_c: eq. 1.
+def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tensor:
+    """sum_k w_k A_k over the channels of these numbers, with w_k = (S_c - S_c without channel k) / S_c: eq. 1.
 
     The positive factor 1 / |S_c| is left out, its sign is not: where S_c is negative, so is every weight of a channel
     that speaks for the class. That is the definition.
@@ -25,11 +25,11 @@ def ablation_cam(features: Features, spec: AblationCam, start: int, stop: int) -
         (K, u, v), to be upsampled and cut at 0.
     """
     try:
-        lost = _lost_in_closed_form(features)[:, start:stop]
+        lost = _lost_in_closed_form(features)[:, numbers]
     except Unsupported:
-        lost = lost_by_running(features, start, stop)
+        lost = lost_by_running(features, numbers)
     weights = lost * features.logits[features.targets].sign()[:, None]
-    return torch.einsum("kc,cuv->kuv", weights, features.activations[start:stop])
+    return torch.einsum("kc,cuv->kuv", weights, features.activations[numbers])
 
 
 def _lost_in_closed_form(features: Features) -> Tensor:
@@ -41,14 +41,14 @@ def _lost_in_closed_form(features: Features) -> Tensor:
     return pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(-2, -1))
 
 
-def lost_by_running(features: Features, start: int, stop: int) -> Tensor:
-    """(K, stop - start), S_c - S_c without channel k, by one run of the tail for each channel.
+def lost_by_running(features: Features, numbers: Tensor) -> Tensor:
+    """(K, n), S_c - S_c without channel k, by one run of the tail for each channel.
 
     S_c is that of the unaltered activations on the same way: rounding that all runs share is no loss.
     """
     run = features.passes.tail(features.input)
     channel = torch.arange(len(features.activations), device=features.activations.device)
-    ablated = torch.cat([channel.new_full((1,), -1), channel[start:stop]])  # first none
+    ablated = torch.cat([channel.new_full((1,), -1), numbers])  # first none
     logits = []
     for first, last in features.passes.runs(0, len(ablated)):
         absent = (ablated[first:last, None] == channel)[:, :, None, None]

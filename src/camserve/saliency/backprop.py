@@ -82,8 +82,8 @@ def _largest(gradients: Tensor) -> Tensor:
     return gradients.abs().amax(dim=1)
 
 
-def integrated_gradients(features: Features, spec: IntegratedGradients, start: int, stop: int) -> Tensor:
-    """sum over channels of (x - b) sum_i w_i dS_c/dx(b + t_i (x - b)), over the points start..stop-1.
+def integrated_gradients(features: Features, spec: IntegratedGradients, numbers: Tensor) -> Tensor:
+    """sum over channels of (x - b) sum_i w_i dS_c/dx(b + t_i (x - b)), over the points of these numbers.
 
     Integrated Gradients (https://arxiv.org/abs/1703.01365), eq. 1. t_i and w_i are the points and weights of the
     Gauss-Legendre quadrature of [0, 1], as in Captum 0.9.0. With all points the sum over space is S_c(x) - S_c(b).
@@ -91,7 +91,8 @@ def integrated_gradients(features: Features, spec: IntegratedGradients, start: i
     Returns:
         (K, H, W).
     """
-    points, weights = _gauss_legendre(spec.steps)
+    chosen = numbers.cpu().numpy()
+    points, weights = (values[chosen] for values in _gauss_legendre(spec.steps))
     image, passes = features.input, features.passes
     baseline = passes.black if spec.baseline == "black" else torch.zeros_like(passes.black)
 
@@ -100,7 +101,7 @@ def integrated_gradients(features: Features, spec: IntegratedGradients, start: i
         return torch.lerp(baseline, image, t[:, None, None, None])
 
     total = image.new_zeros(len(features.targets), *image.shape)
-    for first, last, gradients in gradients_along(features, on_the_way, start, stop):
+    for first, last, gradients in gradients_along(features, on_the_way, 0, len(numbers)):
         total = total + torch.einsum("n,nkchw->kchw", image.new_tensor(weights[first:last]), gradients)
     return ((image - baseline) * total).sum(dim=1)
 

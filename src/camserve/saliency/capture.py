@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.saliency.arrangement import PLANES, Arrangement
+from camserve.saliency.head import constant_gradients, is_pooled_linear
 
 ACTIVATIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), "relu"),
@@ -49,6 +50,8 @@ class Capture:
     _leaf: Tensor = field(repr=False)
     """The layer's raw output."""
     _output: Tensor = field(repr=False)
+    _classifier: nn.Linear | None = field(default=None, repr=False)
+    """The network's last linear layer, if it is known."""
 
     @property
     def raw(self) -> Tensor:
@@ -56,7 +59,7 @@ class Capture:
         return self._leaf.detach()
 
     def gradients(self, classes: Tensor) -> Tensor:
-        """dS_c/dA for each image's classes.
+        """dS_c/dA for each image's classes: in closed form behind global average pooling and one linear layer.
 
         Args:
             classes: (B, K) class indices; column k is one backward pass of the tail for all images at once, which is
@@ -70,6 +73,15 @@ class Capture:
         """
         if not self._output.requires_grad:
             raise InvalidOption("the logits do not depend on this layer")
+        pooled = is_pooled_linear(self._classifier, self.activations, self.logits)
+        if self._classifier is None or not pooled.any():
+            return self._differentiated(classes)
+        closed = constant_gradients(self._classifier, classes, self.activations.shape[-2:])
+        if pooled.all():
+            return closed
+        return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(classes))
+
+    def _differentiated(self, classes: Tensor) -> Tensor:
         columns = [self._output.gather(1, column[:, None]).sum() for column in classes.unbind(1)]
         found = [torch.autograd.grad(column, self._leaf, retain_graph=True, allow_unused=True)[0] for column in columns]
         if found[0] is None:
@@ -77,7 +89,14 @@ class Capture:
         return torch.stack([self._arrangement.maps(gradients) for gradients in found], dim=1)
 
 
-def capture(module: nn.Module, x: Tensor, layer: str, calls: int = 1, arrangement: Arrangement = PLANES) -> Capture:
+def capture(
+    module: nn.Module,
+    x: Tensor,
+    layer: str,
+    calls: int = 1,
+    arrangement: Arrangement = PLANES,
+    classifier: nn.Linear | None = None,
+) -> Capture:
     """One forward pass of `module` on `x`, with activations and graph taken at `layer`.
 
     Args:
@@ -86,6 +105,7 @@ def capture(module: nn.Module, x: Tensor, layer: str, calls: int = 1, arrangemen
         layer: address of the layer.
         calls: how often the layer runs in one forward, if known: the graph then starts at the last call only.
         arrangement: how the layer's output holds its maps.
+        classifier: the last linear layer, if known: behind global average pooling it makes a backward pass needless.
 
     Raises:
         InvalidOption: no such layer, or it did not run.
@@ -101,7 +121,7 @@ def capture(module: nn.Module, x: Tensor, layer: str, calls: int = 1, arrangemen
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise Unsupported("the network must return logits of shape (batch, classes)")
     activations = arrangement.maps(start.leaf.detach())
-    return Capture(activations, output.detach(), arrangement, start.leaf, output)
+    return Capture(activations, output.detach(), arrangement, start.leaf, output, classifier)
 
 
 def with_output(module: nn.Module, x: Tensor, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> Tensor:

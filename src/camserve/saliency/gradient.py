@@ -8,6 +8,7 @@ from torch import Tensor
 from camserve.errors import Unsupported
 from camserve.methods import Cam, GradCam, HiresCam, LayerCam, XgradCam
 from camserve.saliency.features import Features
+from camserve.saliency.head import is_pooled_linear
 
 XGRAD_EPSILON = 1e-7
 """Added to the sum of a channel's activations, as grad-cam 1.5.7 does; torchcam 0.5.0 adds 1e-8."""
@@ -88,13 +89,7 @@ def pooled_linear_weight(features: Features) -> Tensor:
     Raises:
         Unsupported: they are not.
     """
-    linear = features.classifier
-    channels = features.activations.shape[0]
-    if linear is None or linear.in_features != channels or linear.out_features != len(features.logits):
-        raise Unsupported("CAM needs a head of global average pooling and one linear layer; this network has another")
-    expected = linear(features.activations.mean(dim=(-2, -1)))
-    bias = 0 if linear.bias is None else linear.bias
-    scale = (features.logits - bias).abs().max()  # what the layer contributes: a large bias must not hide a difference
-    if not (expected - features.logits).abs().max() <= 1e-3 * scale:
-        raise Unsupported("CAM needs logits that are one linear layer of this layer's spatial mean; here they are not")
-    return linear.weight
+    linear, activations = features.classifier, features.activations[None]
+    if linear is None or not is_pooled_linear(linear, activations, features.logits[None]).all():
+        raise Unsupported("CAM needs a head of global average pooling and one linear layer; here is another")
+    return linear.weight.detach()

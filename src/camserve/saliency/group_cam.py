@@ -22,22 +22,25 @@ BLUR_KERNEL_PX = 51
 BLUR_SIGMA_PX = 50.0
 
 
-def masks(features: Features, spec: GroupCam, start: int, stop: int) -> Masks:
-    """Queries start..stop-1 behind one query of the blurred image alone, from which the scores are measured.
+def masks(features: Features, spec: GroupCam, numbers: Tensor) -> Masks:
+    """Queries of these numbers behind one query of the blurred image alone, from which the scores are measured.
 
     Args:
         features: with gradients.
         spec: groups in 1..C.
-        start: first query.
-        stop: one past the last query.
+        numbers: (n,), which queries.
     """
     values = _group_maps(features, spec)
     if spec.variant == "paper":
-        values = _above_percentile(values, spec.theta)
+        values = above_percentile(values, spec.theta)
     owners = torch.arange(len(features.targets), device=values.device).repeat_interleave(spec.groups)
     blurred = gaussian_blur(features.input, BLUR_KERNEL_PX, BLUR_SIGMA_PX)
-    part = slice(start, stop)
-    return make_masks(features.input, values[part], features.targets, owners[part], blurred).with_anchor()
+    return make_masks(features.input, values[numbers], features.targets, owners[numbers], blurred).with_anchor()
+
+
+def order(features: Features, spec: GroupCam) -> Tensor:
+    """(K * groups,), the queries by the energy of their group, the sum of M_l over space, the largest first."""
+    return _group_maps(features, spec).sum(dim=(1, 2)).argsort(descending=True, stable=True)
 
 
 def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:
@@ -62,11 +65,11 @@ def _group_maps(features: Features, spec: GroupCam) -> Tensor:
     """(K * groups, u, v): ReLU of the sum of w_k A_k over each group."""
     weighted = features.weights()[:, :, None, None] * features.activations  # (K, C, u, v)
     if spec.grouping == "chunk":
-        return _in_order(weighted, spec.groups).relu()
+        return in_order(weighted, spec.groups).relu()
     return torch.cat([_clustered(one, spec) for one in weighted]).relu()
 
 
-def _in_order(weighted: Tensor, groups: int) -> Tensor:
+def in_order(weighted: Tensor, groups: int) -> Tensor:
     """(K, C, u, v) to (K * groups, u, v): sums over runs of channels.
 
     As torch.chunk splits: groups of ceil(C / groups) channels, so that the last ones may be short or empty.
@@ -96,13 +99,14 @@ def _labels(rows: np.ndarray, spec: GroupCam) -> np.ndarray:
     from sklearn.cluster import AgglomerativeClustering, KMeans  # slow to import, and seldom needed
 
     if spec.grouping == "kmeans":
-        clustering = KMeans(n_clusters=spec.groups, random_state=0)
+        distinct = len(np.unique(rows, axis=0))  # more clusters than these would stay empty, with a warning each time
+        clustering = KMeans(n_clusters=min(spec.groups, distinct), random_state=0)
     else:
         clustering = AgglomerativeClustering(n_clusters=spec.groups)
     return np.asarray(clustering.fit_predict(rows))
 
 
-def _above_percentile(maps: Tensor, theta: float) -> Tensor:
+def above_percentile(maps: Tensor, theta: float) -> Tensor:
     """Values at or below the map's own theta percentile become 0; as numpy.percentile, linear between ranks."""
     flat = maps.flatten(1)
     ranked = flat.sort(dim=1).values

@@ -15,8 +15,8 @@ from camserve.methods import IntegratedGradCam
 from camserve.saliency.features import Features
 
 
-def integrated_grad_cam(features: Features, spec: IntegratedGradCam, start: int, stop: int) -> Tensor:
-    """The sum over steps start..stop-1 of m.
+def integrated_grad_cam(features: Features, spec: IntegratedGradCam, numbers: Tensor) -> Tensor:
+    """The sum over the steps of these numbers, of m.
 
     PAPER: sum_k gap(g_k(gamma(t))) (A_k(gamma(t)) - A_k(black)), t = 1/m, 2/m, ..., 1: the image itself is the last.
     REFERENCE, the authors' notebook: ReLU(sum_k gap(g_k(gamma(t))) A_k(gamma(t))), t = 0, 1/m, ..., (m - 1)/m.
@@ -25,12 +25,11 @@ def integrated_grad_cam(features: Features, spec: IntegratedGradCam, start: int,
         (K, u, v).
     """
     total = features.activations.new_zeros(len(features.targets), *features.activations.shape[1:])
-    if start >= stop:
+    if not len(numbers):
         return total
     paper = spec.variant == "paper"
     absent = _black_activations(features) if paper else 0
-    first = start + 1 if paper else start
-    for activations, weights in _on_the_way(features, spec.images, first, first + stop - start):
+    for activations, weights in _on_the_way(features, (numbers + paper).to(features.input) / spec.images):
         maps = torch.einsum("nkc,ncuv->nkuv", weights, activations - absent)
         total = total + (maps if paper else maps.relu()).sum(dim=0)
     leads_nowhere = paper & (features.input == features.passes.black).all()  # only rounding differs on the way
@@ -43,11 +42,11 @@ def _black_activations(features: Features) -> Tensor:
     return features.passes.capture(black[None]).activations
 
 
-def _on_the_way(features: Features, steps: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Activations (n, C, u, v) and spatial means of the gradients (n, K, C) at t = first/steps .. (last-1)/steps."""
+def _on_the_way(features: Features, t: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Activations (n, C, u, v) and spatial means of the gradients (n, K, C) at t (N,), a micro-batch at a time."""
     image, passes = features.input, features.passes
-    for start, stop in passes.runs(first, last):
-        t = torch.arange(start, stop, device=image.device, dtype=image.dtype) / steps
-        captured = passes.capture(torch.lerp(passes.black, image, t[:, None, None, None]))
+    for start, stop in passes.runs(0, len(t)):
+        part = t[start:stop, None, None, None]
+        captured = passes.capture(torch.lerp(passes.black, image, part))
         gradients = captured.gradients(features.targets.expand(stop - start, -1))
         yield captured.activations, gradients.mean(dim=(-2, -1))

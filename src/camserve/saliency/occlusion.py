@@ -21,21 +21,21 @@ from camserve.saliency.masks import loss
 
 @dataclass(frozen=True)
 class Windows:
-    """Places first..last-1 of the window, behind one query of the image itself, from which the loss is measured."""
+    """Some places of the window, behind one query of the image itself, from which the loss is measured."""
 
     input: Tensor
     """(3, H, W), the normalised input."""
     columns: Tensor
     """(K,), the classes whose probabilities are asked."""
     spec: Occlusion
-    first: int
-    last: int
+    places: Tensor
+    """(N,)."""
     micro_batch: int
     """Places added up at a time."""
     logits: ClassVar[bool] = False
 
     def __len__(self) -> int:
-        return 1 + self.last - self.first
+        return 1 + len(self.places)
 
     def blend(self, start: int, stop: int) -> Tensor:
         """The image with each query's window set to zero, (n, 3, H, W)."""
@@ -45,7 +45,7 @@ class Windows:
     def hidden(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Which rows (n, H) and columns (n, W) the window of each query lies on; none for the first query."""
         query = torch.arange(start, stop, device=self.input.device)
-        place = (self.first + query - 1).clamp(min=0)
+        place = torch.cat([self.places.new_zeros(1), self.places])[start:stop]
         rows = self._lies_on(place // self.spec.positions, self.input.shape[1])
         columns = self._lies_on(place % self.spec.positions, self.input.shape[2])
         return rows & (query > 0)[:, None], columns
@@ -65,9 +65,9 @@ class Windows:
         return (pixel >= start * pixels // self.spec.positions) & (pixel < stop * pixels // self.spec.positions)
 
 
-def masks(features: Features, spec: Occlusion, start: int, stop: int) -> Windows:
-    """Places start..stop-1 of positions^2."""
-    return Windows(features.input, features.targets, spec, start, stop, features.passes.micro_batch)
+def masks(features: Features, spec: Occlusion, numbers: Tensor) -> Windows:
+    """Places of these numbers, of positions^2."""
+    return Windows(features.input, features.targets, spec, numbers, features.passes.micro_batch)
 
 
 def reduce(scores: Tensor, windows: Windows, spec: Occlusion) -> Tensor:

@@ -28,6 +28,7 @@ class Passes:
         black: (3, 1, 1), pixel value 0 as the network's input.
         white: (3, 1, 1), pixel value 1 (255 of uint8) as the network's input.
         tails: the network's tails by layer, kept from one request to the next; None where a layer has none.
+        classifier: the network's last linear layer, if it has one.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Passes:
         black: Tensor,
         white: Tensor,
         tails: dict[str, nn.Module | None],
+        classifier: nn.Linear | None = None,
     ) -> None:
         self.module = module
         self.layer = layer
@@ -49,6 +51,7 @@ class Passes:
         self.black = black
         self.white = white
         self._tails = tails
+        self._classifier = classifier
         self.made = 0
         """Images that went through so far."""
 
@@ -60,7 +63,7 @@ class Passes:
     def capture(self, x: Tensor) -> Capture:
         """One forward pass of (n, 3, H, W), n at most the micro-batch, with the graph starting at the layer."""
         self.made += len(x)
-        return capture(self.module, x, self.layer, self.calls, self.arrangement)
+        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier)
 
     def input_gradients(self, x: Tensor, classes: Tensor) -> Tensor:
         """dS_c/dx, (n, K, 3, H, W), of (n, 3, H, W) images for (n, K) classes, n at most the micro-batch.

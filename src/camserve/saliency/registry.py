@@ -39,6 +39,7 @@ from camserve.saliency import (
     ablation,
     attention,
     backprop,
+    curves,
     eigen,
     gradient,
     group_cam,
@@ -51,6 +52,7 @@ from camserve.saliency import (
 )
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
+from camserve.types import MapCurves
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,28 @@ class Direct:
 class Sampled:
     """A method whose queries are passes of its own: gradients of altered images, tails on altered activations."""
 
-    sums: Callable[[Features, Any, int, int], Tensor]
-    """(features, spec, start, stop) -> sums over the queries start..stop-1; those of disjoint ranges add up."""
+    sums: Callable[[Features, Any, Tensor], Tensor]
+    """(features, spec, numbers (n,)) -> sums over the queries of these numbers; those of disjoint sets add up."""
     needs_gradients: bool
+    order: Callable[[Features, Any], Tensor] | None = None
+    """(features with gradients, spec) -> (queries,), their numbers, those that matter most first; None: none do."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """A method of masked queries: which to ask, and what their scores add up to."""
 
-    masks: Callable[[Features, Any, int, int], Queries]
-    """(features, spec, start, stop) -> the queries of that range."""
+    masks: Callable[[Features, Any, Tensor], Queries]
+    """(features, spec, numbers (n,)) -> the queries of these numbers."""
     reduce: Callable[[Tensor, Any, Any], Tensor]
     """(scores (N, K), the same queries, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution; the sums of
-    disjoint ranges add up."""
+    disjoint sets add up."""
     needs_gradients: bool
+    order: Callable[[Features, Any], Tensor] | None = None
+    """As that of `Sampled`."""
 
 
-REGISTRY: dict[type[MethodSpec], Direct | Sampled | Perturbation] = {
+REGISTRY: dict[type[MethodSpec | MapCurves], Direct | Sampled | Perturbation] = {
     Cam: Direct(gradient.cam, needs_gradients=False),
     GradCam: Direct(gradient.grad_cam, needs_gradients=True),
     HiresCam: Direct(gradient.hires_cam, needs_gradients=True),
@@ -99,13 +105,16 @@ REGISTRY: dict[type[MethodSpec], Direct | Sampled | Perturbation] = {
     IntegratedGradients: Sampled(backprop.integrated_gradients, needs_gradients=False),
     SmoothGrad: Direct(backprop.smooth_grad, needs_gradients=False),
     Xrai: Direct(xrai.xrai, needs_gradients=False),
-    GroupCam: Perturbation(group_cam.masks, group_cam.reduce, needs_gradients=True),
-    ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False),
-    SsCam: Perturbation(score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False),
-    IsCam: Perturbation(score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False),
+    GroupCam: Perturbation(group_cam.masks, group_cam.reduce, needs_gradients=True, order=group_cam.order),
+    ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False, order=score_cam.order),
+    SsCam: Perturbation(score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False, order=score_cam.order),
+    IsCam: Perturbation(
+        score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False, order=score_cam.order
+    ),
     Rise: Perturbation(rise.masks, rise.reduce, needs_gradients=False),
-    AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False),
+    AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False, order=score_cam.order),
     Occlusion: Perturbation(occlusion.masks, occlusion.reduce, needs_gradients=False),
     AttentionRollout: Direct(attention.attention_rollout, needs_gradients=False),
     GradientWeightedAttention: Direct(attention.gradient_weighted_attention, needs_gradients=False),
+    MapCurves: Perturbation(curves.masks, curves.reduce, needs_gradients=False),
 }

@@ -21,21 +21,21 @@ from camserve.saliency.features import Features
 
 @dataclass(frozen=True)
 class RandomMasks:
-    """Masks first..last-1 of a request's random masks, as queries 0, 1, ..."""
+    """Random masks of some numbers, as queries 0, 1, ..."""
 
     input: Tensor
     """(3, H, W), the normalised input."""
     columns: Tensor
     """(K,), the classes whose probabilities are asked."""
     spec: Rise
-    first: int
-    last: int
+    numbers: Tensor
+    """(N,)."""
     micro_batch: int
     """Masks made at a time when they are added up."""
     logits: ClassVar[bool] = False
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.numbers)
 
     def blend(self, start: int, stop: int) -> Tensor:
         """The input times the masks, (n, 3, H, W): what is hidden becomes zero in normalised space."""
@@ -49,9 +49,8 @@ class RandomMasks:
         authors' code upsamples with scikit-image, which reflects at the border; here, as everywhere, the border's
         values go on outwards.
         """
-        numbers = torch.arange(self.first + start, self.first + stop, device=self.input.device)
         side = self.spec.grid
-        random = uniform(self.spec.seed, numbers, side**2 + 2, self.input.dtype)
+        random = uniform(self.spec.seed, self.numbers[start:stop], side**2 + 2, self.input.dtype)
         kept = (random[:, 2:] < self.spec.keep_prob).to(random).view(-1, side, side)
         rows = self._interpolation(random[:, 0], self.input.shape[1])
         columns = self._interpolation(random[:, 1], self.input.shape[2])
@@ -65,9 +64,9 @@ class RandomMasks:
         return _upsampling(self.spec.grid, (self.spec.grid + 1) * cell).to(random)[offset[:, None] + pixel]
 
 
-def masks(features: Features, spec: Rise, start: int, stop: int) -> RandomMasks:
-    """Queries start..stop-1 of `spec.masks`."""
-    return RandomMasks(features.input, features.targets, spec, start, stop, features.passes.micro_batch)
+def masks(features: Features, spec: Rise, numbers: Tensor) -> RandomMasks:
+    """Queries of these numbers, of `spec.masks`."""
+    return RandomMasks(features.input, features.targets, spec, numbers, features.passes.micro_batch)
 
 
 def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:

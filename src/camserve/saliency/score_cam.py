@@ -16,15 +16,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from camserve.methods import IsCam, ScoreCam, SsCam
+from camserve.methods import AblationCam, IsCam, ScoreCam, SsCam
 from camserve.saliency.counter import normal
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Masks, live_maps
 
 
-def masks(features: Features, spec: ScoreCam, start: int, stop: int) -> Masks:
-    """Queries start..stop-1: the input times the upsampled, normalised channels of the same numbers."""
-    return _channels(features, start, stop, spec.normalise, asks_logits=spec.variant == "logit")[0]
+def masks(features: Features, spec: ScoreCam, numbers: Tensor) -> Masks:
+    """Queries of these numbers: the input times the upsampled, normalised channels of the same numbers."""
+    return _channels(features, numbers, spec.normalise, asks_logits=spec.variant == "logit")[0]
+
+
+def order(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> Tensor:
+    """(C,), the channels by how much Grad-CAM makes of them, |w_k| times the norm of A_k, the largest first."""
+    weighted = features.weights().abs() * features.activations.flatten(1).norm(dim=1)
+    found: Tensor = weighted.amax(dim=0).argsort(descending=True, stable=True)
+    return found
 
 
 def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:
@@ -84,7 +91,7 @@ class Samples:
         return self.alter(upsampled[mask - first], self.channels[mask], way)[:, None] * self.masks.input
 
 
-def noisy_masks(features: Features, spec: SsCam, start: int, stop: int) -> Samples:
+def noisy_masks(features: Features, spec: SsCam, numbers: Tensor) -> Samples:
     """SS-CAM: each channel's mask plus normal noise of every pixel, S times.
 
     The noise of a channel's way depends on (seed, channel, way) alone.
@@ -94,10 +101,10 @@ def noisy_masks(features: Features, spec: SsCam, start: int, stop: int) -> Sampl
         noise = normal(spec.seed, channels * spec.samples + ways, masks.shape[1] * masks.shape[2], masks.dtype)
         return masks + spec.std * noise.view_as(masks)
 
-    return _samples(features, start, stop, spec.samples, add_noise)
+    return _samples(features, numbers, spec.samples, add_noise)
 
 
-def integrated_masks(features: Features, spec: IsCam, start: int, stop: int) -> Samples:
+def integrated_masks(features: Features, spec: IsCam, numbers: Tensor) -> Samples:
     """IS-CAM: each channel's mask times sum_{j<=i} j / S = i (i + 1) / (2 S), for i = 1..S.
 
     The factors are those of torchcam 0.5.0, which takes the paper's formula literally: they end at (S + 1) / 2, not 1.
@@ -106,7 +113,7 @@ def integrated_masks(features: Features, spec: IsCam, start: int, stop: int) -> 
     def scale(masks: Tensor, channels: Tensor, ways: Tensor) -> Tensor:
         return masks * ((ways + 1) * (ways + 2) / (2 * spec.samples)).to(masks)[:, None, None]
 
-    return _samples(features, start, stop, spec.samples, scale)
+    return _samples(features, numbers, spec.samples, scale)
 
 
 def reduce_samples(scores: Tensor, samples: Samples, spec: SsCam | IsCam) -> Tensor:
@@ -127,21 +134,21 @@ def reduce_samples(scores: Tensor, samples: Samples, spec: SsCam | IsCam) -> Ten
     return torch.einsum("nk,nuv->kuv", _exponential(means - samples.masks.reference), samples.masks.values)
 
 
-def _channels(features: Features, start: int, stop: int, normalise: str, asks_logits: bool) -> tuple[Masks, Tensor]:
-    """The channels start..stop-1 that are not constant, as masks, and their numbers."""
-    values, (height, width) = features.activations[start:stop], features.input.shape[-2:]
+def _channels(features: Features, numbers: Tensor, normalise: str, asks_logits: bool) -> tuple[Masks, Tensor]:
+    """The channels of these numbers that are not constant, as masks, and their numbers."""
+    values, (height, width) = features.activations[numbers], features.input.shape[-2:]
     live, low, high = live_maps(values, (height, width), normalise)
     reference = features.logits[features.targets] if asks_logits else None
     owners = torch.zeros_like(live)  # one mask serves all targets
     found = Masks(features.input, values[live], low, high, features.targets, owners, reference=reference)
-    return found, live + start
+    return found, numbers[live]
 
 
 def _samples(
-    features: Features, start: int, stop: int, each: int, alter: Callable[[Tensor, Tensor, Tensor], Tensor]
+    features: Features, numbers: Tensor, each: int, alter: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Samples:
     """Masks normalised before they are upsampled, as torchcam's."""
-    found, channels = _channels(features, start, stop, "before", asks_logits=True)
+    found, channels = _channels(features, numbers, "before", asks_logits=True)
     return Samples(found, channels, each, alter)
 
 

@@ -72,6 +72,11 @@ class TorchServe:
         return f"{HOST}:{self._ports.grpc_inference}"
 
     @property
+    def place(self) -> str:
+        """host:grpc_port:management_port, as `Settings.upstreams` names it."""
+        return f"{self.grpc_address}:{self._ports.management}"
+
+    @property
     def inference_url(self) -> str:
         """REST, for plain clients: `<inference_url>/predictions/<model>`."""
         return f"http://{HOST}:{self._ports.inference}"

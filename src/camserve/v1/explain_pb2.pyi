@@ -7,36 +7,76 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    INTERACTIVE: _ClassVar[Priority]
+    NORMAL: _ClassVar[Priority]
+    BATCH: _ClassVar[Priority]
+
+class Fusion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FUSION_UNSPECIFIED: _ClassVar[Fusion]
+    MEAN: _ClassVar[Fusion]
+    MAX: _ClassVar[Fusion]
+
 class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PRECISION_UNSPECIFIED: _ClassVar[Precision]
     EXACT: _ClassVar[Precision]
     BFLOAT16: _ClassVar[Precision]
+PRIORITY_UNSPECIFIED: Priority
+INTERACTIVE: Priority
+NORMAL: Priority
+BATCH: Priority
+FUSION_UNSPECIFIED: Fusion
+MEAN: Fusion
+MAX: Fusion
 PRECISION_UNSPECIFIED: Precision
 EXACT: Precision
 BFLOAT16: Precision
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "version", "image", "methods", "targets", "layer", "output", "top_predictions", "precision")
+    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
-    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     TOP_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    FUSION_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     image: Image
     methods: _containers.RepeatedCompositeFieldContainer[MethodSpec]
     targets: _containers.RepeatedCompositeFieldContainer[Target]
-    layer: str
+    layers: _containers.RepeatedScalarFieldContainer[str]
     output: Output
     top_predictions: int
     precision: Precision
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layer: _Optional[str] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
+    fusion: Fusion
+    evaluate: bool
+    evaluation_steps: int
+    priority: Priority
+    allow_partial: bool
+    stream: StreamOptions
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ...) -> None: ...
+
+class StreamOptions(_message.Message):
+    __slots__ = ("max_maps", "min_interval_s")
+    MAX_MAPS_FIELD_NUMBER: _ClassVar[int]
+    MIN_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    max_maps: int
+    min_interval_s: float
+    def __init__(self, max_maps: _Optional[int] = ..., min_interval_s: _Optional[float] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("encoded", "tensor")
@@ -65,7 +105,7 @@ class Tensor(_message.Message):
     def __init__(self, data_type: _Optional[_Union[Tensor.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class MethodSpec(_message.Message):
-    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "attention_rollout", "gradient_weighted_attention")
+    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "attention_rollout", "gradient_weighted_attention", "auto")
     CAM_FIELD_NUMBER: _ClassVar[int]
     GRAD_CAM_FIELD_NUMBER: _ClassVar[int]
     GROUP_CAM_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +130,7 @@ class MethodSpec(_message.Message):
     OCCLUSION_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_WEIGHTED_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    AUTO_FIELD_NUMBER: _ClassVar[int]
     cam: Cam
     grad_cam: GradCam
     group_cam: GroupCam
@@ -114,7 +155,12 @@ class MethodSpec(_message.Message):
     occlusion: Occlusion
     attention_rollout: AttentionRollout
     gradient_weighted_attention: GradientWeightedAttention
-    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ...) -> None: ...
+    auto: Auto
+    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ...) -> None: ...
+
+class Auto(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Cam(_message.Message):
     __slots__ = ()
@@ -423,10 +469,10 @@ class Prediction(_message.Message):
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SaliencyMap(_message.Message):
-    __slots__ = ("method", "target", "layer", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete")
+    __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
-    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -435,9 +481,12 @@ class SaliencyMap(_message.Message):
     BOXES_FIELD_NUMBER: _ClassVar[int]
     DEGENERATE_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    FAITHFULNESS_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     method: MethodSpec
     target: Prediction
-    layer: str
+    layers: _containers.RepeatedScalarFieldContainer[str]
     shape: _containers.RepeatedScalarFieldContainer[int]
     encoding: Output.Encoding
     data: bytes
@@ -446,7 +495,26 @@ class SaliencyMap(_message.Message):
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
     degenerate: bool
     complete: bool
-    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layer: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ...) -> None: ...
+    faithfulness: Faithfulness
+    fraction: float
+    choice: str
+    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ..., faithfulness: _Optional[_Union[Faithfulness, _Mapping]] = ..., fraction: _Optional[float] = ..., choice: _Optional[str] = ...) -> None: ...
+
+class Faithfulness(_message.Message):
+    __slots__ = ("protocol", "deletion_auc", "insertion_auc", "overall", "deletion", "insertion")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    DELETION_AUC_FIELD_NUMBER: _ClassVar[int]
+    INSERTION_AUC_FIELD_NUMBER: _ClassVar[int]
+    OVERALL_FIELD_NUMBER: _ClassVar[int]
+    DELETION_FIELD_NUMBER: _ClassVar[int]
+    INSERTION_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    deletion_auc: float
+    insertion_auc: float
+    overall: float
+    deletion: _containers.RepeatedScalarFieldContainer[float]
+    insertion: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, protocol: _Optional[str] = ..., deletion_auc: _Optional[float] = ..., insertion_auc: _Optional[float] = ..., overall: _Optional[float] = ..., deletion: _Optional[_Iterable[float]] = ..., insertion: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("left", "top", "right", "bottom", "score")
@@ -483,7 +551,7 @@ class InputView(_message.Message):
     def __init__(self, original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker")
+    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker", "evaluation_queries")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -496,12 +564,14 @@ class Cost(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_QUERIES_FIELD_NUMBER: _ClassVar[int]
     queries: int
     stage_seconds: _containers.ScalarMap[str, float]
     steps: int
     precision: Precision
     worker: str
-    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ...) -> None: ...
+    evaluation_queries: int
+    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ..., evaluation_queries: _Optional[int] = ...) -> None: ...
 
 class ExplainUpdate(_message.Message):
     __slots__ = ("progress", "reply")
@@ -512,14 +582,18 @@ class ExplainUpdate(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., reply: _Optional[_Union[ExplainReply, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("done", "total", "predictions")
+    __slots__ = ("done", "total", "predictions", "maps", "input")
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
     done: int
     total: int
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
-    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+    maps: _containers.RepeatedCompositeFieldContainer[SaliencyMap]
+    input: InputView
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -61,14 +61,17 @@ class ExplanationServiceServicer(object):
 
     def Explain(self, request, context):
         """Explains one image: predictions and one map for each method and target. The deadline of the call is honoured:
-        at the deadline the call ends with DEADLINE_EXCEEDED and no further work is sent to a worker.
+        at the deadline the call ends with DEADLINE_EXCEEDED, or just before it with what is known if `allow_partial` is
+        set, and no further work is sent to a worker. RESOURCE_EXHAUSTED, with google.rpc.RetryInfo, when too much work
+        waits, or so much that the deadline cannot be kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamExplain(self, request, context):
-        """Like Explain, as a stream of updates: progress while masked queries are answered, then one final reply.
+        """Like Explain, as a stream of updates: predictions as soon as they are known, progress and maps that improve while
+        masked queries are answered, then one final reply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

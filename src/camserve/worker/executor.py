@@ -14,24 +14,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from camserve import images
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, InvalidImage
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, DeadlineExceeded, Internal, InvalidOption
 from camserve.labels import resolve_target
 from camserve.methods import GradCam, MethodSpec, ScoreCam
 from camserve.queries.pack import ask
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
 from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
-from camserve.types import InputView, Item, ItemResult, Partial, Precision, Prediction, StepResult, Target, Task
+from camserve.types import (
+    Item,
+    ItemResult,
+    MapCurves,
+    Partial,
+    Precision,
+    Prediction,
+    StepResult,
+    Target,
+    Task,
+)
+from camserve.worker.forward import Forward, Wanted
+from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network, exact_float32
 
 log = logging.getLogger(__name__)
+
+MEMORY_BYTES = 256 * 2**20
+"""What a worker keeps of recent images, unless it is told otherwise."""
 
 Progress = Callable[[int, int], None]
 
@@ -42,22 +56,33 @@ class _Job:
 
     item: Item
     error: CamserveError | None = None
-    layer: str = ""
-    pixels: Tensor | None = None
-    view: InputView | None = None
-    features: Features | None = None
+    layers: tuple[str, ...] = ()
+    """Of its tasks, each once; the default layer where it has no task."""
+    digest: bytes = b""
+    seen: Seen | None = None
+    features: dict[str, Features] = field(default_factory=dict)
+    """By layer."""
     predictions: tuple[Prediction, ...] = ()
     targets: tuple[Prediction, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
     """Masked queries by place among the item's tasks."""
+    orders: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Of a task's queries, where it wants to know."""
     partials: dict[int, Partial] = field(default_factory=dict)
 
 
 class Executor:
-    """Runs steps on one network. Stateless between steps; may be called from several threads."""
+    """Runs steps on one network; may be called from several threads.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        network: the network. With a memory its weights must stay as they are.
+        memory_bytes: bound of what is kept of recent images from one step to the next; 0: nothing.
+    """
+
+    def __init__(self, network: Network, memory_bytes: int = 0) -> None:
         self.network = network
+        self.memory = Memory(memory_bytes)
+        self._images = Forward(network, self.memory)
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
     def execute(self, items: Sequence[Item], on_progress: Progress | None = None) -> StepResult:
@@ -68,19 +93,22 @@ class Executor:
             on_progress: called with masked queries (done, total) of the step.
         """
         jobs = [_Job(item) for item in items]
+        hits, misses = self.memory.hits, self.memory.misses
         seconds: dict[str, float] = {}
         with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
             with self._stage("decode", seconds):
                 self._each(jobs, self._prepare)
             with self._stage("forward", seconds):
-                for group in _groups(jobs, lambda job: job.layer):
+                for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
+                    group = [job for job in jobs if layer in job.layers]
                     for first in range(0, len(group), self.network.micro_batch):
-                        self._together(group[first : first + self.network.micro_batch], self._forward)
+                        self._together(group[first : first + self.network.micro_batch], partial(self._forward, layer))
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
                 for group in _groups(jobs, lambda job: job.item.precision):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
-        return StepResult(tuple(map(_outcome, jobs)), seconds, self.worker)
+        found = self.memory.hits - hits, self.memory.misses - misses
+        return StepResult(tuple(map(_outcome, jobs)), seconds, self.worker, *found)
 
     def warm_up(self) -> None:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
@@ -98,13 +126,14 @@ class Executor:
 
     def _each(self, jobs: Sequence[_Job], work: Callable[[_Job], None]) -> None:
         for job in jobs:
-            if job.error is None:
-                self._together([job], lambda group: work(group[0]))
+            self._together([job], lambda group: work(group[0]))
 
     def _together(self, jobs: Sequence[_Job], work: Callable[[Sequence[_Job]], None]) -> None:
         """Work on all jobs at once, or one by one where that fails; a job that fails alone has its error."""
+        jobs = [job for job in jobs if job.error is None]
         try:
-            work(jobs)
+            if jobs:
+                work(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -113,78 +142,70 @@ class Executor:
                 jobs[0].error = _typed(error)
 
     def _prepare(self, job: _Job) -> None:
+        if 0 < job.item.deadline_unix_s < time.time():
+            raise DeadlineExceeded("the deadline passed before the worker came to this")
         info = self.network.info
-        job.layer = info.layer(job.item.layer).name
+        names = [task.layer for task in job.item.tasks] or [""]
+        job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         for target in job.item.targets:
             resolve_target(target, info.labels)
-        if isinstance(job.item.image, np.ndarray):
-            pixels, job.view = self._from_array(job.item.image)
-        else:
-            pixels, job.view = self._see(images.decode(job.item.image))
-        job.pixels = torch.from_numpy(pixels)
+        job.digest, job.seen = self._images.seen(job.item.image)
 
-    def _from_array(self, array: np.ndarray) -> tuple[np.ndarray, InputView]:
-        size = self.network.preprocessing.crop_px
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise InvalidImage("a float32 image must be finite, got NaN or infinity")
-        if array.shape == (*size, 3) and array.dtype in (np.uint8, np.float32):
-            return np.array(array), images.whole_view(size)  # a copy: torch wants writable memory
-        if array.dtype == np.float32:
-            raise InvalidImage(f"a float32 image must be {size[0]} x {size[1]} x 3, got {list(array.shape)}")
-        return self._see(images.from_array(array))
+    def _forward(self, layer: str, jobs: Sequence[_Job]) -> None:
+        wanted = [
+            Wanted(job.digest, job.seen, partial(self._classes, job), self._needs_gradients(job, layer))
+            for job in jobs
+            if job.seen is not None
+        ]
+        for job, passed in zip(jobs, self._images.passed(layer, wanted), strict=True):
+            self._take(job, layer, passed)
 
-    def _see(self, image: Image.Image) -> tuple[np.ndarray, InputView]:
-        seen, view = images.network_view(image, self.network.preprocessing)
-        return np.array(seen), view
+    def _take(self, job: _Job, layer: str, passed: Passed) -> None:
+        classes = self._classes(job, passed.logits)
+        needed = self._needs_gradients(job, layer)
+        job.features[layer] = Features(
+            input=passed.input,
+            activations=passed.activations,
+            logits=passed.logits,
+            targets=torch.tensor(classes, device=passed.logits.device),
+            gradients=torch.stack([passed.gradients[index] for index in classes]) if needed else None,
+            classifier=self.network.classifier,
+            passes=self.network.passes(layer),
+        )
+        if layer == job.layers[0]:  # the first of its passes
+            self._predict(job, passed.logits.softmax(dim=0))
 
-    def _forward(self, jobs: Sequence[_Job]) -> None:
-        x = torch.cat([self.network.normalise(job.pixels[None]) for job in jobs if job.pixels is not None])
-        captured = self.network.capture(x, jobs[0].layer)
-        classes = [self._classes(job, logits) for job, logits in zip(jobs, captured.logits, strict=True)]
-        gradients = None
-        if any(REGISTRY[type(task.method)].needs_gradients for job in jobs for task in job.item.tasks):
-            gradients = captured.gradients(torch.nn.utils.rnn.pad_sequence(classes, batch_first=True))
-        for row, job in enumerate(jobs):
-            job.features = Features(
-                input=x[row],
-                activations=captured.activations[row],
-                logits=captured.logits[row],
-                targets=classes[row],
-                gradients=None if gradients is None else gradients[row, : len(classes[row])],
-                classifier=self.network.classifier,
-                passes=self.network.passes(jobs[0].layer),
-            )
-            self._predict(job, captured.logits[row].softmax(dim=0))
+    def _needs_gradients(self, job: _Job, layer: str) -> bool:
+        tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
+        return any(REGISTRY[type(task.method)].needs_gradients or _has_order(task) for task in tasks)
 
-    def _classes(self, job: _Job, logits: Tensor) -> Tensor:
+    def _classes(self, job: _Job, logits: Tensor) -> list[int]:
         """The item's targets as class indices, in order, each once; the most probable class where there is none."""
         ranked = logits.argsort(descending=True, stable=True)
         found: dict[int, None] = {}
         for target in job.item.targets or (Target(top_k=1),):
             target = resolve_target(target, self.network.info.labels)
             found.update(dict.fromkeys([target.index] if target.index is not None else ranked[: target.top_k].tolist()))
-        return torch.tensor(list(found), device=logits.device)
+        return list(found)
 
     def _predict(self, job: _Job, probabilities: Tensor) -> None:
-        assert job.features is not None
+        targets = job.features[job.layers[0]].targets
         top = probabilities.topk(min(job.item.top_predictions, len(probabilities)))
         job.predictions = _predictions(top.indices, top.values)
-        job.targets = _predictions(job.features.targets, probabilities[job.features.targets])
+        job.targets = _predictions(targets, probabilities[targets])
 
     def _work(self, job: _Job) -> None:
         """Makes what needs no pooled query, and the masks of what does."""
-        features = job.features
-        assert features is not None
         for place, task in enumerate(job.item.tasks):
             method, spec = REGISTRY[type(task.method)], task.method
-            total = spec.queries(len(features.activations), len(features.targets))
-            start, stop = min(task.start, total), min(task.stop, total)
+            features = job.features[self.network.info.layer(task.layer).name]
+            numbers, job.orders[place] = _numbers(task, features)
             made = features.passes.made
             if isinstance(method, Perturbation):
-                job.asked[place] = method.masks(features, spec, start, stop)
+                job.asked[place] = method.masks(features, spec, numbers)
             else:
-                sums = _sums(method, features, spec, start, stop)
-                job.partials[place] = _partial(task, features.passes.made - made, sums)
+                sums = _sums(method, features, spec, numbers)
+                job.partials[place] = _as_partial(task, features.passes.made - made, sums, job.orders[place])
 
     def _ask(self, jobs: Sequence[_Job], on_progress: Progress | None) -> None:
         precision: Precision = jobs[0].item.precision
@@ -199,7 +220,8 @@ class Executor:
             task = job.item.tasks[place]
             method = REGISTRY[type(task.method)]
             assert isinstance(method, Perturbation)
-            job.partials[place] = _partial(task, len(masks), method.reduce(answer, masks, task.method))
+            sums = method.reduce(answer, masks, task.method)
+            job.partials[place] = _as_partial(task, len(masks), sums, job.orders[place])
 
 
 @contextmanager
@@ -218,10 +240,32 @@ def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_
     yield from groups.values()
 
 
-def _sums(method: Direct | Sampled, features: Features, spec: MethodSpec, start: int, stop: int) -> Tensor:
+def _has_order(task: Task) -> bool:
+    """The worker is to say in which order the queries matter, and the method has one."""
+    method = REGISTRY[type(task.method)]
+    return task.ordered and not isinstance(method, Direct) and method.order is not None
+
+
+def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
+    """The queries that a task asks, (n,), and the order of all queries if it asks for that."""
+    total = task.method.queries(len(features.activations), len(features.targets))
+    start, stop = min(task.start, total), min(task.stop, total)
+    device = features.activations.device
+    if task.numbers:
+        if max(task.numbers) >= total:
+            raise InvalidOption(f"there are {total} queries, number {max(task.numbers)} was asked")
+        return torch.tensor(task.numbers, device=device), ()
+    method = REGISTRY[type(task.method)]
+    if task.ordered and not isinstance(method, Direct) and method.order is not None:
+        order = method.order(features, task.method)
+        return order[start:stop], tuple(order.tolist())
+    return torch.arange(start, stop, device=device), ()
+
+
+def _sums(method: Direct | Sampled, features: Features, spec: MethodSpec | MapCurves, numbers: Tensor) -> Tensor:
     if isinstance(method, Direct):
         return method.sums(features, spec)
-    return method.sums(features, spec, start, stop)
+    return method.sums(features, spec, numbers)
 
 
 def _typed(error: Exception) -> CamserveError:
@@ -236,13 +280,13 @@ def _predictions(indices: Tensor, probabilities: Tensor) -> tuple[Prediction, ..
     return tuple(Prediction(index, "", probability) for index, probability in pairs)
 
 
-def _partial(task: Task, queries: int, sums: Tensor) -> Partial:
-    return Partial(task.position, queries, sums.detach().cpu().numpy())
+def _as_partial(task: Task, queries: int, sums: Tensor, order: tuple[int, ...]) -> Partial:
+    return Partial(task.position, queries, sums.detach().cpu().numpy(), order)
 
 
 def _outcome(job: _Job) -> ItemResult | CamserveError:
     if job.error is not None:
         return job.error
-    assert job.view is not None
+    assert job.seen is not None
     partials = tuple(job.partials[place] for place in range(len(job.item.tasks)))
-    return ItemResult(job.predictions, job.targets, job.view, job.layer, partials)
+    return ItemResult(job.predictions, job.targets, job.seen.view, partials)

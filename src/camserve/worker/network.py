@@ -114,13 +114,13 @@ class Network:
     def capture(self, x: Tensor, layer: str) -> Capture:
         """One forward pass with the graph starting at a layer that `info` lists."""
         site = self._sites[layer]
-        return capture(self.module, x, layer, site.calls, site.arrangement)
+        return capture(self.module, x, layer, site.calls, site.arrangement, self.classifier)
 
     def passes(self, layer: str) -> Passes:
         """Further passes at a layer that `info` lists."""
         black, white = (self.normalise(torch.full((1, 1, 1, 3), value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        site = self._sites[layer]
-        return Passes(self.module, layer, site.calls, site.arrangement, self.micro_batch, black, white, self._tails)
+        site, size, tails = self._sites[layer], self.micro_batch, self._tails
+        return Passes(self.module, layer, site.calls, site.arrangement, size, black, white, tails, self.classifier)
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Logits of masked images, without graph."""

@@ -10,7 +10,8 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
     methods     a list of {"name": ..., parameter: ...} instead, in `options` only
     target      class index, label, or "top3"; comma-separated for several
     targets     a list of those instead, in `options` only
-    layer, size, precision, top_predictions     as in the gRPC API, lower case
+    layer       name, comma-separated for several, whose maps are fused by `fusion` (mean or max)
+    size, precision, top_predictions     as in the gRPC API, lower case
     format      png (default): base64 of a grey PNG; overlay: base64 of an overlay PNG; float: nested lists;
                 none: no maps
 """
@@ -27,20 +28,30 @@ from typing import Any
 from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption
 from camserve.finalise.encode import encode
 from camserve.methods import METHODS, MethodSpec, parse_method
-from camserve.types import MAP_SIZES, PRECISIONS, Explanation, Item, MapSize, ModelInfo, SaliencyMap, Target
-from camserve.worker.answers import whole_item
+from camserve.types import FUSIONS, MAP_SIZES, PRECISIONS, Explanation, ModelInfo, SaliencyMap, Target
+from camserve.worker.answers import Whole, whole_request
 
 FORMATS = ("png", "overlay", "float", "none")
 IMAGE_KEYS = ("data", "body")
-_OPTIONS = ("method", "methods", "target", "targets", "layer", "size", "precision", "top_predictions", "format")
+_OPTIONS = (
+    "method",
+    "methods",
+    "target",
+    "targets",
+    "layer",
+    "fusion",
+    "size",
+    "precision",
+    "top_predictions",
+    "format",
+)
 
 
 @dataclass(frozen=True)
 class PlainRequest:
     """One plain client's request."""
 
-    item: Item
-    size: MapSize
+    whole: Whole
     format: str
 
 
@@ -54,17 +65,18 @@ def parse(entry: Mapping[str, Any], info: ModelInfo) -> PlainRequest:
     if not isinstance(image, (bytes, bytearray)):
         raise InvalidImage("send an image file as the request's body, or under the key 'data'")
     options = _options(entry)
-    methods = _methods(options)
-    item = whole_item(
+    whole = whole_request(
         info,
         bytes(image),
-        methods,
+        _methods(options),
         _targets(options),
-        layer=str(options.get("layer", "")),
+        layer=str(options.get("layer", "")).split(","),
+        fusion=_choice(options, "fusion", FUSIONS),
         precision=_choice(options, "precision", PRECISIONS),
         top_predictions=_integer(options, "top_predictions", 5),
+        size=_choice(options, "size", MAP_SIZES),
     )
-    return PlainRequest(item, _choice(options, "size", MAP_SIZES), _choice(options, "format", FORMATS))
+    return PlainRequest(whole, _choice(options, "format", FORMATS))
 
 
 def render(request: PlainRequest, answer: Explanation) -> bytes:
@@ -171,7 +183,7 @@ def _map(saliency: SaliencyMap, form: str) -> dict[str, Any]:
         "method": saliency.method.name,
         "parameters": asdict(saliency.method),
         "target": asdict(saliency.target),
-        "layer": saliency.layer,
+        "layers": list(saliency.layers),
         "shape": list(saliency.array.shape),
         "degenerate": saliency.degenerate,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -59,7 +59,7 @@ class WorkerService:
         answers, start = [], 0
         for call in calls:
             stop = start + len(call.items)
-            own = StepResult(step.outcomes[start:stop], step.stage_seconds, step.worker)
+            own = replace(step, outcomes=step.outcomes[start:stop])
             answers.append(call.finish(own))
             start = stop
         return answers
@@ -82,19 +82,16 @@ class WorkerService:
         return _step_call(request.step)
 
     def _plain_call(self, entry: Mapping[str, Any]) -> _Call:
-        info = self._executor.network.info
-        request = plain.parse(entry, info)
+        request = plain.parse(entry, self._executor.network.info)
 
         def finish(step: StepResult) -> Answer:
             (outcome,) = step.outcomes
             if isinstance(outcome, CamserveError):
                 return _plain_error(outcome)
-            answer = explanation(
-                info, request.item, outcome, stage_seconds=step.stage_seconds, worker=step.worker, size=request.size
-            )
+            answer = explanation(request.whole, outcome, step.stage_seconds, step.worker)
             return Answer(plain.render(request, answer), "application/json")
 
-        return _Call((request.item,), _guarded_finish(finish, _plain_error))
+        return _Call((request.whole.item,), _guarded_finish(finish, _plain_error))
 
 
 def _step_call(step: step_pb2.Step) -> _Call:
@@ -110,7 +107,7 @@ def _step_call(step: step_pb2.Step) -> _Call:
     def finish(result: StepResult) -> Answer:
         done = iter(result.outcomes)
         outcomes = tuple(next(done) if isinstance(item, Item) else item for item in read)
-        reply = wire.step_result_to_proto(StepResult(outcomes, result.stage_seconds, result.worker))
+        reply = wire.step_result_to_proto(replace(result, outcomes=outcomes))
         return _gateway_answer(step_pb2.WorkerReply(step=reply))
 
     return _Call(items, _guarded_finish(finish, _gateway_error))

@@ -32,35 +32,57 @@ class Step(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("image", "targets", "layer", "tasks", "top_predictions", "precision")
+    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "deadline_unix_s")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
-    LAYER_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOP_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     image: _explain_pb2.Image
     targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Target]
-    layer: str
     tasks: _containers.RepeatedCompositeFieldContainer[Task]
     top_predictions: int
     precision: _explain_pb2.Precision
-    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., layer: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ...) -> None: ...
+    deadline_unix_s: float
+    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., deadline_unix_s: _Optional[float] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("position", "method", "start", "stop")
+    __slots__ = ("position", "method", "curves", "start", "stop", "layer", "numbers", "ordered")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
+    CURVES_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    ORDERED_FIELD_NUMBER: _ClassVar[int]
     position: int
     method: _explain_pb2.MethodSpec
+    curves: MapCurves
     start: int
     stop: int
-    def __init__(self, position: _Optional[int] = ..., method: _Optional[_Union[_explain_pb2.MethodSpec, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    layer: str
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    ordered: bool
+    def __init__(self, position: _Optional[int] = ..., method: _Optional[_Union[_explain_pb2.MethodSpec, _Mapping]] = ..., curves: _Optional[_Union[MapCurves, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., layer: _Optional[str] = ..., numbers: _Optional[_Iterable[int]] = ..., ordered: bool = ...) -> None: ...
+
+class MapCurves(_message.Message):
+    __slots__ = ("saliency", "height", "width", "target", "steps")
+    SALIENCY_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    saliency: bytes
+    height: int
+    width: int
+    target: int
+    steps: int
+    def __init__(self, saliency: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., target: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("items", "stage_seconds", "worker")
+    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -71,10 +93,14 @@ class StepReply(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_HITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MISSES_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ItemReply]
     stage_seconds: _containers.ScalarMap[str, float]
     worker: str
-    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ...) -> None: ...
+    memory_hits: int
+    memory_misses: int
+    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ...) -> None: ...
 
 class ItemReply(_message.Message):
     __slots__ = ("result", "error")
@@ -85,34 +111,34 @@ class ItemReply(_message.Message):
     def __init__(self, result: _Optional[_Union[ItemResult, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("predictions", "targets", "input", "layer", "partials")
+    __slots__ = ("predictions", "targets", "input", "partials")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
-    LAYER_FIELD_NUMBER: _ClassVar[int]
     PARTIALS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
     targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
     input: _explain_pb2.InputView
-    layer: str
     partials: _containers.RepeatedCompositeFieldContainer[Partial]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., layer: _Optional[str] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
+    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
 
 class Partial(_message.Message):
-    __slots__ = ("position", "queries", "targets", "height", "width", "sums")
+    __slots__ = ("position", "queries", "targets", "height", "width", "sums", "order")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     position: int
     queries: int
     targets: int
     height: int
     width: int
     sums: bytes
-    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., targets: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., sums: _Optional[bytes] = ...) -> None: ...
+    order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., targets: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., sums: _Optional[bytes] = ..., order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")

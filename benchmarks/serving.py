@@ -1,0 +1,268 @@
+"""Measures the whole service on this machine: TorchServe, the gateway and clients over gRPC on loopback.
+
+    python benchmarks/serving.py           # results/serving-cpu.json, and the tables as Markdown
+    python benchmarks/serving.py --quick   # few requests: does it run?
+
+latency     Grad-CAM alone, beside a steady Score-CAM load, and beside the same load with sharing switched off: each
+            request then goes out whole, in one step.
+throughput  Group-CAMs of 8 clients at once, one after another, and in the engine without a service.
+deadline    when a partial answer arrives, against its deadline, while a Score-CAM runs.
+cancel      masked queries sent for a Score-CAM after its client has gone, in steps' worth.
+workers     one Score-CAM on one worker of one thread, and on two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from PIL import Image
+from skimage.data import chelsea, coffee
+
+from camserve import Engine
+from camserve.archive import build_archive
+from camserve.client import AsyncClient
+from camserve.gateway.places import torchserves
+from camserve.gateway.server import Gateway
+from camserve.gateway.settings import Settings
+from camserve.supervisor import ServeOptions, TorchServe
+
+MODEL = "lite0"
+SCORE_LAYER = "_blocks.10"
+"""112 channels: a Score-CAM of about one second."""
+WHOLE_S = 1e6
+"""As a step's target time: nothing is ever too long, so that a request goes out whole."""
+TARGET_S = 0.3
+
+
+def jpeg(array: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(array).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+CAT, COFFEE = jpeg(chelsea()), jpeg(coffee())
+
+
+@dataclass(frozen=True)
+class Service:
+    gateway: Gateway
+    client: AsyncClient
+
+    def planned(self) -> Any:
+        return self.gateway.catalogue.get(MODEL).dispatcher.planner.counts()
+
+
+@asynccontextmanager
+async def serving(store: Path, workers: int = 1, threads: int | None = None, **settings: Any) -> AsyncIterator[Service]:
+    """The service with warm workers, whose step cost is learnt."""
+    torchserve = TorchServe(ServeOptions(store=store, models=(MODEL,), workers=workers, threads=threads))
+    await torchserve.start()
+    try:
+        options = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "step_target_s": TARGET_S, **settings}
+        async with (
+            Gateway(Settings(**options), torchserves([torchserve.place])) as gateway,
+            AsyncClient(gateway.address) as client,
+        ):
+            await gateway.wait_ready(120)
+            service = Service(gateway, client)
+            for _ in range(3):
+                await asyncio.gather(*(score_cam(service) for _ in range(workers)))
+                await service.client.explain(CAT)
+            yield service
+    finally:
+        await torchserve.stop()
+
+
+async def score_cam(service: Service, **options: Any) -> Any:
+    return await service.client.explain(COFFEE, ["score_cam"], layer=SCORE_LAYER, **options)
+
+
+@asynccontextmanager
+async def load(service: Service) -> AsyncIterator[None]:
+    """Two clients that ask one Score-CAM after another: there is always work."""
+
+    async def forever() -> None:
+        while True:
+            await score_cam(service)
+
+    tasks = [asyncio.create_task(forever()) for _ in range(2)]
+    await asyncio.sleep(1.0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def grad_cams(service: Service, number: int) -> list[float]:
+    """Seconds of Grad-CAMs, one after another, at irregular times."""
+    chance, seconds = np.random.default_rng(0), []
+    for _ in range(number):
+        await asyncio.sleep(chance.uniform(0.0, 0.2))
+        began_s = time.perf_counter()
+        await service.client.explain(CAT)
+        seconds.append(time.perf_counter() - began_s)
+    return seconds
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {
+        "p50_s": statistics.median(ordered),
+        "p99_s": ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+        "max_s": ordered[-1],
+        "requests": len(ordered),
+    }
+
+
+async def latency(store: Path, number: int) -> dict[str, Any]:
+    found = {}
+    async with serving(store) as service:
+        found["alone"] = quantiles(await grad_cams(service, number))
+        async with load(service):
+            found["beside Score-CAMs"] = quantiles(await grad_cams(service, number))
+    whole = {"step_target_s": WHOLE_S, "step_queries": 100_000, "step_share": 1.0, "steps_per_worker": 1}
+    async with serving(store, **whole) as service, load(service):
+        found["beside Score-CAMs, sharing off"] = quantiles(await grad_cams(service, max(5, number // 3)))
+    allowed_s = found["alone"]["p99_s"] + 2 * TARGET_S
+    return {"cases": found, "goal": {"p99_s": allowed_s, "met": found["beside Score-CAMs"]["p99_s"] <= allowed_s}}
+
+
+async def throughput(store: Path, rounds: int) -> dict[str, Any]:
+    """Masked queries per second, of the same requests; the ways take turns."""
+    images = [jpeg(np.roll(chelsea(), 20 * shift, axis=1)) for shift in range(8)]
+    engine = Engine.load(MODEL, store, device="cpu")
+    found: dict[str, list[float]] = {"8 clients at once": [], "one after another": [], "engine alone": []}
+    async with serving(store) as service:
+
+        async def at_once() -> int:
+            answers = await asyncio.gather(*(service.client.explain(image, ["group_cam"]) for image in images))
+            return sum(answer.cost.queries for answer in answers)
+
+        async def in_turn() -> int:
+            return sum([(await service.client.explain(image, ["group_cam"])).cost.queries for image in images])
+
+        async def alone() -> int:
+            return sum(engine.explain(image, ["group_cam"]).cost.queries for image in images)
+
+        ways = dict(zip(found, (at_once, in_turn, alone), strict=True))
+        for turn in range(rounds + 1):
+            for name, way in ways.items():
+                began_s = time.perf_counter()
+                await way()
+                if turn:  # the first one warms up
+                    found[name].append(len(images) * 32 / (time.perf_counter() - began_s))
+    rates = {name: statistics.median(some) for name, some in found.items()}
+    ratio = rates["8 clients at once"] / rates["engine alone"]
+    return {"queries_per_s": rates, "rounds": rounds, "goal": {"of_the_engine": ratio, "met": ratio >= 0.9}}
+
+
+async def deadline(store: Path, number: int) -> dict[str, Any]:
+    """How long before its deadline (negative: after) a partial answer has arrived."""
+    early = []
+    async with serving(store) as service, load(service):
+        for _ in range(number):
+            allowed_s = 1.0
+            began_s = time.perf_counter()
+            with contextlib.suppress(Exception):
+                answer = await service.client.explain(
+                    CAT, ["score_cam"], allow_partial=True, timeout_s=allowed_s, priority="interactive"
+                )
+                assert not answer.maps[0].complete
+                early.append(allowed_s - (time.perf_counter() - began_s))
+    return {
+        "asked": number,
+        "answered": len(early),
+        "before_deadline_s": {"median": statistics.median(early), "least": min(early), "most": max(early)},
+        "goal": {"within_s": 0.025, "met": len(early) == number and max(map(abs, early)) <= 0.025},
+    }
+
+
+async def cancel(store: Path, rounds: int) -> dict[str, Any]:
+    """One of three Score-CAMs is cancelled: queries sent for it after that, in steps' worth."""
+    spent = []
+    async with serving(store) as service:
+        for _ in range(rounds):
+            calls = [asyncio.create_task(score_cam(service)) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            before = service.planned()
+            calls[1].cancel()
+            others = await asyncio.gather(calls[0], calls[2])
+            assert all(answer.maps[0].complete for answer in others)
+            after = service.planned()
+            spent.append({"in_flight": before.in_flight, "cancelled": after.cancelled - before.cancelled})
+        metrics = service.gateway.metrics.step_queries.labels(MODEL)
+        steps = metrics._sum.get() / max(1, sum(bucket.get() for bucket in metrics._buckets))
+    return {"rounds": spent, "queries_of_a_step": steps}
+
+
+async def workers(store: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of one Score-CAM."""
+    found = {}
+    for number in (1, 2):
+        async with serving(store, workers=number, threads=1) as service:
+            seconds = []
+            for _ in range(rounds):
+                began_s = time.perf_counter()
+                await score_cam(service)
+                seconds.append(time.perf_counter() - began_s)
+            found[f"{number} workers"] = statistics.median(seconds)
+    ratio = found["2 workers"] / found["1 workers"]
+    return {"median_s": found, "rounds": rounds, "goal": {"ratio": ratio, "met": ratio <= 0.6}}
+
+
+async def measure(store: Path, quick: bool) -> dict[str, Any]:
+    few = {"latency": 5, "throughput": 1, "deadline": 2, "cancel": 1, "workers": 1}
+    many = {"latency": 60, "throughput": 5, "deadline": 20, "cancel": 5, "workers": 5}
+    ways = {"latency": latency, "throughput": throughput, "deadline": deadline, "cancel": cancel, "workers": workers}
+    numbers = few if quick else many
+    return {name: await way(store, numbers[name]) for name, way in ways.items()}
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["| Grad-CAM | p50 | p99 |", "| --- | ---: | ---: |"]
+    for name, case in results["latency"]["cases"].items():
+        lines.append(f"| {name} | {1000 * case['p50_s']:.0f} ms | {1000 * case['p99_s']:.0f} ms |")
+    lines += ["", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
+    lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
+    lines += ["", "| goal | figure | met |", "| --- | ---: | --- |"]
+    for name in ("latency", "throughput", "deadline", "workers"):
+        goal = results[name]["goal"]
+        figure = next(value for key, value in goal.items() if key != "met")
+        lines.append(f"| {name} | {figure:.3f} | {'yes' if goal['met'] else 'no'} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few requests: does it run?")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving-cpu.json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        build_archive("efficientnet-lite0", name=MODEL, store=Path(folder))
+        results = asyncio.run(measure(Path(folder), given.quick))
+    common.write(
+        given.out, {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": results}
+    )
+    print(report(results))
+    print(f"written to {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What `camserve augment` does: a variant of every image of a folder, for fine-tuning.
+
+Images go through in batches: one forward pass for their classes and activations, one run of masked queries for all of
+them. Every variant that is finished is a file and a line in the journal; a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from camserve.engine import Engine
+from camserve.errors import InvalidImage, InvalidInput, InvalidOption, NotFound
+from camserve.evaluation.augment import Recipe, binary_masks, most_probable, variant
+from camserve.evaluation.examples import SUFFIXES
+from camserve.evaluation.journal import Journal, Record
+from camserve.evaluation.run import asking
+from camserve.images import decode, network_view, read_image
+from camserve.labels import resolve_label
+from camserve.types import Precision
+
+JOURNAL = "augment.jsonl"
+Classes = Literal["predicted", "folder"]
+CLASSES: tuple[Classes, ...] = get_args(Classes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made of a folder."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    classes: Classes = "predicted"
+    """predicted: the network's most probable class. folder: the class that the image's folder is named after, as the
+    authors of Group-CAM take the true class."""
+    layer: str = ""
+    """Empty: the model's default layer."""
+    precision: Precision = "exact"
+    """Of masked queries."""
+
+    def settings(self, engine: Engine) -> Record:
+        """What all variants of one folder have in common."""
+        info = engine.info
+        model = {"model": info.name, "version": info.version, "weights": info.source}
+        layer = {"layer": info.layer(self.layer).name, "input_px": list(info.input_size)}
+        return {**model, **layer, "precision": self.precision, "classes": self.classes, **asdict(self.recipe)}
+
+
+@dataclass
+class Outcome:
+    """What came of the images, by their paths in the folder."""
+
+    written: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)
+    """Written by an earlier run."""
+    empty: list[str] = field(default_factory=list)
+    """Without variant: their maps have no positive evidence."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Broken images, and why."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One image that has no variant yet."""
+
+    head: Record
+    """The beginning of its record in the journal."""
+    pixels: np.ndarray
+    """uint8 (H, W, 3), as the network sees it."""
+    wanted: int | None
+    """Class index; None: the most probable one."""
+
+    @property
+    def name(self) -> str:
+        return str(self.head["image"])
+
+
+def augment(
+    engine: Engine,
+    folder: Path,
+    plan: Plan,
+    out: Path,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Outcome:
+    """Writes `out/<path in the folder>.png`, as large as the network's input, for what is not there yet.
+
+    Args:
+        engine: whose maps decide what stays sharp.
+        folder: of images, in subfolders or not.
+        plan: how variants are made.
+        out: made when missing.
+        on_progress: called with (done, total, what is next) before each batch and at the end.
+
+    Raises:
+        NotFound: no such folder, or no image in it.
+        InvalidOption: `out` lies in the folder, or has variants that were made with other settings; folders that are
+            no classes of the network, where they should be.
+        Unsupported: a network that Group-CAM cannot serve.
+    """
+    names = image_names(folder, out)
+    wanted = _wanted_classes(folder, names, engine.info.labels) if plan.classes == "folder" else {}
+    journal, outcome = Journal(out / JOURNAL, plan.settings(engine)), Outcome()
+    size = engine.network.micro_batch
+    for start in range(0, len(names), size):
+        on_progress(start, len(names), names[start])
+        found = (
+            _source(folder, out, name, wanted.get(name), engine, journal, outcome) for name in names[start:][:size]
+        )
+        if batch := [source for source in found if source is not None]:
+            _make(engine, batch, plan, out, journal, outcome)
+    on_progress(len(names), len(names), "")
+    return outcome
+
+
+def image_names(folder: Path, out: Path) -> list[str]:
+    """Paths of the images in a folder and its subfolders, relative to it, in order.
+
+    Raises:
+        NotFound: no such folder, or no image in it.
+        InvalidOption: `out` is in the folder, or is the folder: variants would be made of variants.
+    """
+    if not folder.is_dir():
+        raise NotFound(f"there is no folder {folder}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InvalidOption(f"the variants must go outside the folder of the images {folder}, got {out}")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not names:
+        raise NotFound(f"there is no image ({', '.join(SUFFIXES)}) in {folder}")
+    return names
+
+
+def _wanted_classes(folder: Path, names: Sequence[str], labels: Sequence[str]) -> Mapping[str, int]:
+    parents = {name: (folder / name).parent.resolve().name for name in names}
+    known: dict[str, int] = {}
+    unknown: list[str] = []
+    for parent in sorted(set(parents.values())):
+        try:
+            known[parent] = resolve_label(parent, labels)
+        except InvalidOption as error:
+            unknown.append(str(error))
+    if unknown:
+        raise InvalidOption(f"{len(unknown)} folders are no classes of the network: {'; '.join(unknown[:5])}")
+    return {name: known[parent] for name, parent in parents.items()}
+
+
+def _source(
+    folder: Path, out: Path, name: str, wanted: int | None, engine: Engine, journal: Journal, outcome: Outcome
+) -> _Source | None:
+    """The image, unless it is done or broken: then the outcome says so."""
+    try:
+        content = read_image(folder / name)
+        assert isinstance(content, bytes)
+        head = {"kind": "variant", "image": name, "sha256": hashlib.sha256(content).hexdigest()}
+        done = journal.find(head)
+        if done is not None and (done["empty"] or _path(out, name).exists()):
+            (outcome.empty if done["empty"] else outcome.there).append(name)
+            return None
+        seen, _ = network_view(decode(content), engine.network.preprocessing)
+    except InvalidImage as error:
+        outcome.failed[name] = str(error)
+        return None
+    return _Source(head, np.array(seen), wanted)
+
+
+def _make(engine: Engine, batch: Sequence[_Source], plan: Plan, out: Path, journal: Journal, outcome: Outcome) -> None:
+    network = engine.network
+    with asking(network) as micro_batch:
+        x = network.normalise(torch.from_numpy(np.stack([source.pixels for source in batch])))
+        captured = network.capture(x, engine.info.layer(plan.layer).name)
+        classes = most_probable(captured.logits, [source.wanted for source in batch])
+        scores = partial(network.scores, precision=plan.precision)
+        masks = binary_masks(scores, x, captured.activations, classes, plan.recipe, micro_batch)
+    for source, index, mask in zip(batch, classes.tolist(), masks, strict=True):
+        if mask is not None:
+            _save(variant(source.pixels, mask), _path(out, source.name))
+        (outcome.empty if mask is None else outcome.written).append(source.name)
+        sharp = 0.0 if mask is None else float(mask.mean())
+        journal.add(source.head | {"class": index, "sharp": sharp, "empty": mask is None})
+
+
+def _path(out: Path, name: str) -> Path:
+    """The whole name is kept: `cat.jpg` and `cat.png` may lie in one folder."""
+    return out / f"{name}.png"
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    """All of the file, or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    Image.fromarray(pixels).save(unfinished, "PNG")
+    os.replace(unfinished, path)
+
+
+def check(outcome: Outcome) -> None:
+    """Says which images failed.
+
+    Raises:
+        InvalidInput: some did; the text names the first of them.
+    """
+    if outcome.failed:
+        some = "; ".join(f"{name}: {why}" for name, why in list(outcome.failed.items())[:5])
+        raise InvalidInput(f"images that cannot be read and have no variant: {len(outcome.failed)} ({some})")

@@ -1,0 +1,15 @@
+"""The choice left to the server. Not a method of the catalogue: it becomes one before any query is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from camserve.methods.spec import MethodSpec
+
+
+@dataclass(frozen=True)
+class Auto(MethodSpec):
+    """The most faithful method of the server's ladder that will fit into the request's deadline."""
+
+    title = "Automatic"
+    paper = ""

@@ -1,0 +1,99 @@
+"""Who comes first.
+
+A request that could go into a step is in one of three lines: *suspect* (its next work was lost before), *openings*, or
+*started* (opened, with queries that wait). The order in a line is
+
+1. class: interactive, normal, batch;
+2. in a class the earliest deadline, then the least work that waits, then first come;
+3. and before them all the eldest *aged* request of the line, if there is one.
+
+A request becomes one class better whenever it has lived for another `age_s`; once it is better than interactive, it is
+aged: an interactive request after `age_s`, a normal one after 2 `age_s`, a batch one after 3 `age_s`. Only the eldest
+aged request of a line goes before its class, and takes no more than its share of a step: a long backlog of batch work
+becomes aged as a whole, and must not turn the order round.
+"""
+
+from __future__ import annotations
+
+from camserve.planning.heap import Heap
+from camserve.planning.limits import CLASSES
+from camserve.planning.work import Request
+
+
+class Line:
+    """Requests in the order of their urgency, beside the eldest of each class."""
+
+    def __init__(self, age_s: float) -> None:
+        self._age_s = age_s
+        self._requests: dict[int, Request] = {}
+        self._urgent: Heap[int] = Heap()
+        self._eldest: tuple[Heap[int], ...] = tuple(Heap() for _ in CLASSES)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def put(self, request: Request) -> None:
+        """Adds a request, or moves it to where it belongs now."""
+        self._requests[request.number] = request
+        self._urgent.put(request.number, request.urgency)
+        self._eldest[request.rank].put(request.number, (request.number,))
+
+    def take(self, request: Request) -> None:
+        """The request goes into a step: it is passed over until the next `put` or `drop`."""
+        self._urgent.drop(request.number)
+
+    def drop(self, request: Request) -> None:
+        """Removes a request, if it is here."""
+        if self._requests.pop(request.number, None) is not None:
+            self._urgent.drop(request.number)
+            self._eldest[request.rank].drop(request.number)
+
+    def first(self, now_s: float) -> Request | None:
+        """The most urgent request. Those whose deadline has passed leave the line for good."""
+        return self._living(self._urgent, now_s)
+
+    def aged(self, now_s: float) -> Request | None:
+        """The eldest aged request."""
+        heads = [self._living(eldest, now_s) for eldest in self._eldest]
+        aged = [head for head in heads if head and now_s - head.came_s >= self._age_s * (head.rank + 1)]
+        return min(aged, key=lambda request: request.number, default=None)
+
+    def _living(self, heap: Heap[int], now_s: float) -> Request | None:
+        while (number := heap.first()) is not None:
+            request = self._requests[number]
+            if now_s < request.deadline_s:
+                return request
+            self.drop(request)
+        return None
+
+
+class Queue:
+    """The three lines."""
+
+    def __init__(self, age_s: float) -> None:
+        self.suspects = Line(age_s)
+        self.openings = Line(age_s)
+        self.started = Line(age_s)
+        self._lines: dict[int, Line] = {}  # where each request is
+
+    def update(self, request: Request) -> None:
+        """Puts a request into the line where it belongs now, if any."""
+        line, before = self._line(request), self._lines.get(request.number)
+        if before is not None and before is not line:
+            self.drop(request)
+        if line is not None:
+            self._lines[request.number] = line
+            line.put(request)
+
+    def drop(self, request: Request) -> None:
+        """Removes a request from its line."""
+        line = self._lines.pop(request.number, None)
+        if line is not None:
+            line.drop(request)
+
+    def _line(self, request: Request) -> Line | None:
+        if request.suspect:
+            return self.suspects
+        if request.to_open:
+            return self.openings
+        return self.started if request.opened and request.waiting else None

@@ -1,0 +1,101 @@
+"""What a worker keeps of recent images, so that the many steps of one request decode and forward it once."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from camserve.types import InputView
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A decoded image."""
+
+    pixels: Tensor
+    """(H, W, 3), as the network sees it."""
+    view: InputView
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the pixels."""
+        return self.pixels.nbytes
+
+
+@dataclass(frozen=True)
+class Passed:
+    """An image's pass at one layer."""
+
+    input: Tensor
+    """(3, H, W), normalised."""
+    activations: Tensor
+    """(C, u, v)."""
+    logits: Tensor
+    """(classes,)."""
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """(C, u, v) of each class for which they were made."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all tensors; an expanded one counts as what it holds."""
+        tensors = (self.input, self.activations, self.logits, *self.gradients.values())
+        return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
+
+    def alone(self) -> Passed:
+        """The same, but holding no memory of others that shared the pass."""
+        gradients = {index: gradient.clone() for index, gradient in self.gradients.items()}
+        return Passed(self.input.clone(), self.activations.clone(), self.logits.clone(), gradients)
+
+
+class Memory:
+    """The most recently used values, bounded in bytes; may be used from several threads.
+
+    Args:
+        size_bytes: bound; 0 keeps nothing.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.hits = self.misses = 0
+        self._bound = size_bytes
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._total = 0
+        self._lock = threading.Lock()
+
+    @property
+    def keeps(self) -> bool:
+        """Anything is kept at all."""
+        return self._bound > 0
+
+    def get(self, key: Hashable) -> Any:
+        """The value, or None."""
+        with self._lock:
+            if key not in self._values:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Hashable, value: Seen | Passed) -> None:
+        """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
+        with self._lock:
+            self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]
+            self._values[key] = value, value.size_bytes
+            while self._total > self._bound:
+                _, (_, size) = self._values.popitem(last=False)
+                self._total -= size
+
+
+def digest(image: bytes | np.ndarray) -> bytes:
+    """Names an image by its content."""
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).digest()
+    header = f"{image.dtype.str} {image.shape}".encode()
+    return hashlib.blake2b(header + image.tobytes(), digest_size=16).digest()

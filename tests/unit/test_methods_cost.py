@@ -1,0 +1,127 @@
+"""What a method says of its cost and of its layer is what happens."""
+
+import numpy as np
+import pytest
+import torch
+from reference.models import PREPROCESSING, build, picture, silence
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from camserve import Engine
+from camserve.errors import Unsupported
+from camserve.methods import (
+    METHODS,
+    AblationCam,
+    GroupCam,
+    IntegratedGradCam,
+    IsCam,
+    MethodSpec,
+    ScoreCam,
+    SmoothGrad,
+    SsCam,
+    Xrai,
+    parse_method,
+)
+from camserve.types import Preprocessing
+
+QUICK = {"samples": 2, "steps": 3, "groups": 3, "masks": 5, "positions": 3}
+"""Few passes, where a method lets one choose."""
+LAYER = "features.1"
+"""Before its ReLU: none of its channels is constant, so that every mask is asked."""
+SIDE = 32
+
+
+def quick(name: str, **given: object) -> MethodSpec:
+    known = {parameter.name for parameter in METHODS[name].parameters()}
+    return parse_method(name, {key: value for key, value in QUICK.items() if key in known} | given)
+
+
+SPECS = [*map(quick, METHODS), IntegratedGradCam(steps=3, variant="reference")]
+
+
+def convolutional(name: str = "perceptron") -> Engine:
+    return Engine(build(name, 2), preprocessing=PREPROCESSING, layer=LAYER)
+
+
+def transformer() -> Engine:
+    torch.manual_seed(0)
+    module = VisionTransformer(SIDE, 8, 2, 2, hidden_dim=8, mlp_dim=12, num_classes=4)
+    nn.init.normal_(module.heads.head.weight)  # torchvision sets it to zero: so would be every gradient
+    size = Preprocessing(SIDE, (SIDE, SIDE), (0.45, 0.5, 0.55), (0.25, 0.3, 0.2))
+    return Engine(module, preprocessing=size)
+
+
+def cost(engine: Engine, spec: MethodSpec, **options: object) -> int:
+    return engine.explain(picture(2), methods=[spec], targets=[3, 1], **options).cost.queries
+
+
+def passes(engine: Engine, spec: MethodSpec) -> int:
+    return spec.passes(engine.info.layer("").channels, 2)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_passes_are_what_a_reply_counts(spec):
+    engine = transformer() if spec.needs == "ViT" else convolutional()
+    if spec.needs == "GAP head":
+        engine = Engine(build("pooled", 2), preprocessing=PREPROCESSING)
+    seen: list[int] = []
+    with engine.network.module.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0]))):
+        counted = cost(engine, spec)
+    assert counted == passes(engine, spec)
+    assert sum(seen) - 1 == (1 if isinstance(spec, AblationCam) else counted)  # whose tail is no whole pass, but traced
+
+
+@pytest.mark.parametrize("spec", [ScoreCam(), GroupCam(groups=20), SsCam(samples=2), IsCam(samples=2)], ids=str)
+def test_constant_masks_are_not_asked(spec):
+    module = silence(build("pooled", 2), "features.7", slice(0, 5), value=-1.0)
+    engine = Engine(module, preprocessing=PREPROCESSING, layer="features.8")
+    assert 0 < cost(engine, spec) < passes(engine, spec)
+
+
+def test_ablation_needs_no_pass_where_it_has_a_closed_form():
+    assert cost(convolutional("pooled"), AblationCam(), layer="features.8") == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "targets", "expected"),
+    [
+        (SmoothGrad(), 40, 3, 25),
+        (Xrai(), 40, 3, 200),
+        (IntegratedGradCam(), 40, 3, 21),
+        (ScoreCam(), 40, 3, 40),
+        (SsCam(), 40, 3, 1400),
+        (GroupCam(groups=8), 40, 3, 25),
+        (AblationCam(), 40, 3, 41),
+    ],
+    ids=str,
+)
+def test_passes(spec, channels, targets, expected):
+    assert spec.passes(channels, targets) == expected
+
+
+def test_cost_of_the_defaults_is_known_where_they_fit():
+    assert GroupCam.default_passes(32) == 33
+    assert GroupCam.default_passes(31) is None
+    assert ScoreCam.default_passes(31) == 31
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_map_depends_on_the_layer_where_the_method_says_so(spec):
+    if spec.needs == "ViT":
+        engine, layers = transformer(), ("encoder.layers.encoder_layer_0.ln_1", "encoder.layers.encoder_layer_1.ln_1")
+    elif spec.needs == "GAP head":
+        pooled = Engine(build("pooled", 2), preprocessing=PREPROCESSING)
+        with pytest.raises(Unsupported):
+            pooled.explain(picture(2), methods=[spec], layer="features.3")
+        return
+    else:
+        engine, layers = convolutional(), ("features.3", "features.8")
+    first, second = (engine.explain(picture(2), methods=[spec], targets=[3], layer=layer).maps[0] for layer in layers)
+    assert not first.degenerate
+    assert np.allclose(first.array, second.array, rtol=0, atol=1e-6) != spec.uses_layer
+
+
+def test_layers_that_do_not_matter_are_those_of_methods_without_one():
+    without = {name for name, spec in METHODS.items() if not spec.uses_layer}
+    of_input = {name for name, spec in METHODS.items() if spec.resolution == "input"}
+    assert without == (of_input - {"guided_grad_cam"}) | {"attention_rollout", "gradient_weighted_attention"}
