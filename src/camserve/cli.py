@@ -446,6 +446,11 @@ def parse_theta(text: str) -> float | None:
 @click.option("--labels", type=click.Path(path_type=Path), help="File of class names.")
 @click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
 @click.option("--licence", help="Of the weights.  [default: what is known of them]")
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path),
+    help="report.json of `camserve evaluate` on this model: a server's auto method goes by it.",
+)
 @click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
 @click.option("--crop", type=click.IntRange(1), metavar="PX", help="Side of the centre crop, the network's input.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from pixels in 0..1.")

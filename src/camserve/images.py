@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -154,6 +155,14 @@ def read_image(image: ImageLike) -> bytes | np.ndarray:
         return Path(image).read_bytes()
     except OSError as error:
         raise InvalidImage(f"cannot read {image}: {error.strerror}") from None
+
+
+def digest(image: bytes | np.ndarray) -> bytes:
+    """Names an image by its content."""
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).digest()
+    header = f"{image.dtype.str} {image.shape}".encode()
+    return hashlib.blake2b(header + image.tobytes(), digest_size=16).digest()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -249,6 +249,7 @@ def _cost(message: pb.Cost) -> Cost:
         precision=wire.precision_from_proto(message.precision),
         worker=message.worker,
         evaluation_queries=message.evaluation_queries,
+        cached=message.cached,
     )
 
 

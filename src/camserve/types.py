@@ -144,6 +144,8 @@ class Cost:
     worker: str
     evaluation_queries: int = 0
     """Masked forward passes of deletion and insertion curves."""
+    cached: bool = False
+    """The answer was made for an earlier request that was the same; the other figures are that one's."""
 
 
 @dataclass(frozen=True)
@@ -375,6 +377,8 @@ class ModelInfo:
     default_layer: str
     source: str = ""
     licence: str = ""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """Overall score (insertion - deletion) of methods by title, from the model's own evaluation, if there was one."""
 
     def layer(self, name: str) -> Layer:
         """The layer of this name; the default layer for "".

@@ -386,6 +386,7 @@ def model_to_proto(info: ModelInfo) -> pb.Model:
         default_layer=info.default_layer,
         source=info.source,
         licence=info.licence,
+        evaluation=info.evaluation,
     )
 
 
@@ -400,4 +401,5 @@ def model_from_proto(message: pb.Model) -> ModelInfo:
         default_layer=message.default_layer,
         source=message.source,
         licence=message.licence,
+        evaluation=dict(message.evaluation),
     )

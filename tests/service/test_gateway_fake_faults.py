@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -358,6 +359,26 @@ async def test_auto_is_cheap_while_nothing_is_known():
     assert first.choice == "no step was measured yet; Grad-CAM is the cheapest"
 
 
+async def test_auto_goes_by_the_models_own_evaluation():
+    groups = {"Group-CAM (groups=8)": 0.1, "Group-CAM (groups=16)": 0.6, "Group-CAM": 0.2, "Group-CAM (groups=64)": 0.3}
+    scores = {"Grad-CAM": 0.5, "Score-CAM": 0.4, **groups}
+    found = []
+    for timeout_s in (100, 1.5):
+        async with serving(FakeUpstream([replace(MODEL, evaluation=scores)])) as server:
+            await taught(server, 0.12)
+            found.append((await server.stub.Explain(ask(AUTO), timeout=timeout_s)).maps[0].method)
+            assert dict((await server.stub.GetModel(pb.GetModelRequest())).evaluation) == scores
+    assert [method.WhichOneof("method") for method in found] == ["group_cam", "grad_cam"]
+    assert found[0].group_cam.groups == 16
+
+
+async def test_an_evaluation_that_lacks_a_method_of_the_ladder_changes_nothing():
+    async with serving(FakeUpstream([replace(MODEL, evaluation={"Grad-CAM": 1.0})])) as server:
+        await taught(server, 0.12)
+        reply = await server.stub.Explain(ask(AUTO), timeout=100)
+    assert reply.maps[0].method.WhichOneof("method") == "score_cam"
+
+
 async def test_auto_leaves_out_what_does_not_fit_the_layer():
     async with serving(auto_ladder="group_cam:groups=64 group_cam:groups=97") as server:
         reply = await server.stub.Explain(ask(AUTO))
@@ -383,3 +404,57 @@ async def test_the_most_urgent_class_goes_first():
             for name, image in images.items()
         }
     assert last["INTERACTIVE"] < last["NORMAL"] < last["BATCH"]
+
+
+# Replies that are kept
+
+
+CACHED = {"result_cache_bytes": 10 * 2**20}
+
+
+async def test_the_same_question_is_answered_from_the_cache():
+    async with serving(**CACHED) as server:
+        first, again = [await server.stub.Explain(ask(GROUP)) for _ in range(2)]
+        asked = server.asked()
+        others = ask(SCORE), ask(GROUP, image=photo(9)), ask(GRAD, layers=["stem"]), ask(GROUP, top_predictions=2)
+        cached = [(await server.stub.Explain(other)).cost.cached for other in others]
+        metrics = await server.metrics()
+    assert same(first, again)
+    assert (first.cost.cached, again.cost.cached) == (False, True)
+    assert asked == 32
+    assert not any(cached)
+    assert 'camserve_result_cache_total{model="fake",outcome="hit"} 1.0' in metrics
+
+
+async def test_whoever_asks_the_same_at_the_same_time_waits_for_the_first():
+    async with serving(**CACHED) as server:
+        server.upstream.hold()
+        calls = [begin(server, ask(SCORE)) for _ in range(4)]
+        await server.upstream.received(1)
+        calls[0].cancel()  # the first goes away: the next one makes the reply
+        await server.upstream.received(2)
+        server.upstream.release()
+        replies = await asyncio.gather(*calls[1:])
+        metrics = await server.metrics()
+    assert [reply.cost.cached for reply in replies].count(False) == 1
+    assert all(same(reply, replies[0]) for reply in replies)
+    assert 'camserve_result_cache_total{model="fake",outcome="shared"} 2.0' in metrics
+
+
+async def test_what_is_partial_or_failed_is_not_kept():
+    upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({2, 3})))
+    async with serving(upstream, step_queries=16, steps_per_worker=1, step_timeout_s=0.7, **CACHED) as server:
+        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=0.5)
+        upstream.faults = Faults()
+        whole = await server.stub.Explain(ask(SCORE, allow_partial=True))
+    assert not partial.maps[0].complete
+    assert whole.maps[0].complete
+    assert not whole.cost.cached
+
+
+async def test_the_cache_is_bounded():
+    async with serving(result_cache_bytes=15_000) as server:  # a map has 32 x 48 x 4 bytes
+        for seed in (0, 1, 2, 0):
+            reply = await server.stub.Explain(ask(GRAD, image=photo(seed)))
+        assert not reply.cost.cached
+        assert (await server.stub.Explain(ask(GRAD, image=photo(2)))).cost.cached

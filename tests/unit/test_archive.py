@@ -18,6 +18,7 @@ from camserve.archive.card import read_member
 from camserve.archive.package import WEIGHTS
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Preprocessing
+from camserve.worker.network import load_network
 
 SMALL = "torchvision:squeezenet1_1"  # 5 MB, and its classifier is a convolution
 
@@ -294,3 +295,22 @@ def test_reading_a_card_loads_no_torch(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_an_evaluation_travels_with_the_model(tmp_path):
+    report = tmp_path / "report.json"
+    rows = [{"title": "Grad-CAM", "rise_overall": 0.25}, {"title": "CAM", "rise_overall": None}]
+    report.write_text(json.dumps({"settings": {"protocols": ["rise", "group_cam"]}, "methods": rows}))
+    path = build_archive(SMALL, name="small", store=tmp_path, weights="random", evaluation=report)
+    assert read_card(path).evaluation == {"Grad-CAM": 0.25}
+    assert load_network(path).info.evaluation == {"Grad-CAM": 0.25}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"protocols": []}, "methods": []}'])
+def test_what_is_no_report_is_refused(tmp_path, text):
+    report = tmp_path / "report.json"
+    report.write_text(text)
+    with pytest.raises(InvalidInput, match=r"not a report\.json of camserve evaluate"):
+        build_archive(SMALL, name="small", store=tmp_path, weights="random", evaluation=report)
+    with pytest.raises(NotFound, match="no report"):
+        build_archive(SMALL, name="small", store=tmp_path, weights="random", evaluation=tmp_path / "none.json")

@@ -374,6 +374,7 @@ def test_archive_packs_each_source(built, capsys, monkeypatch):
         "labels": None,
         "layer": "l",
         "licence": None,
+        "evaluation": None,
         "preprocessing": None,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -187,3 +188,10 @@ def test_an_empty_ladder_is_refused():
 )
 def test_seconds_in_words(seconds, words):
     assert in_words(seconds) == words
+
+
+def test_where_nothing_fits_the_cheapest_is_chosen_wherever_it_stands():
+    ladder = [Rung("many", 1, 100), Rung("few", 2, 1), Rung("some", 3, 10)]
+    choice = choose(ladder, per_query(1.0), 0.5)
+    assert choice.rung.spec == 2
+    assert re.fullmatch(r"many would take 100\.\d s of 0\.5 s; few takes 1\.\d s", choice.reason)

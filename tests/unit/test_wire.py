@@ -102,6 +102,7 @@ models = st.builds(
     default_layer=texts,
     source=texts,
     licence=texts,
+    evaluation=st.dictionaries(texts, st.floats(allow_nan=False), max_size=3),
 )
 
 

@@ -8,10 +8,11 @@ import torch
 from reference.models import CHANNELS, PREPROCESSING, build, picture
 
 from camserve.errors import DeadlineExceeded
+from camserve.images import digest
 from camserve.methods import GradCam, GroupCam, MethodSpec, ScoreCam
 from camserve.types import InputView, Item, Target, Task
 from camserve.worker.executor import Executor
-from camserve.worker.memory import Memory, Passed, Seen, digest
+from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
 
 VIEW = InputView((4, 4), (0, 0, 4, 4), (4, 4))

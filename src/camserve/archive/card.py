@@ -6,8 +6,8 @@ import dataclasses
 import json
 import re
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class ModelCard:
     """Where the weights come from."""
     licence: str
     """Licence of the weights; empty when unknown."""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """Overall score (insertion - deletion) of methods by title, as `camserve evaluate` found it."""
 
     def __post_init__(self) -> None:
         check_name("model name", self.name)

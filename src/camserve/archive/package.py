@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import zipfile
@@ -20,7 +21,7 @@ from camserve.archive.sources import (
     read_labels,
     sha256_of,
 )
-from camserve.errors import InvalidInput, InvalidOption
+from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.types import Preprocessing
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def build_archive(
     layer: str | None = None,
     preprocessing: Preprocessing | None = None,
     licence: str | None = None,
+    evaluation: Path | None = None,
 ) -> Path:
     """Pack a model as `<store>/<name>.mar`, replacing an older one at once.
 
@@ -69,6 +71,7 @@ def build_archive(
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
             one's own that of torchvision's ResNets.
         licence: of the weights; None: what is known of them.
+        evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
 
     Raises:
         InvalidOption: a bad name or version; an unknown source, weights or layer.
@@ -91,12 +94,25 @@ def build_archive(
         layer=layer,
         source=found.origin,
         licence=found.licence if licence is None else licence,
+        evaluation={} if evaluation is None else _evaluation(evaluation),
     )
     module = _filled_module(card, found.state)
     _check(module, card)
     path = store / f"{card.name}.mar"
     _write_zip(path, _members(card, module))
     return path
+
+
+def _evaluation(report: Path) -> dict[str, float]:
+    """Overall score of each method that a report of `camserve evaluate` has, by its first protocol."""
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        column = f"{next(iter(found['settings']['protocols']))}_overall"
+        return {row["title"]: float(row[column]) for row in found["methods"] if row[column] is not None}
+    except FileNotFoundError:
+        raise NotFound(f"there is no report {report}") from None
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InvalidInput(f"{report} is not a report.json of camserve evaluate: {error}") from None
 
 
 def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:

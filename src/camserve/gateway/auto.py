@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from camserve.errors import InvalidOption
@@ -22,7 +22,8 @@ def resolved(
 
     Args:
         request: as it came.
-        ladder: from the cheapest to the most faithful; what does not fit the request's layers is left out.
+        ladder: from the cheapest to the most faithful; the model's own evaluation, if it has one, orders it anew. What
+            does not fit the request's layers is left out.
         predicted_s: seconds that so many queries would take now; None while nothing was measured.
         budget_s: time that the request has.
 
@@ -32,13 +33,21 @@ def resolved(
     if not any(isinstance(method, Auto) for method in request.parts.methods):
         return request
     others = sum(part.queries(request.max_targets) for part in request.parts)
-    rungs = [rung for method in ladder for rung in _rungs(request, method)]
+    rungs = [rung for method in ranked(ladder, request.model.evaluation) for rung in _rungs(request, method)]
     if not rungs:
         raise InvalidOption("auto: no method of the server's ladder fits these layers; name one")
     choice = choose(rungs, lambda queries: predicted_s(others + queries), budget_s)
     methods = tuple(choice.rung.spec if isinstance(method, Auto) else method for method in request.parts.methods)
     reasons = {number: choice.reason for number, method in enumerate(request.parts.methods) if isinstance(method, Auto)}
     return replace(request, parts=replace(request.parts, methods=methods), choices=reasons)
+
+
+def ranked(ladder: Sequence[MethodSpec], evaluation: Mapping[str, float]) -> Sequence[MethodSpec]:
+    """The ladder by the scores of an evaluation that knows all of it, else as it is."""
+    titles = [method_text(method) for method in ladder]
+    if not all(title in evaluation for title in titles):
+        return ladder
+    return sorted(ladder, key=lambda method: evaluation[method_text(method)])
 
 
 def _rungs(request: Request, method: MethodSpec) -> list[Rung[MethodSpec]]:

@@ -20,6 +20,7 @@ from camserve.gateway.dispatch import Dispatcher
 from camserve.gateway.metrics import Metrics, method_label
 from camserve.gateway.reply import cost_to_proto, curves_of, predictions_to_proto, render, render_maps
 from camserve.gateway.request import Request, request_from_proto
+from camserve.gateway.results import Results, key_of
 from camserve.gateway.running import Running
 from camserve.gateway.settings import Settings
 from camserve.gateway.watch import Catalogue, ServedModel
@@ -39,6 +40,7 @@ class Explainer:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
         self._ladder = settings.ladder()
+        self._results = Results(settings.result_cache_bytes)
         self._render_s = 0.0
         """Running mean of the time that a reply takes to render."""
 
@@ -64,12 +66,27 @@ class Explainer:
         request = resolved(request, self._ladder, partial(_predicted_s, model, request, deadline_s), budget_s)
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
-                running = await self._run(model, request, deadline_s, on_progress)
-                return await self._reply(running)
+                return await self._answer(model, request, deadline_s, on_progress)
         except TimeoutError:
             if not timer.expired():
                 raise
             raise DeadlineExceeded(f"the deadline of {allowed_s:g} s passed before the answer was complete") from None
+
+    async def _answer(
+        self, model: ServedModel, request: Request, deadline_s: float, on_progress: OnProgress | None
+    ) -> pb.ExplainReply:
+        """The reply, from the cache if that is switched on and has it."""
+
+        async def make() -> pb.ExplainReply:
+            return await self._reply(await self._run(model, request, deadline_s, on_progress))
+
+        if not self._results.keeps:
+            return await make()
+        key = await self._in_thread(key_of, request)
+        reply, outcome = await self._results.get(key, make)
+        reply.cost.cached = outcome != "miss"
+        self._metrics.results.labels(request.model.name, outcome).inc()
+        return reply
 
     def close(self) -> None:
         """Ends the rendering threads; what they have not begun is dropped."""

@@ -55,6 +55,12 @@ class Metrics:
             ["model", "outcome"],
             registry=self.registry,
         )
+        self.results = Counter(
+            "camserve_result_cache",
+            "Requests whose reply was kept (hit), was just being made for another (shared), or had to be made (miss).",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
         self.partial_answers = Counter(
             "camserve_partial_answers",
             "Requests answered at their deadline with what was known.",

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     auto_budget_s: float = Field(
         2.0, gt=0, description="seconds that `auto` may take for a request that comes without a deadline"
     )
+    result_cache_bytes: int = Field(
+        0, ge=0, description="bytes of replies that are kept for those who ask the same again; 0: none"
+    )
     worker_wait_s: float = Field(
         30.0, ge=0, description="seconds that running requests wait for a lost worker to come back before UNAVAILABLE"
     )

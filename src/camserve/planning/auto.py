@@ -35,10 +35,10 @@ class Choice(Generic[Spec]):
 
 
 def choose(ladder: Sequence[Rung[Spec]], predicted_s: Callable[[int], float | None], budget_s: float) -> Choice[Spec]:
-    """The most faithful rung that is predicted to fit; the first one fits always.
+    """The most faithful rung that is predicted to fit; the cheapest one fits always.
 
     Args:
-        ladder: from the cheapest to the most faithful; a rung may well be cheaper than one before it.
+        ladder: from the least to the most faithful.
         predicted_s: seconds that a request of so many queries would take; None as long as nothing is known.
         budget_s: time that there is.
 
@@ -47,15 +47,17 @@ def choose(ladder: Sequence[Rung[Spec]], predicted_s: Callable[[int], float | No
     """
     if not ladder:
         raise InvalidOption("the ladder of automatic methods is empty; it needs at least one")
+    cheapest = min(ladder, key=lambda rung: rung.queries)
     above: tuple[Rung[Spec], float] | None = None
     for rung in reversed(ladder):
         seconds = predicted_s(rung.queries)
         if seconds is None:
-            return Choice(ladder[0], f"no step was measured yet; {ladder[0].name} is the cheapest")
-        if rung is ladder[0] or seconds * SAFETY <= budget_s:
+            return Choice(cheapest, f"no step was measured yet; {cheapest.name} is the cheapest")
+        if seconds * SAFETY <= budget_s:
             return Choice(rung, _reason(rung, seconds, above, budget_s))
-        above = rung, seconds
-    raise AssertionError("the first rung fits always")
+        if rung is not cheapest:
+            above = rung, seconds
+    return Choice(cheapest, _reason(cheapest, predicted_s(cheapest.queries) or 0.0, above, budget_s))
 
 
 def _reason(rung: Rung[Spec], seconds: float, above: tuple[Rung[Spec], float] | None, budget_s: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from camserve import images
 from camserve.errors import InvalidImage
 from camserve.types import InputView
-from camserve.worker.memory import Memory, Passed, Seen, digest
+from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
 
 
@@ -47,7 +47,7 @@ class Forward:
 
     def seen(self, image: bytes | np.ndarray) -> tuple[bytes, Seen]:
         """The image's name, and what the network sees of it. Raises InvalidImage."""
-        name = digest(image)
+        name = images.digest(image)
         seen: Seen | None = self._memory.get(name)
         if seen is None:
             pixels, view = self._from_array(image) if isinstance(image, np.ndarray) else self._see(images.decode(image))

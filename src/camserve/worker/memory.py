@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from camserve.types import InputView
@@ -91,11 +89,3 @@ class Memory:
             while self._total > self._bound:
                 _, (_, size) = self._values.popitem(last=False)
                 self._total -= size
-
-
-def digest(image: bytes | np.ndarray) -> bytes:
-    """Names an image by its content."""
-    if isinstance(image, bytes):
-        return hashlib.blake2b(image, digest_size=16).digest()
-    header = f"{image.dtype.str} {image.shape}".encode()
-    return hashlib.blake2b(header + image.tobytes(), digest_size=16).digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class Network:
         layer: default layer; None means the one that `find_layers` chooses.
         source: where the weights came from.
         licence: of the weights.
+        evaluation: overall score of methods by title, if the model was evaluated.
         device: where to run; None leaves the module where it is.
         micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`.
 
@@ -54,6 +55,7 @@ class Network:
         layer: str | None = None,
         source: str = "",
         licence: str = "",
+        evaluation: Mapping[str, float] | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Network:
             default_layer=layer or default,
             source=source,
             licence=licence,
+            evaluation=evaluation or {},
         )
         self.info.layer("")  # the default layer exists
 
@@ -141,6 +144,7 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
         layer=card.layer,
         source=card.source,
         licence=card.licence,
+        evaluation=card.evaluation,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         micro_batch=micro_batch,
     )
