@@ -18,6 +18,7 @@ import torch
 
 PACKAGES = ("camserve", "torch", "torchvision", "grad-cam", "torchcam", "numpy")
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 
 
 def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -82,6 +83,14 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def embedded(readme: str, name: str, text: str) -> str:
+    """The README with the part between `<!-- name: begin -->` and `<!-- name: end -->` made anew."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = readme.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def _processor() -> str:

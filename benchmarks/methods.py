@@ -37,8 +37,8 @@ Content = dict[str, Any]
 MODEL = "lite0"
 PROTOCOL = "rise"
 SLOW_QUERIES = 2000
-README = common.ROOT / "README.md"
-BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
+TABLE = "methods table"
+"""The README's part."""
 ON_DIGITS = (
     "images",
     "maps",
@@ -171,9 +171,7 @@ def _empty(where: str, rows: Mapping[str, Content]) -> list[str]:
 
 def rendered(readme: str, content: Content) -> str:
     """The README with its table made anew."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{table(content)}\n\n{END}{after}"
+    return common.embedded(readme, TABLE, table(content))
 
 
 def results(device: torch.device) -> Path:
@@ -198,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     given = _parser().parse_args()
     if given.command == "render":
-        README.write_text(rendered(README.read_text(), json.loads(given.results.read_text())))
-        print(f"written to {README}")
+        common.README.write_text(rendered(common.README.read_text(), json.loads(given.results.read_text())))
+        print(f"written to {common.README}")
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     environment = common.environment(device)

@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py           # results/serving-cpu.json, and the tables as Markdown
     python benchmarks/serving.py --quick   # few requests: does it run?
+    python benchmarks/serving.py --render  # the README's table of latencies from the results, at once
 
 latency     Grad-CAM alone, beside a steady Score-CAM load, and beside the same load with sharing switched off: each
             request then goes out whole, in one step.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import statistics
 import tempfile
 import time
@@ -43,8 +45,8 @@ from camserve.supervisor import ServeOptions, TorchServe
 MODEL = "lite0"
 SCORE_LAYER = "_blocks.10"
 """112 channels: a Score-CAM of about one second."""
-WHOLE_S = 1e6
-"""As a step's target time: nothing is ever too long, so that a request goes out whole."""
+WHOLE_S = 10.0
+"""As a step's target time: longer than any request of this program, so that each goes out whole."""
 TARGET_S = 0.3
 
 
@@ -234,12 +236,21 @@ async def measure(store: Path, quick: bool) -> dict[str, Any]:
     return {name: await way(store, numbers[name]) for name, way in ways.items()}
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+def latencies(content: Mapping[str, Any]) -> str:
+    """The README's table."""
     lines = ["| Grad-CAM | p50 | p99 |", "| --- | ---: | ---: |"]
-    for name, case in results["latency"]["cases"].items():
+    for name, case in content["results"]["latency"]["cases"].items():
         lines.append(f"| {name} | {1000 * case['p50_s']:.0f} ms | {1000 * case['p99_s']:.0f} ms |")
-    lines += ["", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
+    machine = content["environment"]
+    caption = f"{machine['cpu']}, {machine['cpu_cores']} cores, `{MODEL}`, steps of {TARGET_S} s"
+    commit, changes, _ = machine["commit"].partition("+")
+    return "\n".join([*lines, "", f"{caption}; commit {commit[:12]}{' with changes' if changes else ''}."])
+
+
+def report(content: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    results = content["results"]
+    lines = [latencies(content), "", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
     lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
     lines += ["", "| goal | figure | met |", "| --- | ---: | --- |"]
     for name in ("latency", "throughput", "deadline", "workers"):
@@ -253,14 +264,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few requests: does it run?")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving-cpu.json")
+    parser.add_argument("--render", action="store_true", help="only write the README's table from the results")
     given = parser.parse_args()
+    if given.render:
+        content = json.loads(given.out.read_text())
+        common.README.write_text(common.embedded(common.README.read_text(), "latency", latencies(content)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         build_archive("efficientnet-lite0", name=MODEL, store=Path(folder))
         results = asyncio.run(measure(Path(folder), given.quick))
-    common.write(
-        given.out, {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": results}
-    )
-    print(report(results))
+    content = {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": results}
+    common.write(given.out, content)
+    print(report(content))
     print(f"written to {given.out}")
 
 

@@ -28,7 +28,7 @@ def committed() -> dict:
 
 
 def test_the_readme_has_the_table_of_the_committed_figures(program, committed):
-    readme = program.README.read_text()
+    readme = (ROOT / "README.md").read_text()
     assert readme == program.rendered(readme, committed), "run `python benchmarks/methods.py render`"
 
 

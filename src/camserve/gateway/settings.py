@@ -20,6 +20,9 @@ from camserve.planning import Limits
 
 PREFIX = "CAMSERVE_"
 
+SHORT_STEP_S = 0.1
+"""Beside longer steps, the 5 ms that a worker waits for its next one do not count."""
+
 # Read by other parts of camserve.
 _OTHER_VARIABLES = frozenset({"CAMSERVE_MODEL_STORE"})
 
@@ -78,14 +81,19 @@ class Settings(BaseSettings):
         le=120 * 2**20,  # `camserve serve` gives TorchServe room for messages of 128 MiB
         description="bytes of images and sums in one step; at least 2 max_image_bytes, at most 120 MiB",
     )
-    steps_per_worker: int = Field(2, ge=1, description="steps sent at once per worker: one runs, the next is at hand")
+    steps_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="steps sent at once per worker; unset: 2 where a step takes less than 0.1 s, so that the next is at "
+        "hand, else 1, so that nobody waits for two",
+    )
     step_timeout_s: float = Field(60.0, gt=0, description="seconds after which a step counts as lost and is sent again")
 
     default_deadline_s: float = Field(
         180.0, gt=0, description="deadline in seconds of a request that comes without one; a Score-CAM on a CPU fits"
     )
     partial_margin_s: float = Field(
-        0.01, ge=0, description="seconds before its deadline, besides rendering, at which a partial answer is begun"
+        0.02, ge=0, description="seconds before its deadline, besides rendering, at which a partial answer is begun"
     )
     auto_ladder: str = Field(
         "grad_cam group_cam:groups=8 group_cam:groups=16 group_cam:groups=32 group_cam:groups=64 score_cam",
@@ -131,7 +139,7 @@ class Settings(BaseSettings):
             items=self.step_items,
             size_bytes=self.step_bytes,
             share=self.step_share,
-            steps_per_worker=self.steps_per_worker,
+            steps_per_worker=self.steps_per_worker or (2 if self.step_target_s < SHORT_STEP_S else 1),
             age_s=self.age_s,
             requests=self.max_requests,
             waiting_queries=self.max_waiting_queries,
