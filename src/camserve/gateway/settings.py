@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     steps_per_worker: int | None = Field(
         None,
         ge=1,
-        description="steps sent at once per worker; unset: 2 where a step takes less than 0.1 s, so that the next is at "
-        "hand, else 1, so that nobody waits for two",
+        description="steps sent at once per worker; unset: 2 where a step takes less than 0.1 s, so that the next is "
+        "at hand, else 1, so that nobody waits for two",
     )
     step_timeout_s: float = Field(60.0, gt=0, description="seconds after which a step counts as lost and is sent again")
 
