@@ -123,7 +123,7 @@ async def test_an_unknown_fault_is_a_fixed_sentence_and_the_log_has_the_rest(
 
 async def test_a_client_that_goes_away_stops_its_steps_and_nobody_elses():
     gone, stays = photo(1), photo(2)
-    async with serving(**LONG) as server:
+    async with serving(**LONG, steps_per_worker=2) as server:
         server.upstream.hold()
         leaving, staying = begin(server, ask(SCORE, image=gone)), begin(server, ask(SCORE, image=stays))
         await server.upstream.received(2)
@@ -328,6 +328,12 @@ async def test_what_cannot_be_in_time_is_refused_at_once():
         assert partial.maps[0].fraction > 0
 
 
+async def test_for_the_servers_own_deadline_nobody_is_refused():
+    async with serving(default_deadline_s=5) as server:
+        await taught(server, 1.0)
+        assert (await server.stub.Explain(ask(SCORE))).maps[0].complete  # the fake is much faster than it was taught
+
+
 AUTO = pb.MethodSpec(auto={})
 
 
@@ -427,14 +433,16 @@ async def test_the_same_question_is_answered_from_the_cache():
 
 
 async def test_whoever_asks_the_same_at_the_same_time_waits_for_the_first():
-    async with serving(**CACHED) as server:
+    async with serving(**CACHED, steps_per_worker=2) as server:
         server.upstream.hold()
-        calls = [begin(server, ask(SCORE)) for _ in range(4)]
+        first = begin(server, ask(SCORE))
         await server.upstream.received(1)
-        calls[0].cancel()  # the first goes away: the next one makes the reply
+        others = [begin(server, ask(SCORE)) for _ in range(3)]
+        first.cancel()  # the next one makes the reply
         await server.upstream.received(2)
+        await until(lambda: server.gateway._service._active == 3)
         server.upstream.release()
-        replies = await asyncio.gather(*calls[1:])
+        replies = await asyncio.gather(*others)
         metrics = await server.metrics()
     assert [reply.cost.cached for reply in replies].count(False) == 1
     assert all(same(reply, replies[0]) for reply in replies)

@@ -61,8 +61,13 @@ class Dispatcher:
         """For a look at its counts and predictions."""
         return self._planner
 
-    def start(self, request: Request, deadline_s: float) -> tuple[int, Running]:
-        """Takes a request on; returns its number, for `cancel`. `deadline_s` is a time of the event loop.
+    def start(self, request: Request, deadline_s: float, in_time: bool = False) -> tuple[int, Running]:
+        """Takes a request on; returns its number, for `cancel`.
+
+        Args:
+            request: what is asked.
+            deadline_s: a time of the event loop.
+            in_time: refuse what would be late.
 
         Raises:
             Overloaded: too much work waits, or so much that the deadline cannot be kept.
@@ -74,7 +79,7 @@ class Dispatcher:
             size_bytes=request.step_bytes,
             deadline_s=deadline_s,
             priority=request.priority,
-            in_time=not request.allow_partial,
+            in_time=in_time,
         )
         running = Running(request, now_s, _unix_s(deadline_s - now_s))
         self._running[number] = running

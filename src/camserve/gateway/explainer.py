@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -66,19 +67,19 @@ class Explainer:
         request = resolved(request, self._ladder, partial(_predicted_s, model, request, deadline_s), budget_s)
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
-                return await self._answer(model, request, deadline_s, on_progress)
+                return await self._answer(model, request, _Deadline(deadline_s, timeout_s is not None), on_progress)
         except TimeoutError:
             if not timer.expired():
                 raise
             raise DeadlineExceeded(f"the deadline of {allowed_s:g} s passed before the answer was complete") from None
 
     async def _answer(
-        self, model: ServedModel, request: Request, deadline_s: float, on_progress: OnProgress | None
+        self, model: ServedModel, request: Request, deadline: _Deadline, on_progress: OnProgress | None
     ) -> pb.ExplainReply:
         """The reply, from the cache if that is switched on and has it."""
 
         async def make() -> pb.ExplainReply:
-            return await self._reply(await self._run(model, request, deadline_s, on_progress))
+            return await self._reply(await self._run(model, request, deadline, on_progress))
 
         if not self._results.keeps:
             return await make()
@@ -93,12 +94,13 @@ class Explainer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(
-        self, model: ServedModel, request: Request, deadline_s: float, on_progress: OnProgress | None
+        self, model: ServedModel, request: Request, deadline: _Deadline, on_progress: OnProgress | None
     ) -> Running:
         """The request as far as its time allows: complete, or opened where a partial answer will do."""
-        number, running = model.dispatcher.start(request, deadline_s)
+        in_time = deadline.asked and not request.allow_partial
+        number, running = model.dispatcher.start(request, deadline.at_s, in_time)
         stream = None if on_progress is None else _Stream(request.stream, on_progress)
-        until_s = deadline_s - self._margin_s() if request.allow_partial else deadline_s
+        until_s = deadline.at_s - self._margin_s() if request.allow_partial else deadline.at_s
         try:
             async with asyncio.timeout_at(until_s):
                 await self._follow(model.dispatcher, number, running, stream)
@@ -167,6 +169,16 @@ async def _news(running: Running) -> None:
     running.changed.clear()
     if running.error is not None:
         raise running.error
+
+
+@dataclass(frozen=True)
+class _Deadline:
+    """When a request has to be answered."""
+
+    at_s: float
+    """A time of the event loop."""
+    asked: bool
+    """The client said so; else it is the server's own bound, for which nobody is refused beforehand."""
 
 
 class _Stream:
