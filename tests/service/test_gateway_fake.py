@@ -157,8 +157,8 @@ async def test_stream_options_out_of_range_are_refused(field: dict[str, float]):
 
 async def test_at_the_deadline_a_partial_answer_has_what_is_known():
     upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({2, 3})))
-    async with serving(upstream, step_queries=16, steps_per_worker=1) as server:
-        reply = await server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True), timeout=0.5)
+    async with serving(upstream, step_queries=16, steps_per_worker=1, partial_margin_s=0.5) as server:
+        reply = await server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True), timeout=2)
         metrics = await server.metrics()
     by_name = {map_.method.WhichOneof("method"): map_ for map_ in reply.maps}
     assert [(map_.complete, map_.degenerate) for map_ in by_name.values()] == [

@@ -340,16 +340,16 @@ AUTO = pb.MethodSpec(auto={})
 @pytest.mark.parametrize(
     ("timeout_s", "method", "groups"),
     [
-        (0.5, "grad_cam", 0),
-        (1.4, "group_cam", 8),
-        (5.2, "group_cam", 32),
-        (100, "score_cam", 0),
+        (1.5, "grad_cam", 0),
+        (4.2, "group_cam", 8),
+        (15.6, "group_cam", 32),
+        (300, "score_cam", 0),
         (None, "group_cam", 8),
     ],
 )
 async def test_auto_is_the_most_faithful_method_that_will_be_in_time(timeout_s, method, groups):
-    async with serving() as server:
-        await taught(server, 0.12)
+    async with serving(auto_budget_s=6) as server:
+        await taught(server, 0.36)
         reply = await server.stub.Explain(ask(AUTO, GRAD), timeout=timeout_s)
     chosen, plain = reply.maps
     assert chosen.method.WhichOneof("method") == method
@@ -369,9 +369,9 @@ async def test_auto_goes_by_the_models_own_evaluation():
     groups = {"Group-CAM (groups=8)": 0.1, "Group-CAM (groups=16)": 0.6, "Group-CAM": 0.2, "Group-CAM (groups=64)": 0.3}
     scores = {"Grad-CAM": 0.5, "Score-CAM": 0.4, **groups}
     found = []
-    for timeout_s in (100, 1.5):
+    for timeout_s in (300, 4.5):
         async with serving(FakeUpstream([replace(MODEL, evaluation=scores)])) as server:
-            await taught(server, 0.12)
+            await taught(server, 0.36)
             found.append((await server.stub.Explain(ask(AUTO), timeout=timeout_s)).maps[0].method)
             assert dict((await server.stub.GetModel(pb.GetModelRequest())).evaluation) == scores
     assert [method.WhichOneof("method") for method in found] == ["group_cam", "grad_cam"]
@@ -451,8 +451,9 @@ async def test_whoever_asks_the_same_at_the_same_time_waits_for_the_first():
 
 async def test_what_is_partial_or_failed_is_not_kept():
     upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({2, 3})))
-    async with serving(upstream, step_queries=16, steps_per_worker=1, step_timeout_s=0.7, **CACHED) as server:
-        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=0.5)
+    settings = {"step_queries": 16, "steps_per_worker": 1, "step_timeout_s": 2.5, "partial_margin_s": 0.5, **CACHED}
+    async with serving(upstream, **settings) as server:
+        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=2)
         upstream.faults = Faults()
         whole = await server.stub.Explain(ask(SCORE, allow_partial=True))
     assert not partial.maps[0].complete

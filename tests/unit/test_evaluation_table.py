@@ -72,9 +72,10 @@ CONTENT["environment"]["versions"] = {"camserve": "1", "torch": "2"}
 
 
 def test_what_the_table_says(program):
-    text = program.rendered(f"before {program.BEGIN} old {program.END} after", CONTENT)
-    assert text.startswith(f"before {program.BEGIN}\n\n| method | pointing |")
-    assert text.endswith(f"\n\n{program.END} after")
+    begin, end = "<!-- methods table: begin -->", "<!-- methods table: end -->"
+    text = program.rendered(f"before {begin} old {end} after", CONTENT)
+    assert text.startswith(f"before {begin}\n\n| method | pointing |")
+    assert text.endswith(f"\n\n{end} after")
     assert "| CAM | 96% | 50% | 0.25 | - | - | - | - | - |" in text
     assert "| RISE | 100% | 25% | 0.20 | 0.750 | 0.125 | 0.625 | 4000 | 123 ms |" in text
     assert "3 scenes of the digits benchmark, 7 maps, layer `last`" in text
@@ -105,3 +106,15 @@ def test_measuring_goes_on_where_it_stopped(program, tmp_path, monkeypatch):
     assert second["photos"]["methods"]["cam"]["rise_insertion"] > 0
     assert set(second["times"]) == {"cam", "eigen_cam"}
     assert second["times"]["cam"]["calls"] == 1
+
+
+def test_the_readme_has_the_latencies_of_the_committed_figures(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import common
+    import serving
+
+    content = json.loads((ROOT / "benchmarks" / "results" / "serving-cpu.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert readme == common.embedded(readme, "latency", serving.latencies(content)), (
+        "run benchmarks/serving.py --render"
+    )

@@ -47,25 +47,24 @@ def _result(info: ModelInfo, item: Item) -> ItemResult:
     view = _view(item.image, info)
     ranking = _ranking(item.image, len(info.labels))
     targets = _resolved(item.targets, ranking)
+    mood = random.random()  # orders differ from item to item, as workers may disagree, and never within one
     return ItemResult(
         predictions=tuple(_prediction(index, ranking) for index in ranking[: item.top_predictions]),
         targets=tuple(_prediction(index, ranking) for index in targets),
         view=view,
-        partials=tuple(_partial(info, item.image, task, targets) for task in item.tasks),
+        partials=tuple(_partial(info, item.image, task, targets, random.Random(mood)) for task in item.tasks),
     )
 
 
-def _partial(info: ModelInfo, image: bytes | np.ndarray, task: Task, targets: Sequence[int]) -> Partial:
+def _partial(
+    info: ModelInfo, image: bytes | np.ndarray, task: Task, targets: Sequence[int], chance: random.Random
+) -> Partial:
     order: tuple[int, ...] = ()
     if task.ordered and isinstance(task.method, (ScoreCam, GroupCam)):
-        order = _order(Part(task.method, info.layer(task.layer)).queries(len(targets)))
+        queries = Part(task.method, info.layer(task.layer)).queries(len(targets))
+        order = tuple(chance.sample(range(queries), queries))
         task = replace(task, numbers=order[task.start : task.stop])
     return Partial(task.position, task.stop - task.start, _sums(info, image, task, targets), order)
-
-
-def _order(queries: int) -> tuple[int, ...]:
-    """Another one each time: workers may disagree."""
-    return tuple(random.sample(range(queries), queries))
 
 
 def _sums(info: ModelInfo, image: bytes | np.ndarray, task: Task, targets: Sequence[int]) -> np.ndarray:
