@@ -74,8 +74,9 @@ class Server:
 
     def finish(self) -> int:
         """The exit code, once all processes that hold its output have ended."""
-        self.output += self.process.communicate(timeout=60)[0]
-        return self.process.returncode
+        # Not communicate(): it reads the descriptor, and loses what read_until() has left in the file's buffer.
+        self.output += self.process.stdout.read()
+        return self.process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -84,7 +85,8 @@ def server(store) -> Iterator[Server]:
     yield server
     for process in [*server.family(), server.process] if server.process.poll() is None else []:
         process.kill()
-    server.process.communicate()
+    server.process.wait()
+    server.process.stdout.close()
 
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
