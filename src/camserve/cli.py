@@ -106,11 +106,11 @@ def serve(store: Path | None, models: str, port: int | None, metrics_port: int |
 
         from camserve import supervisor
         from camserve.archive import model_store
-        from camserve.gateway.settings import load_settings
+        from camserve.gateway.settings import Settings
 
         _log_to_stderr()
         names = tuple(filter(None, map(str.strip, models.split(","))))
-        settings = load_settings(**_listeners(port, metrics_port))
+        settings = Settings.load(**_listeners(port, metrics_port))
         served = supervisor.ServeOptions(store=model_store(store), models=names, **options)
         asyncio.run(supervisor.serve(settings, served))
 
@@ -131,18 +131,18 @@ def gateway(port: int | None, metrics_port: int | None, upstreams: str | None) -
     with _extra("gateway"):
         import asyncio
 
-        from camserve.gateway.settings import load_settings
+        from camserve.gateway.settings import Settings
         from camserve.gateway.stopping import serve_alone
 
         _log_to_stderr()
-        asyncio.run(serve_alone(load_settings(upstreams=upstreams, **_listeners(port, metrics_port))))
+        asyncio.run(serve_alone(Settings.load(upstreams=upstreams, **_listeners(port, metrics_port))))
 
 
 def _listeners(port: int | None, metrics_port: int | None) -> dict[str, str]:
     """Settings of the ports that were given; their hosts stay what the environment says."""
-    from camserve.gateway.settings import load_settings
+    from camserve.gateway.settings import Settings
 
-    settings, ports = load_settings(), {"listen": port, "metrics_listen": metrics_port}
+    settings, ports = Settings.load(), {"listen": port, "metrics_listen": metrics_port}
     return {
         name: f"{getattr(settings, name).rpartition(':')[0]}:{number}"
         for name, number in ports.items()

@@ -21,7 +21,7 @@ from camserve.client import AsyncClient
 from camserve.finalise.render import Row, file_stem, overlay, sheet
 from camserve.gateway.places import torchserves
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import load_settings
+from camserve.gateway.settings import Settings
 from camserve.images import seen_part
 from camserve.methods import METHODS
 from camserve.supervisor import ServeOptions, TorchServe
@@ -94,7 +94,7 @@ async def _served(store: Path, console: Console) -> AsyncIterator[AsyncClient]:
     with console.status("starting TorchServe"):
         await torchserve.start()
     try:
-        settings = load_settings(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
+        settings = Settings.load(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
         places = torchserves([torchserve.place])
         async with Gateway(settings, places) as gateway, AsyncClient(gateway.address) as client:
             with console.status("waiting until a model answers through the gateway"):

@@ -11,7 +11,7 @@ from camserve.errors import INTERNAL_MESSAGE, KINDS, CamserveError
 from camserve.gateway.convert import model_to_proto, public, status, trailing_metadata
 from camserve.gateway.fake import MODEL
 from camserve.gateway.metrics import method_label
-from camserve.gateway.service import cancellation
+from camserve.gateway.calls import cancellation
 from camserve.methods import METHODS
 from camserve.types import Layer
 

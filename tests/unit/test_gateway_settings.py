@@ -5,7 +5,8 @@ import os
 import pytest
 
 from camserve.errors import InvalidOption
-from camserve.gateway.settings import _KUBERNETES, Settings, load_settings
+from camserve.gateway.settings import Settings
+from camserve.settings import KUBERNETES
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +19,9 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CAMSERVE_STEP_QUERIES", "32")
     monkeypatch.setenv("CAMSERVE_STEP_ITEMS", "4")
-    monkeypatch.setenv("CAMSERVE_LISTEN", "0.0.0.0:9000")
-    settings = load_settings(step_items=6, listen=None)
-    assert (settings.step_queries, settings.step_items, settings.listen) == (32, 6, "0.0.0.0:9000")
+    monkeypatch.setenv("CAMSERVE_LISTEN", "127.0.0.2:9000")
+    settings = Settings.load(step_items=6, listen=None)
+    assert (settings.step_queries, settings.step_items, settings.listen) == (32, 6, "127.0.0.2:9000")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_variables_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch):
 def test_a_bad_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str):
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidOption) as caught:
-        load_settings()
+        Settings.load()
     assert text in str(caught.value)
 
 
@@ -52,7 +53,7 @@ def test_every_bad_value_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CAMSERVE_STEP_ITEMS", "x")
     monkeypatch.setenv("CAMSERVE_POLL_S", "0")
     with pytest.raises(InvalidOption, match=r"CAMSERVE_STEP_ITEMS.*CAMSERVE_POLL_S"):
-        load_settings()
+        Settings.load()
 
 
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch):
@@ -68,11 +69,11 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch):
         "CAMSERVE_METRICS_SERVICE_HOST",
     ):
         monkeypatch.setenv(variable, "tcp://10.0.0.1:8500")
-    assert load_settings() == Settings()
+    assert Settings.load() == Settings()
 
 
 def test_no_setting_has_a_name_that_kubernetes_may_set():
-    assert not [name for name in Settings.model_fields if _KUBERNETES.search(f"CAMSERVE_{name.upper()}")]
+    assert not [name for name in Settings.model_fields if KUBERNETES.search(f"CAMSERVE_{name.upper()}")]
 
 
 def test_every_setting_says_what_it_is():

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from camserve.errors import InvalidOption, Unavailable
+from camserve.gateway.calls import Calls
 from camserve.gateway.explainer import Explainer
 from camserve.gateway.metrics import Metrics, MetricsServer
 from camserve.gateway.places import Places
@@ -78,7 +79,8 @@ class Gateway:
         self._changed = asyncio.Event()
         self._catalogue = Catalogue(self._places, self._settings, self.metrics, self._changed.set)
         self._explainer = Explainer(self._catalogue, self._settings, self.metrics)
-        self._service = ExplanationService(self._catalogue, self._explainer, self.metrics)
+        self._calls = Calls(self._catalogue, self._explainer, self.metrics)
+        self._service = ExplanationService(self._catalogue, self._calls)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
@@ -114,7 +116,7 @@ class Gateway:
         await self._health.enter_graceful_shutdown()
         refusing = asyncio.create_task(self._server.stop(grace_s), name="camserve drain")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._service.idle(), grace_s)
+            await asyncio.wait_for(self._calls.idle(), grace_s)
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end
         await refusing
         await self._catalogue.close()

@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from typing import Any, NoReturn
-
-import grpc
-
-from camserve.errors import CamserveError
-from camserve.gateway.convert import model_to_proto, public, status, trailing_metadata
-from camserve.gateway.explainer import Explainer, OnProgress
-from camserve.gateway.metrics import UNKNOWN, Metrics, method_label
+from camserve.gateway.calls import Calls, Context, abort
+from camserve.gateway.convert import model_to_proto
 from camserve.gateway.watch import Catalogue
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
-
-_log = logging.getLogger(__name__)
-
-_TRANSIT_S = 0.1
-"""A client's deadline counts from its sending, ours from the arrival: its own cancellation comes that much earlier."""
-
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ExplanationService(explain_pb2_grpc.ExplanationServiceServicer):
     """`camserve.v1.ExplanationService`."""
 
-    def __init__(self, catalogue: Catalogue, explainer: Explainer, metrics: Metrics) -> None:
+    def __init__(self, catalogue: Catalogue, calls: Calls) -> None:
         self._catalogue = catalogue
-        self._explainer = explainer
-        self._metrics = metrics
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = calls
 
-    async def idle(self) -> None:
-        """Returns once no explain call is being answered."""
-        await self._idle.wait()
-
-    async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainReply:  # noqa: N802  # gRPC's name
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainReply:  # noqa: N802  # gRPC's name
         """See explain.proto."""
-        return await self._observed(request, context, None)
+        return await self._calls.explain(request, context)
 
-    async def StreamExplain(self, request: pb.ExplainRequest, context: _Context) -> None:  # noqa: N802  # gRPC's name
+    async def StreamExplain(self, request: pb.ExplainRequest, context: Context) -> None:  # noqa: N802  # gRPC's name
         """See explain.proto. Written with `context.write`, so that a client that goes away ends it at once."""
 
         async def on_progress(progress: pb.Progress) -> None:
             await context.write(pb.ExplainUpdate(progress=progress))
 
-        reply = await self._observed(request, context, on_progress)
+        reply = await self._calls.explain(request, context, on_progress)
         await context.write(pb.ExplainUpdate(reply=reply))
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsReply:  # noqa: N802
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:  # noqa: N802
         """See explain.proto."""
         return pb.ListModelsReply(
             models=[
@@ -61,64 +38,10 @@ class ExplanationService(explain_pb2_grpc.ExplanationServiceServicer):
             ]
         )
 
-    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.Model:  # noqa: N802  # gRPC's name
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:  # noqa: N802  # gRPC's name
         """See explain.proto."""
         try:
             model = self._catalogue.get(request.name)
             return model_to_proto(model.required(), model.ready)
         except Exception as error:
-            await _abort(context, error)
-
-    async def _observed(
-        self, request: pb.ExplainRequest, context: _Context, on_progress: OnProgress | None
-    ) -> pb.ExplainReply:
-        began_s = asyncio.get_running_loop().time()
-        code = grpc.StatusCode.OK
-        self._enter()
-        try:
-            return await self._explainer.explain(request, context.time_remaining(), on_progress)
-        except asyncio.CancelledError:
-            code = cancellation(context)
-            raise
-        except Exception as error:
-            code = status(public(error))
-            await _abort(context, error)
-        finally:
-            self._leave()
-            seconds = asyncio.get_running_loop().time() - began_s
-            self._metrics.request_seconds.labels(*self._labels(request), code.name).observe(seconds)
-
-    def _enter(self) -> None:
-        self._active += 1
-        self._metrics.in_flight.set(self._active)
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self._active -= 1
-        self._metrics.in_flight.set(self._active)
-        if not self._active:
-            self._idle.set()
-
-    def _labels(self, request: pb.ExplainRequest) -> tuple[str, str]:
-        """Model and method; whatever the client made up is "unknown", so that labels stay few."""
-        names = [method.WhichOneof("method") or UNKNOWN for method in request.methods]
-        try:
-            model = self._catalogue.get(request.model).name
-        except CamserveError:
-            model = UNKNOWN
-        return model, method_label(names or ["grad_cam"])
-
-
-def cancellation(context: _Context) -> grpc.StatusCode:
-    """Why gRPC ended the call: its deadline, or the client."""
-    remaining_s = context.time_remaining()
-    passed = remaining_s is not None and remaining_s <= _TRANSIT_S
-    return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
-
-
-async def _abort(context: _Context, error: Exception) -> NoReturn:
-    """Ends the call with the error's status; never returns. An error without a type is logged and not shown."""
-    if not isinstance(error, CamserveError):
-        _log.error("a request failed", exc_info=error)
-    shown = public(error)
-    await context.abort(status(shown), str(shown), trailing_metadata(shown))
+            await abort(context, error)

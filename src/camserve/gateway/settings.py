@@ -1,53 +1,69 @@
-"""The gateway's settings, from environment variables `CAMSERVE_<NAME>` or from the constructor.
-
-A bad or unknown variable stops the start; `load_settings` says which one, what it holds and what is expected.
-"""
+"""The gateway's settings; `camserve.settings` says where they come from."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from camserve.errors import InvalidOption
 from camserve.methods import Auto, MethodSpec, parse_method_text
 from camserve.planning import Limits
-
-PREFIX = "CAMSERVE_"
+from camserve.settings import PREFIX, Layered
 
 SHORT_STEP_S = 0.1
 """Beside longer steps, the 5 ms that a worker waits for its next one do not count."""
-
-# Read by other parts of camserve.
-_OTHER_VARIABLES = frozenset({"CAMSERVE_MODEL_STORE"})
-
-# Kubernetes puts these into every pod of a namespace that has a Service named camserve or camserve-something. No
-# setting may have such a name: hence `metrics_listen` and not `metrics_port`.
-_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
 
 _Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s/]+):\d{1,5}$")]
 _Place = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s/]+):\d{1,5}:\d{1,5}$")]
 
 
-class Settings(BaseSettings):
-    """Everything an operator can set. Frozen."""
+class Settings(Layered):
+    """Everything an operator can set of the gateway. Frozen."""
 
+    table: ClassVar[str] = "gateway"
+    others: ClassVar[frozenset[str]] = frozenset({"CAMSERVE_MODEL_STORE", "CAMSERVE_WORKER_"})
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
     listen: _Address = Field("127.0.0.1:8500", description="host:port of the gRPC server; port 0: chosen by the OS")
-    metrics_listen: _Address = Field(
-        "127.0.0.1:8501", description="host:port where Prometheus scrapes /metrics; port 0: chosen by the OS"
+    metrics_listen: _Address | Literal["off"] = Field(
+        "127.0.0.1:8501", description='host:port where Prometheus scrapes /metrics, or "off"; port 0: chosen by the OS'
     )
     upstreams: Annotated[tuple[_Place, ...], NoDecode] = Field(
         ("127.0.0.1:7070:8081",),
         min_length=1,
         description="TorchServes as host:grpc_port:management_port, separated by commas; a name that resolves to "
         "several addresses stands for all of them",
+    )
+
+    allow_plaintext: bool = Field(
+        False,
+        description="listen without TLS on addresses that other machines reach",
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; read again when it changes")
+    tls_key: Path | None = Field(None, description="PEM file of the private key that belongs to tls_cert")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities whose clients are let in (mutual TLS); unset: any client"
+    )
+    tokens: Path | None = Field(
+        None, description="TOML file of bearer tokens, as `camserve token` writes them; unset: nobody needs one"
+    )
+    reflection: bool = Field(True, description="answer gRPC server reflection, as grpcurl asks it")
+    max_connection_age_s: float = Field(
+        0.0,
+        ge=0,
+        description="seconds after which a client is asked to connect anew, perhaps elsewhere; 0: never",
+    )
+
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="of the log on stderr; auto: console on a terminal, else json"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    tracing: bool = Field(
+        False, description="send OpenTelemetry traces over OTLP, as the variables OTEL_* of OpenTelemetry say"
     )
 
     max_image_bytes: int = Field(
@@ -159,34 +175,23 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _safe(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError(f"{PREFIX}TLS_CLIENT_CA needs {PREFIX}TLS_CERT and {PREFIX}TLS_KEY")
+        if self.tls_cert is None and not self.allow_plaintext and not _is_loopback(self.listen):
+            raise ValueError(
+                f"{PREFIX}LISTEN={self.listen} would take plain text from other machines: set {PREFIX}TLS_CERT and "
+                f"{PREFIX}TLS_KEY, or say {PREFIX}ALLOW_PLAINTEXT=true"
+            )
+        return self
 
-def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment; `overrides` win, `None` among them means "not given".
 
-    Raises:
-        InvalidOption: a variable is unknown or its value is not of the expected form; the text names all of them.
-    """
-    _check_names(os.environ)
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        raise InvalidOption("; ".join(_sentence(dict(problem)) for problem in error.errors())) from None
-
-
-def _check_names(environ: Mapping[str, str]) -> None:
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
-    for variable in environ:
-        ours = variable.startswith(PREFIX) and variable not in _OTHER_VARIABLES and not _KUBERNETES.search(variable)
-        if ours and variable not in known:
-            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)  # the prefix alone makes 0.6 alike
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            raise InvalidOption(f"unknown setting {variable}={environ[variable]!r}{hint}")
-
-
-def _sentence(problem: Mapping[str, Any]) -> str:
-    if not problem["loc"]:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    name = str(problem["loc"][0])
-    field = Settings.model_fields.get(name)
-    meaning = f" ({field.description})" if field else ""
-    return f"{PREFIX}{name.upper()}={problem['input']!r}: {problem['msg']}{meaning}"
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
