@@ -416,11 +416,11 @@ def served(monkeypatch):
 
 
 def test_serve_passes_its_options_on(served, monkeypatch):
-    monkeypatch.setenv("CAMSERVE_LISTEN", "0.0.0.0:1")
+    monkeypatch.setenv("CAMSERVE_LISTEN", "127.0.0.3:1")
     arguments = ["--store", "here", "--models", "a, b", "--port", "0", "--workers", "2", "--device", "cpu"]
     assert cli.run(["serve", *arguments]) == 0
     ((settings, options),) = served
-    assert (settings.listen, settings.metrics_listen) == ("0.0.0.0:0", "127.0.0.1:8501")
+    assert (settings.listen, settings.metrics_listen) == ("127.0.0.3:0", "127.0.0.1:8501")
     assert (options.store, options.models, options.workers, options.device) == (Path("here"), ("a", "b"), 2, "cpu")
 
 

@@ -8,10 +8,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from camserve import errors
 from camserve.errors import INTERNAL_MESSAGE, KINDS, CamserveError
+from camserve.gateway.calls import cancellation
 from camserve.gateway.convert import model_to_proto, public, status, trailing_metadata
 from camserve.gateway.fake import MODEL
 from camserve.gateway.metrics import method_label
-from camserve.gateway.calls import cancellation
 from camserve.methods import METHODS
 from camserve.types import Layer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 from google.protobuf import duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # no stubs
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from camserve import errors, wire
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, Overloaded
