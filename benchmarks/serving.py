@@ -230,7 +230,7 @@ async def workers(store: Path, rounds: int) -> dict[str, Any]:
 
 async def measure(store: Path, quick: bool) -> dict[str, Any]:
     few = {"latency": 5, "throughput": 1, "deadline": 2, "cancel": 1, "workers": 1}
-    many = {"latency": 60, "throughput": 5, "deadline": 20, "cancel": 5, "workers": 5}
+    many = {"latency": 150, "throughput": 5, "deadline": 20, "cancel": 5, "workers": 5}
     ways = {"latency": latency, "throughput": throughput, "deadline": deadline, "cancel": cancel, "workers": workers}
     numbers = few if quick else many
     return {name: await way(store, numbers[name]) for name, way in ways.items()}

@@ -121,12 +121,18 @@ class Host:
             return StepCost(LIMITS.target_s / FIRST_QUERIES)
         return min(self.fits.values(), key=self.rate)
 
+    def full(self, images: int = 1) -> int:
+        return min(LIMITS.queries, self.cost().queries_within(LIMITS.target_s, images))
+
     def rate(self, fit: StepCost) -> float:
         full = min(LIMITS.queries, fit.queries_within(LIMITS.target_s, 1))
         return full / fit.predict(full, 1)
 
-    def budget(self, images: int) -> int:
-        return min(LIMITS.queries, self.cost().queries_within(LIMITS.target_s, images))
+    def budget(self, members: Sequence[Book]) -> int:
+        haste = any(not book.opening_sent and not book.waiting() for book in members)
+        least_s = max(LIMITS.target_s / 2, self.cost().step_s / 0.1) if haste else LIMITS.target_s
+        target_s = min(LIMITS.target_s, least_s)
+        return min(LIMITS.queries, self.cost().queries_within(target_s, len(members)))
 
 
 def expected_members(books: Sequence[Book], host: Host, now_s: float) -> list[tuple[Book, bool]]:
@@ -145,7 +151,7 @@ def expected_members(books: Sequence[Book], host: Host, now_s: float) -> list[tu
         return not members or (count <= LIMITS.items and size <= LIMITS.size_bytes and in_time)
 
     def gets_queries(book: Book) -> bool:
-        budget = host.budget(len(members))
+        budget = host.budget([member for member, _ in members])
         before = [other for other, aged in members if aged or other.urgency() < book.urgency()]
         return sum(min(len(other.waiting()), max(1, budget // 2)) for other in before) < budget
 
@@ -168,7 +174,7 @@ def expected_step(books: Sequence[Book], host: Host, now_s: float) -> dict[int, 
     """Queries by request."""
     members = expected_members(books, host, now_s)
     order = [book for book, _ in sorted(members, key=lambda member: (not member[1], member[0].urgency()))]
-    budget = host.budget(len(members))
+    budget = host.budget(order)
     given = dict.fromkeys(order, 0)
     for most in (max(1, budget // 2), budget):
         for book in order:
@@ -281,7 +287,7 @@ class Machine(RuleBasedStateMachine):
             for book in self.live
             if book.rank < rank or (book.rank == rank and min(book.deadline_s, 1e9) // 1 <= min(deadline_s, 1e9) // 1)
         )
-        first = min(queries, fastest.budget(1))
+        first = min(queries, fastest.full())
         seconds = flying_s / sum(host.workers for host in hosts.values()) + openings / speed[1]
         seconds += fastest.cost().predict(first, 1)
         return seconds + ((ahead + queries - first) / speed[0] if queries else 0)
@@ -340,7 +346,7 @@ class Machine(RuleBasedStateMachine):
     def _take(self, step: Step) -> None:
         assert step.copy_of is None
         assert len(step.slices) <= LIMITS.items
-        assert step.queries <= self.hosts[step.place].budget(len(step.slices))
+        assert step.queries <= self.hosts[step.place].full(len(step.slices))
         for part in step.slices:
             book = self.books[part.request]
             assert part.opening == (not book.opening_sent)

@@ -51,5 +51,6 @@ class Draft:
         return list(zip(order, shares, strict=True))
 
     def _budget(self) -> tuple[int, int]:
-        budget = self._place.budget(len(self._members))
+        in_haste = any(request.opens_only for _, request in self._members)
+        budget = self._place.budget(len(self._members), in_haste)
         return budget, max(1, int(self._limits.share * budget))

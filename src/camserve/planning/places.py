@@ -8,6 +8,11 @@ from camserve.planning.cost import FIRST_QUERIES, StepCost
 from camserve.planning.heap import Heap
 from camserve.planning.limits import Limits
 
+HASTE = 0.5
+"""Part of the target time that a step takes for which somebody waits who asks for an opening and nothing else..."""
+FIXED = 0.1
+"""... unless more than this part of it would be the fixed cost of a step."""
+
 
 @dataclass
 class _Worker:
@@ -64,9 +69,12 @@ class Place:
         """Steps in flight for each worker."""
         return self.steps / self.workers
 
-    def budget(self, images: int) -> int:
+    def budget(self, images: int, in_haste: bool = False) -> int:
         """Queries of a step with so many images."""
-        return min(self._limits.queries, self.cost.queries_within(self._limits.target_s, images))
+        seconds = self._limits.target_s
+        if in_haste:
+            seconds = min(seconds, max(HASTE * seconds, self.cost.step_s / FIXED))
+        return min(self._limits.queries, self.cost.queries_within(seconds, images))
 
     def sends(self, predicted_s: float) -> None:
         """A step is on its way."""

@@ -9,7 +9,8 @@ then unknown (None) until the opening has come back. It may stay unknown for lon
 the map exists. The request is then stalled until `settle` says the total.
 
 Where a step goes: to the place with the fewest steps in flight for each of its workers, as long as there is room. How
-large it is: as many queries as the slowest worker there does in the target time, by the fitted cost.
+large it is: as many queries as the slowest worker there does in the target time, by the fitted cost; in half of it
+where somebody asks for an opening alone, a Grad-CAM, and has to wait for the whole step.
 
 Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, deadline, least work):
 

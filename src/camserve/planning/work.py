@@ -80,6 +80,11 @@ class Request:
         return self._quiet and None in self._totals
 
     @property
+    def opens_only(self) -> bool:
+        """The next slice is an opening that asks no query: a Grad-CAM, say."""
+        return self.to_open and not self.waiting
+
+    @property
     def urgency(self) -> tuple[float, ...]:
         """Order of service, the smallest first: class, deadline, work that waits, arrival."""
         return (self.rank, self.deadline_s, self.waiting, self.number)
