@@ -1,6 +1,6 @@
 """camserve: predictions of an image classifier together with the saliency maps behind them.
 
-Importing this package imports neither torch nor grpc; `Engine`, `Client` and `AsyncClient` are loaded on first use.
+Importing this package imports neither torch nor grpc; `Engine`, `Client`, `AsyncClient` and `Tls` come on first use.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from camserve.client import AsyncClient, Client
+    from camserve.connection import Tls
     from camserve.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Engine", "__version__"]
+__all__ = ["AsyncClient", "Client", "Engine", "Tls", "__version__"]
 
-_HOME = {"AsyncClient": "camserve.client", "Client": "camserve.client", "Engine": "camserve.engine"}
+_HOME = {
+    "AsyncClient": "camserve.client",
+    "Client": "camserve.client",
+    "Engine": "camserve.engine",
+    "Tls": "camserve.connection",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camserve import __version__
-from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unsupported
+from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
 from camserve.types import BoxOptions, Explanation, Preprocessing, Target
 
@@ -19,6 +18,12 @@ try:
 except ImportError:
     sys.exit("the command camserve needs click and rich: pip install 'camserve[cli]'")
 
+from camserve import serving_commands
+from camserve.connection_options import Connection, connection_options, token
+from camserve.extras import needs_extra
+from camserve.labels import parse_target_text
+from camserve.serving_commands import STORE_HELP
+
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
@@ -26,9 +31,7 @@ if TYPE_CHECKING:
     from camserve.messages import Progress
     from camserve.types import SaliencyMap
 
-DEFAULT_ADDRESS = "127.0.0.1:8500"
-_CALLERS_FAULT = (InvalidInput, NotFound, Unsupported)
-_STORE_HELP = "Directory of model archives.  [default: $CAMSERVE_MODEL_STORE, else ./model_store]"
+_CALLERS_FAULT = (InvalidInput, NotFound, Unauthenticated, Unsupported)
 
 
 def main() -> None:
@@ -65,95 +68,20 @@ def camserve() -> None:
 
 @camserve.command()
 @click.option("--out", type=click.Path(path_type=Path), default="demo-output", show_default=True, help="For pictures.")
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 def demo(out: Path, store: Path | None) -> None:
     """Explain two photos over gRPC and write pictures.
 
     Serves the default model on free ports of this machine, and stops it again.
     """
-    with _extra("demo"):
+    with needs_extra("demo"):
         from camserve.demo import run_demo
 
         run_demo(out, store)
 
 
-@camserve.command()
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
-@click.option("--models", default="lite0", show_default=True, help="Names of models, separated by commas.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Of the gRPC server; 0: any free one.  [default: 8500]")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Of /metrics; 0: any free one.  [default: 8501]")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of each model.")
-@click.option(
-    "--inference-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Of TorchServe's REST, for plain clients; 0: any.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=1, help="Of TorchServe's batching, for plain clients.")
-@click.option(
-    "--batch-delay-ms", type=click.IntRange(1), default=1, help="How long a worker waits for a batch to fill."
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True, help="auto: GPUs first."
-)
-def serve(store: Path | None, models: str, port: int | None, metrics_port: int | None, **options: Any) -> None:
-    """Serve models until Ctrl-C or SIGTERM.
-
-    Runs TorchServe and the gateway in front of it. Everything else is set by environment variables CAMSERVE_<NAME>.
-    """
-    with _extra("server"):
-        import asyncio
-
-        from camserve import supervisor
-        from camserve.archive import model_store
-        from camserve.gateway.settings import Settings
-
-        _log_to_stderr()
-        names = tuple(filter(None, map(str.strip, models.split(","))))
-        settings = Settings.load(**_listeners(port, metrics_port))
-        served = supervisor.ServeOptions(store=model_store(store), models=names, **options)
-        asyncio.run(supervisor.serve(settings, served))
-
-
-@camserve.command()
-@click.option("--port", type=click.IntRange(0, 65535), help="Of the gRPC server; 0: any free one.  [default: 8500]")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Of /metrics; 0: any free one.  [default: 8501]")
-@click.option(
-    "--upstreams",
-    metavar="HOST:GRPC_PORT:MANAGEMENT_PORT,...",
-    help="TorchServes; a name stands for all its addresses.  [default: 127.0.0.1:7070:8081]",
-)
-def gateway(port: int | None, metrics_port: int | None, upstreams: str | None) -> None:
-    """Run the gateway alone until Ctrl-C or SIGTERM, in front of TorchServes that run elsewhere.
-
-    Everything else is set by environment variables CAMSERVE_<NAME>.
-    """
-    with _extra("gateway"):
-        import asyncio
-
-        from camserve.gateway.settings import Settings
-        from camserve.gateway.stopping import serve_alone
-
-        _log_to_stderr()
-        asyncio.run(serve_alone(Settings.load(upstreams=upstreams, **_listeners(port, metrics_port))))
-
-
-def _listeners(port: int | None, metrics_port: int | None) -> dict[str, str]:
-    """Settings of the ports that were given; their hosts stay what the environment says."""
-    from camserve.gateway.settings import Settings
-
-    settings, ports = Settings.load(), {"listen": port, "metrics_listen": metrics_port}
-    return {
-        name: f"{getattr(settings, name).rpartition(':')[0]}:{number}"
-        for name, number in ports.items()
-        if number is not None
-    }
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+for _command in (*serving_commands.COMMANDS, token):
+    camserve.add_command(_command)
 
 
 @camserve.command()
@@ -188,7 +116,7 @@ def _log_to_stderr() -> None:
 @click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
 @click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
-@click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Of the server.")
+@connection_options
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
 @click.option("--allow-partial", is_flag=True, help="At the deadline, take the maps as far as they are.")
 @click.option(
@@ -196,7 +124,7 @@ def _log_to_stderr() -> None:
 )
 @click.option("--watch", is_flag=True, help="Show predictions at once, and rewrite the pictures while they sharpen.")
 @click.option("--local", is_flag=True, help="Explain in this process, without a server.")
-@click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {_STORE_HELP}")
+@click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {STORE_HELP}")
 def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out: Path, **options: Any) -> None:
     """Explain IMAGE, with or without a server.
 
@@ -205,7 +133,7 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
     wanted = [parse_target_text(text) for text in targets]
     watch = out if options.pop("watch") else None
-    with _extra("worker" if options["local"] else "cli"):
+    with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
 
         answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
@@ -237,7 +165,7 @@ def _explainer(
     local: bool,
     stream: bool,
     store: Path | None,
-    address: str,
+    connection: Connection,
     timeout_s: float | None,
     model: str,
     layers: tuple[str, ...],
@@ -257,10 +185,8 @@ def _explainer(
 
         yield partial(Engine.load(model or "lite0", store).explain, **options)
     else:
-        from camserve.client import Client
-
         options |= {"priority": priority or "normal", "allow_partial": allow_partial}
-        with Client(address, timeout_s=timeout_s) as client:
+        with connection.client(timeout_s) as client:
             yield partial(client.stream if stream else client.explain, model=model, **options)
 
 
@@ -294,14 +220,6 @@ def _notes(saliency: SaliencyMap) -> Iterator[str]:
         yield f"insertion {found.insertion_auc:.3f}, deletion {found.deletion_auc:.3f}, overall {found.overall:.3f}"
     for box in saliency.boxes:
         yield f"x {box.left:.0f}..{box.right:.0f}, y {box.top:.0f}..{box.bottom:.0f}, score {box.score:.2f}"
-
-
-def parse_target_text(text: str) -> Target:
-    """`281`: a class index; `top3`: the three most probable classes; anything else: a label."""
-    if text.isdecimal():
-        return Target(index=int(text))
-    top = re.fullmatch(r"top(\d+)", text)
-    return Target(top_k=int(top[1])) if top else Target(label=text)
 
 
 def write_pictures(maps: Iterable[SaliencyMap], stem: str, folder: Path) -> list[Path]:
@@ -354,7 +272,7 @@ def _picture(saliency: SaliencyMap) -> Image.Image:
 @click.option("--limit", type=click.IntRange(1), help="Images at most.  [default: all; 30 scenes of a benchmark]")
 @click.option("--sanity-images", type=click.IntRange(0), default=1, show_default=True, help="For the sanity check.")
 @click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="For the report.")
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 def evaluate(methods: tuple[str, ...], **options: Any) -> None:
     """Measure how far the maps of a model can be trusted.
 
@@ -362,7 +280,7 @@ def evaluate(methods: tuple[str, ...], **options: Any) -> None:
     contact sheet. A run that was stopped is continued by the same command.
     """
     specs = [parse_method_text(text) for some in methods for text in some.split()]
-    with _extra("evaluation"):
+    with needs_extra("evaluation"):
         from rich.console import Console
 
         from camserve.evaluation.command import run as run_evaluation
@@ -400,7 +318,7 @@ def evaluate(methods: tuple[str, ...], **options: Any) -> None:
 @click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
 @click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="augmented", show_default=True, help="For variants.")
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 def augment(images: Path, groups: int, denoise: float, theta: str, out: Path, **options: Any) -> None:
     """Write Group-CAM variants of images, for fine-tuning.
 
@@ -408,7 +326,7 @@ def augment(images: Path, groups: int, denoise: float, theta: str, out: Path, **
     blurred elsewhere. A run that was stopped is continued by the same command. Broken images do not stop it; they are
     named at the end, and the exit status is then 2.
     """
-    with _extra("evaluation"):
+    with needs_extra("evaluation"):
         from rich.console import Console
 
         from camserve.evaluation.augment import Recipe
@@ -439,7 +357,7 @@ def parse_theta(text: str) -> float | None:
 
 @camserve.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 @click.option("--name", help="Of the served model; for one SOURCE only.  [default: that of the source]")
 @click.option("--version", default="1.0", show_default=True, help="Of the served model.")
 @click.option("--weights", help="DEFAULT, a name of torchvision's weights, or a file (safetensors or a state dict).")
@@ -477,7 +395,7 @@ def archive(
     if name is not None and len(sources) > 1:
         raise InvalidOption(f"--name is for one source, got {len(sources)}")
     options["preprocessing"] = _preprocessing(resize, crop, mean, std, interpolation)
-    with _extra("worker"):
+    with needs_extra("worker"):
         from camserve.archive import build_archive, model_store
 
         for source in sources:
@@ -499,25 +417,23 @@ def _preprocessing(
 
 
 @camserve.command()
-@click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Of the server.")
+@connection_options
 @click.option("--store", type=click.Path(path_type=Path), help="List the archives of this directory instead.")
-def models(address: str, store: Path | None) -> None:
+def models(connection: Connection, store: Path | None) -> None:
     """List the models of a server, or those of a model store."""
-    with _extra("cli"):
+    with needs_extra("cli"):
         from rich.console import Console
         from rich.table import Table
 
-        header, rows = _served(address) if store is None else _stored(store)
+        header, rows = _served(connection) if store is None else _stored(store)
         table = Table(*header)
         for row in rows:
             table.add_row(*row)
         Console().print(table)
 
 
-def _served(address: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    from camserve.client import Client
-
-    with Client(address, timeout_s=10) as client:
+def _served(connection: Connection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    with connection.client(10) as client:
         served = client.models()
     return ("model", "version", "ready"), [(model.name, model.version, _yes(model.ready)) for model in served]
 
@@ -542,7 +458,7 @@ def _yes(value: bool) -> str:
 @camserve.command()
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known of them, for programs.")
 @click.option("--model", help="With --json: the cost of each method at this model's default layer.")
-@click.option("--store", type=click.Path(path_type=Path), help=_STORE_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 def methods(as_json: bool, model: str | None, store: Path | None) -> None:
     """List the methods with their parameters."""
     if as_json:
@@ -559,7 +475,7 @@ def methods(as_json: bool, model: str | None, store: Path | None) -> None:
 
 def _channels(model: str, store: Path | None) -> int:
     """Of the model's default layer."""
-    with _extra("worker"):
+    with needs_extra("worker"):
         from camserve.engine import Engine
 
         return Engine.load(model, store).info.layer("").channels
@@ -588,14 +504,3 @@ def describe_method(name: str, channels: int | None = None) -> dict[str, Any]:
         "variants": variants,
         "parameters": parameters,
     }
-
-
-@contextmanager
-def _extra(extra: str) -> Iterator[None]:
-    """A package that is not installed is named with the extra that has it, without a traceback."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "camserve":
-            raise
-        raise click.ClickException(f"{error.name} is not installed: pip install 'camserve[{extra}]'") from None

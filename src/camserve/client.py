@@ -3,6 +3,7 @@
 >>> with Client("127.0.0.1:8500") as client:
 ...     answer = client.explain("cat.jpg", methods=["grad_cam", ("group_cam", {"groups": 16})], targets=["tabby"])
 >>> answer.maps[0].overlay().save("tabby.png")
+>>> Client("camserve.example:443", tls=Tls(ca="ca.pem"), token="camserve_...")
 
 Both clients build requests and read replies with `camserve.messages`; only the call differs.
 """
@@ -18,6 +19,7 @@ from typing import Any, Self, Unpack, cast
 import grpc
 
 from camserve import errors, messages
+from camserve.connection import Tls, credentials, is_local, metadata, traced
 from camserve.errors import CamserveError, DeadlineExceeded, Internal, Unavailable
 from camserve.images import ImageLike
 from camserve.messages import Asked, Model, ModelSummary, Options, Progress
@@ -26,7 +28,7 @@ from camserve.types import Explanation, StreamOptions, TargetLike
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1.explain_pb2_grpc import ExplanationServiceStub
 
-__all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress"]
+__all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress", "Tls"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 ERROR_KEY = "camserve-error"
@@ -35,8 +37,10 @@ ERROR_KEY = "camserve-error"
 RETRY_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata of an overloaded server: when to try again."""
 
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata of every answer: under this id the server's log has the call."""
+
 _POLL_S = 0.1
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 class Client:
@@ -45,12 +49,30 @@ class Client:
     Args:
         address: host:port.
         timeout_s: deadline of every call that states none of its own; None: the server's.
+        tls: for a server with TLS; None: plain text.
+        token: secret of a bearer token, for a server that wants one.
+
+    Raises:
+        InvalidOption: a file of `tls` cannot be read, or a token would leave this machine in plain text.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+        self._metadata = metadata(token)
+        secured, options = credentials(address, tls, token), _channel_options(address)
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if secured is None
+            else grpc.secure_channel(address, secured, options)
+        )
         self._stub: Any = ExplanationServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
 
     def __enter__(self) -> Self:
@@ -148,10 +170,11 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with _typed_errors(self.address):
-            return method(request, timeout=_first(timeout_s, self.timeout_s))
+            return method(request, timeout=_first(timeout_s, self.timeout_s), metadata=(*self._metadata, *traced()))
 
     def _updates(self, asked: Asked, timeout_s: float | None) -> Iterator[Progress | Explanation]:
-        call = self._stub.StreamExplain(asked.request, timeout=_first(timeout_s, self.timeout_s))
+        timeout_s = _first(timeout_s, self.timeout_s)
+        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=(*self._metadata, *traced()))
         try:
             with _typed_errors(self.address):
                 for message in call:
@@ -163,10 +186,23 @@ class Client:
 class AsyncClient:
     """As `Client`, for asyncio; to be made inside the running event loop."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+        self._metadata = metadata(token)
+        secured, options = credentials(address, tls, token), _channel_options(address)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if secured is None
+            else grpc.aio.secure_channel(address, secured, options)
+        )
         self._stub: Any = ExplanationServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
 
     async def __aenter__(self) -> Self:
@@ -240,10 +276,13 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with _typed_errors(self.address):
-            return await method(request, timeout=_first(timeout_s, self.timeout_s))
+            return await method(
+                request, timeout=_first(timeout_s, self.timeout_s), metadata=(*self._metadata, *traced())
+            )
 
     async def _updates(self, asked: Asked, timeout_s: float | None) -> AsyncIterator[Progress | Explanation]:
-        call = self._stub.StreamExplain(asked.request, timeout=_first(timeout_s, self.timeout_s))
+        timeout_s = _first(timeout_s, self.timeout_s)
+        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=(*self._metadata, *traced()))
         try:
             with _typed_errors(self.address):
                 async for message in call:
@@ -268,7 +307,7 @@ def _channel_options(address: str) -> list[tuple[str, int]]:
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
-    if address.startswith(_LOOPBACK):
+    if is_local(address):
         options.append(("grpc.enable_http_proxy", 0))  # `http_proxy` is not meant for this machine
     return options
 
@@ -278,13 +317,21 @@ def _typed_errors(address: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise as_error(cast(grpc.Call, error), address) from None
+        typed = as_error(cast(grpc.Call, error), address)
+        typed.request_id = _request_id(cast(grpc.Call, error))
+        raise typed from None
+
+
+def _request_id(error: grpc.Call) -> str:
+    sent = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
+    return next((str(value) for key, value in sent if key == REQUEST_ID_KEY), "")
 
 
 _BY_STATUS: dict[grpc.StatusCode, type[CamserveError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: errors.Unsupported,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.CANCELLED: errors.Cancelled,
@@ -295,7 +342,8 @@ _BY_STATUS: dict[grpc.StatusCode, type[CamserveError]] = {
 _SENTENCES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "no answer from {address} within the deadline",
     grpc.StatusCode.CANCELLED: "the call to {address} was cancelled",
-    grpc.StatusCode.UNAVAILABLE: "no answer from {address}; is a camserve server running there? ({details})",
+    grpc.StatusCode.UNAVAILABLE: "no answer from {address}; is a camserve server running there? TLS must be "
+    "the same on both sides ({details})",
     grpc.StatusCode.UNIMPLEMENTED: "{address} is not a camserve server, or one of another version ({details})",
 }
 

@@ -24,7 +24,7 @@ from camserve.gateway.server import Gateway
 from camserve.gateway.settings import Settings
 from camserve.images import seen_part
 from camserve.methods import METHODS
-from camserve.supervisor import ServeOptions, TorchServe
+from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.terminal import costs_table, duration, predictions_table, query_bar
 from camserve.types import Explanation, SaliencyMap, Target
 
@@ -90,7 +90,7 @@ async def _served(store: Path, console: Console) -> AsyncIterator[AsyncClient]:
     """A client of a gateway with TorchServe behind it, on free loopback ports; all is stopped in the end."""
     with console.status(f"building {store / MODEL}.mar if it is missing"):
         await asyncio.to_thread(ensure_archive, MODEL, store)
-    torchserve = TorchServe(ServeOptions(store=store, models=(MODEL,)))
+    torchserve = TorchServe(WorkerSettings.load(store=store, models=(MODEL,)).on_free_ports())
     with console.status("starting TorchServe"):
         await torchserve.start()
     try:

@@ -6,7 +6,13 @@ allowed and what came, and is safe to show to a client.
 
 
 class CamserveError(Exception):
-    """Root of the tree."""
+    """Root of the tree.
+
+    Attributes:
+        request_id: of the call that failed, under which the server's log has it; "" outside of clients.
+    """
+
+    request_id = ""
 
 
 class InvalidInput(CamserveError):
@@ -29,16 +35,22 @@ class Unsupported(CamserveError):
     """A sound request that this model cannot serve: CAM without a pooling head, for instance."""
 
 
+class Unauthenticated(CamserveError):
+    """The caller did not say who it is, or is not known: a bearer token is missing or wrong."""
+
+
 class Overloaded(CamserveError):
-    """More work is waiting than the server takes on; try again later.
+    """More work is waiting than the server, or the caller's token, takes on; try again later.
 
     Attributes:
         retry_after_s: when there may be room, in seconds; None: unknown.
+        reason: which bound it was, as one word; "" is unknown, as on the client's side.
     """
 
-    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str = "", retry_after_s: float | None = None, reason: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class DeadlineExceeded(CamserveError):

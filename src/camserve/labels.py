@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from camserve.errors import InvalidOption
 from camserve.types import Prediction, Target
+
+
+def parse_target_text(text: str) -> Target:
+    """`281`: a class index; `top3`: the three most probable classes; anything else: a label."""
+    if re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        return Target(index=int(text))
+    top = re.fullmatch(r"top(\d{1,18})", text, re.ASCII)
+    return Target(top_k=int(top[1])) if top else Target(label=text)
 
 
 def resolve_target(target: Target, labels: Sequence[str]) -> Target:

@@ -7,6 +7,7 @@ is unknown or bad stops the start; the text names the setting, where it was set,
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -70,14 +71,14 @@ class Layered(BaseSettings):
             raise InvalidOption("; ".join(problems)) from None
 
     def lines(self, file: Path | None = None) -> Iterator[str]:
-        """The settings as a table of a TOML file, each with its origin; secrets are hidden."""
+        """The settings as a commented table of a TOML file, each with its meaning and origin; secrets are hidden."""
         table = read_file(file).get(self.table, {})
         yield f"[{self.table}]"
-        for name in type(self).model_fields:
-            origin = self._origin(name, table, file)
-            value = getattr(self, name)
-            line = f"# {name} is unset" if value is None else f"{name} = {_toml(shown(name, value))}"
-            yield f"{line}  # {origin}" if origin else line
+        for name, field in type(self).model_fields.items():
+            origin, value = self._origin(name, table, file), getattr(self, name)
+            line = f"# {name} = (unset)" if value is None else f"{name} = {_toml(shown(name, value))}"
+            yield f"# {field.description}"
+            yield f"{line}  # from {origin}" if origin else line
 
     def _origin(self, name: str, table: Mapping[str, Any], file: Path | None) -> str:
         """Where the value was set; "" for a default."""
@@ -154,3 +155,12 @@ def _toml(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value if isinstance(value, (bool, int, float)) else str(value))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" is reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

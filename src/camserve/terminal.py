@@ -1,4 +1,4 @@
-"""What the command line shows: tables and the progress bar of `camserve explain` and `camserve demo`. Needs rich."""
+"""What the command line shows: tables of figures, and the progress bar of explanations. Needs rich."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def costs_table(rows: Iterable[tuple[str, float, Cost]]) -> Table:
     for name, seconds, cost in rows:
         times = [duration(cost.stage_seconds[stage]) if stage in cost.stage_seconds else "" for stage in stages]
         table.add_row(name, duration(seconds), str(cost.queries), *times)
+    return table
+
+
+def figures_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Names on the left, figures on the right of their columns."""
+    table = _table(title, headings[0])
+    for heading in headings[1:]:
+        table.add_column(escape(heading), justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -349,6 +349,18 @@ class ItemResult:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of the device that a worker computes on."""
+
+    device: str
+    """cpu, cuda:0, ..."""
+    used_bytes: int
+    """By every process of a GPU; on a CPU the worker's resident memory."""
+    limit_bytes: int
+    """What the device has; on a CPU the machine, or the container if it has less."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a worker answers for a step."""
 
@@ -361,6 +373,7 @@ class StepResult:
     memory_hits: int = 0
     """Decoded images and forward passes that the worker still had."""
     memory_misses: int = 0
+    device_memory: DeviceMemory | None = None
 
 
 @dataclass(frozen=True)

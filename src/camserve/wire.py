@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from camserve import methods
 from camserve.errors import KINDS, CamserveError, Internal, InvalidImage, InvalidOption
 from camserve.types import (
+    DeviceMemory,
     Faithfulness,
     Fusion,
     InputView,
@@ -312,6 +313,10 @@ def step_result_to_proto(result: StepResult) -> step_pb2.StepReply:
         memory_hits=result.memory_hits,
         memory_misses=result.memory_misses,
     )
+    if (memory := result.device_memory) is not None:
+        reply.device_memory.device = memory.device
+        reply.device_memory.used_bytes = memory.used_bytes
+        reply.device_memory.limit_bytes = memory.limit_bytes
     for outcome in result.outcomes:
         if isinstance(outcome, CamserveError):
             reply.items.add(error=error_to_proto(outcome))
@@ -331,7 +336,12 @@ def step_result_from_proto(message: step_pb2.StepReply) -> StepResult:
         worker=message.worker,
         memory_hits=message.memory_hits,
         memory_misses=message.memory_misses,
+        device_memory=_device_memory(message.device_memory) if message.HasField("device_memory") else None,
     )
+
+
+def _device_memory(message: step_pb2.DeviceMemory) -> DeviceMemory:
+    return DeviceMemory(message.device, message.used_bytes, message.limit_bytes)
 
 
 def _item_result_to_proto(result: ItemResult) -> step_pb2.ItemResult:

@@ -11,6 +11,7 @@ from camserve import Engine
 from camserve.errors import Unsupported
 from camserve.methods import METHODS
 from camserve.types import Preprocessing
+from camserve.worker.device import device_memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,6 +48,13 @@ def test_tf32_of_the_process_does_not_reach_exact_maps():
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     np.testing.assert_allclose(ours, engine("cpu").explain(pixels(1), ["score_cam"]).maps[0].array, atol=1e-4)
+
+
+def test_a_worker_says_how_much_of_the_gpu_is_in_use():
+    found = device_memory(torch.device("cuda"))
+    assert found is not None
+    assert found.device == f"cuda:{torch.cuda.current_device()}"
+    assert 0 < found.used_bytes < found.limit_bytes
 
 
 def test_memory_follows_the_micro_batch_and_not_the_number_of_queries():

@@ -22,6 +22,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+from triton_harness import triton
 
 from camserve import AsyncClient, Engine
 from camserve.archive import ensure_archive
@@ -30,7 +31,7 @@ from camserve.gateway.places import torchserves
 from camserve.gateway.server import Gateway
 from camserve.gateway.settings import Settings
 from camserve.methods import METHODS as METHODS_BY_NAME
-from camserve.supervisor import ServeOptions, TorchServe
+from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.torchserve import inference_pb2, inference_pb2_grpc
 from camserve.types import BoxOptions, Explanation, Target
 
@@ -52,7 +53,7 @@ class Service:
 async def service() -> AsyncIterator[Service]:
     ensure_archive("lite0", STORE)
     # Plain clients' calls are batched here; the gateway's steps pay the delay, which no test measures.
-    torchserve = TorchServe(ServeOptions(store=STORE, device="cpu", batch_size=8, batch_delay_ms=300))
+    torchserve = TorchServe(WorkerSettings(store=STORE, device="cpu", batch_size=8, batch_delay_ms=300).on_free_ports())
     await torchserve.start()
     settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", poll_s=0.2)
     try:
@@ -213,6 +214,16 @@ async def test_a_generic_client_gets_by_with_reflection_alone(service: Service) 
     assert reply["predictions"][0]["label"] == "espresso"
     overlay = Image.open(io.BytesIO(base64.b64decode(reply["maps"][0]["data"])))
     assert (overlay.format, overlay.size) == ("PNG", (224, 224))
+
+
+async def test_tritonclient_gets_the_maps_of_the_engine(service: Service, engine: Engine, tmp_path: Path) -> None:
+    """The unmodified client of another server, over the Open Inference Protocol."""
+    call = {"parameters": {"explain_method": "grad_cam group_cam:groups=4", "explain_targets": "espresso"}}
+    found, arrays = await triton(service.gateway.address, COFFEE, tmp_path, model="lite0", calls=[call])
+    local = await asyncio.to_thread(engine.explain, COFFEE, ["grad_cam", ("group_cam", {"groups": 4})], ["espresso"])
+    assert found["ready"]
+    assert arrays["0 labels"][0] == "espresso"
+    np.testing.assert_allclose(arrays["0 saliency"], np.stack([one.array for one in local.maps]), atol=1e-4)
 
 
 async def curl(*arguments: str) -> dict:

@@ -133,7 +133,7 @@ async def test_a_client_that_goes_away_stops_its_steps_and_nobody_elses():
         reply = await staying
         sent = [item.image for step in server.upstream.steps for item in step]
         await until(lambda: planner(server).idle)
-        await server.gateway._service.idle()
+        await server.gateway._calls.idle()
         assert 'method="score_cam",model="fake"' in await server.metrics()
         assert 'code="CANCELLED",method="score_cam",model="fake"} 1.0' in await server.metrics()
     assert sent.count(gone) == 1
@@ -151,7 +151,7 @@ async def test_at_the_deadline_the_call_ends_and_no_further_step_is_sent():
         await until(lambda: len(planner(server)) == 0)
         server.upstream.release()
         await until(lambda: planner(server).idle)
-        await server.gateway._service.idle()
+        await server.gateway._calls.idle()
         assert len(server.upstream.steps) == 1
         assert 'code="DEADLINE_EXCEEDED",method="score_cam",model="fake"} 1.0' in await server.metrics()
 
@@ -249,7 +249,7 @@ async def test_a_mixed_crowd_is_answered_and_leaves_nothing_behind():
     assert all(right)
     assert len(right) >= len(requests) - len(cancelled)
     assert counts.asked == counts.done + counts.cancelled
-    assert "camserve_requests_in_flight 0.0" in text
+    assert 'camserve_requests_in_flight{class="normal"} 0.0' in text
     assert 'camserve_waiting_queries{model="fake"} 0.0' in text
 
 
@@ -440,7 +440,7 @@ async def test_whoever_asks_the_same_at_the_same_time_waits_for_the_first():
         others = [begin(server, ask(SCORE)) for _ in range(3)]
         first.cancel()  # the next one makes the reply
         await server.upstream.received(2)
-        await until(lambda: server.gateway._service._active == 3)
+        await until(lambda: server.gateway._calls.active == 3)
         server.upstream.release()
         replies = await asyncio.gather(*others)
         metrics = await server.metrics()

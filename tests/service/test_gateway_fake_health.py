@@ -75,11 +75,11 @@ async def test_health_follows_the_workers_and_each_return_is_greeted_by_a_canary
                 await server.gateway.wait_ready(0)
             code, text, _ = await failure(server.stub.Explain(ask()))
             assert (code, text) == ("UNAVAILABLE", "no worker of model fake is ready; try again in some seconds")
-            assert 'camserve_upstream_ready_workers{model="fake"} 0.0' in await server.metrics()
+            assert 'camserve_workers_ready{model="fake"} 0.0' in await server.metrics()
             server.upstream.workers = 2
             await becomes(server, SERVING)
             assert server.upstream.canaries == canaries
-        assert 'camserve_upstream_ready_workers{model="fake"} 2.0' in await server.metrics()
+        assert 'camserve_workers_ready{model="fake"} 2.0' in await server.metrics()
 
 
 async def test_a_worker_that_does_not_answer_the_canary_is_not_ready():
@@ -205,17 +205,17 @@ async def test_metrics_have_their_names_and_few_labels():
         text = await server.metrics()
     lines, steps = text.splitlines(), f"{len(server.upstream.steps)}.0"
     for line in (
-        'camserve_request_seconds_count{code="OK",method="grad_cam",model="fake"} 1.0',
-        'camserve_request_seconds_count{code="OK",method="several",model="fake"} 1.0',
-        'camserve_request_seconds_count{code="NOT_FOUND",method="grad_cam",model="unknown"} 1.0',
-        'camserve_request_seconds_count{code="INVALID_ARGUMENT",method="unknown",model="fake"} 1.0',
+        'camserve_request_seconds_count{class="normal",code="OK",method="grad_cam",model="fake"} 1.0',
+        'camserve_request_seconds_count{class="normal",code="OK",method="several",model="fake"} 1.0',
+        'camserve_request_seconds_count{class="normal",code="NOT_FOUND",method="grad_cam",model="unknown"} 1.0',
+        'camserve_request_seconds_count{class="normal",code="INVALID_ARGUMENT",method="unknown",model="fake"} 1.0',
         'camserve_masked_queries_total{method="score_cam",model="fake"} 96.0',
         'camserve_step_queries_sum{model="fake"} 96.0',
         f'camserve_step_items_count{{model="fake"}} {steps}',
         f'camserve_step_seconds_count{{model="fake"}} {steps}',
-        "camserve_requests_in_flight 0.0",
+        'camserve_requests_in_flight{class="normal"} 0.0',
         'camserve_waiting_queries{model="fake"} 0.0',
-        'camserve_upstream_ready_workers{model="fake"} 1.0',
+        'camserve_workers_ready{model="fake"} 1.0',
         'camserve_build_info{version="0.1.0"} 1.0',
         *(
             f'camserve_stage_seconds_count{{method="grad_cam",model="fake",stage="{stage}"}} 1.0'

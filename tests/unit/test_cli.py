@@ -1,6 +1,5 @@
 """The command line: what it parses, prints, writes and returns. Clients, engine and supervisor are stand-ins here."""
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -125,7 +124,7 @@ def test_explain_asks_the_server(client, tmp_path):
     arguments += ["--model", "m", "--layer", "l", "--size", "original", "--precision", "bfloat16", "--timeout", "9"]
     arguments += ["--address", "host:1", "--out", str(tmp_path), "--priority", "batch", "--allow-partial"]
     assert cli.run(["explain", "cat.png", *arguments]) == 0
-    assert (client.last.where, client.last.options) == (("host:1",), {"timeout_s": 9})
+    assert (client.last.where, client.last.options) == (("host:1",), {"timeout_s": 9, "tls": None, "token": None})
     assert client.last.asked == {
         "image": Path("cat.png"),
         "methods": [GroupCam(groups=8), METHODS["cam"]()],
@@ -224,6 +223,7 @@ FAULTS = {
     errors.InvalidOption: 2,
     errors.InvalidImage: 2,
     errors.NotFound: 2,
+    errors.Unauthenticated: 2,
     errors.Unsupported: 2,
     errors.Unavailable: 1,
     errors.DeadlineExceeded: 1,
@@ -400,35 +400,6 @@ def test_archive_needs_all_of_the_preprocessing(built, capsys):
 def test_archive_name_is_for_one_source(built, capsys):
     assert cli.run(["archive", "one", "two", "--name", "x"]) == 2
     assert "--name is for one source, got 2" in capsys.readouterr().err
-
-
-@pytest.fixture
-def served(monkeypatch):
-    calls = []
-
-    async def serve(settings, options):
-        calls.append((settings, options))
-        await asyncio.sleep(0)
-
-    monkeypatch.setattr("camserve.supervisor.serve", serve)
-    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
-    return calls
-
-
-def test_serve_passes_its_options_on(served, monkeypatch):
-    monkeypatch.setenv("CAMSERVE_LISTEN", "127.0.0.3:1")
-    arguments = ["--store", "here", "--models", "a, b", "--port", "0", "--workers", "2", "--device", "cpu"]
-    assert cli.run(["serve", *arguments]) == 0
-    ((settings, options),) = served
-    assert (settings.listen, settings.metrics_listen) == ("127.0.0.3:0", "127.0.0.1:8501")
-    assert (options.store, options.models, options.workers, options.device) == (Path("here"), ("a", "b"), 2, "cpu")
-
-
-def test_serve_with_a_bad_setting(served, monkeypatch, capsys):
-    monkeypatch.setenv("CAMSERVE_MAX_METHODS", "many")
-    assert cli.run(["serve"]) == 2
-    assert "CAMSERVE_MAX_METHODS='many'" in capsys.readouterr().err
-    assert not served
 
 
 @pytest.mark.parametrize("status", [0, 2])

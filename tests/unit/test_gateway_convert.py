@@ -21,6 +21,7 @@ CODES = {
     "InvalidOption": "INVALID_ARGUMENT",
     "NotFound": "NOT_FOUND",
     "Unsupported": "FAILED_PRECONDITION",
+    "Unauthenticated": "UNAUTHENTICATED",
     "Overloaded": "RESOURCE_EXHAUSTED",
     "DeadlineExceeded": "DEADLINE_EXCEEDED",
     "Cancelled": "CANCELLED",

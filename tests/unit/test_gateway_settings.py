@@ -83,7 +83,18 @@ def test_every_setting_says_what_it_is():
 def test_the_limits_are_those_that_are_promised():
     settings = Settings()
     assert (settings.max_image_bytes, settings.max_image_pixels) == (16 * 2**20, 64_000_000)
-    assert (settings.step_queries, settings.step_items, settings.step_target_s) == (512, 8, 0.3)
+    assert (settings.step_queries, settings.step_items) == (512, 8)
     ways = {0.3: None, 0.03: None, 0.2: 2}
     limits = [Settings(step_target_s=target_s, steps_per_worker=steps).limits() for target_s, steps in ways.items()]
     assert [limit.steps_per_worker for limit in limits] == [1, 2, 2]
+
+
+def test_a_gpu_has_shorter_steps_than_a_cpu_and_a_second_one_at_hand():
+    settings = Settings()
+    assert [
+        (settings.limits(device).target_s, settings.limits(device).steps_per_worker) for device in ("cpu", "cuda")
+    ] == [
+        (0.3, 1),
+        (0.03, 2),
+    ]
+    assert Settings(step_target_s=0.2).limits("cuda").target_s == 0.2

@@ -17,7 +17,7 @@ from camserve import wire
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.gateway.fake import MODEL, FakeUpstream
 from camserve.gateway.fit import check_fit
-from camserve.gateway.upstream import KEY, TorchServeUpstream
+from camserve.gateway.upstream import KEY, TorchServeUpstream, Workers
 from camserve.methods import GradCam, ScoreCam
 from camserve.torchserve import inference_pb2, inference_pb2_grpc
 from camserve.types import Item, ItemResult, Partial, StepResult, Target, Task
@@ -201,11 +201,12 @@ async def test_items_keep_their_errors():
 
 
 async def test_only_workers_that_are_ready_count():
-    workers = [{"status": "READY"}, {"status": "UNLOADING"}, {"status": "READY"}]
-    with management({"/models/a": [{"modelName": "a", "workers": workers}]}) as url:
+    states = {11: "READY", 12: "UNLOADING", 13: "READY"}
+    workers = [{"pid": pid, "startTime": "noon", "status": status} for pid, status in states.items()]
+    with management({"/models/a": [{"modelName": "a", "minWorkers": 3, "workers": workers}]}) as url:
         async with torchserve(b"", url) as (upstream, _):
-            assert await upstream.ready_workers("a") == 2
-            assert await upstream.ready_workers("unknown") == 0
+            assert await upstream.look("a") == Workers(frozenset({"11 since noon", "13 since noon"}), 3)
+            assert await upstream.look("unknown") == Workers(frozenset(), 0)
 
 
 async def test_every_page_of_models_is_read():

@@ -48,7 +48,7 @@ except SystemExit as end:
     assert loaded_by(code) <= {"click"}
 
 
-@pytest.mark.parametrize("name", ["Client", "AsyncClient", "Engine"])
+@pytest.mark.parametrize("name", ["Client", "AsyncClient", "Engine", "Tls"])
 def test_names_of_the_package_are_loaded_on_first_use(name):
     assert loaded_by(f"import camserve; camserve.{name}")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from camserve.errors import InvalidOption, Overloaded
-from camserve.planning import CLASSES, MAX_LOSSES, Counts, Limits, Planner, Span, Step
+from camserve.planning import CLASSES, MAX_LOSSES, NOBODY, Counts, Limits, Owner, Planner, Span, Step
 from camserve.planning.ledger import Backlog
 
 LIMITS = Limits(queries=8, items=3, size_bytes=100, requests=100, waiting_queries=10_000)
@@ -350,6 +350,38 @@ def test_a_step_is_as_large_as_the_slowest_worker_does_in_the_target_time():
     assert step_of(plan).queries == pytest.approx(30, abs=1)
 
 
+def test_a_place_may_have_a_target_time_of_its_own():
+    plan = planner({"cpu": 1}, queries=512, target_s=0.3)
+    plan.set_workers("gpu", 0)
+    plan.set_workers("gpu", 1, Limits(queries=512, target_s=0.03, steps_per_worker=2))
+    plan.set_workers("gpu", 0)  # it stays its own
+    plan.set_workers("gpu", 1)
+    for place, query_s in {"cpu": 0.01, "gpu": 0.0005}.items():
+        teach(plan, place, query_s)
+        plan.observe(place, "worker", 100, 1, 100 * query_s, now_s=0.0)  # no more than twice as many are dared
+    for _ in range(3):
+        started(plan, 1000)
+    sizes = {(step.place, step.queries) for step in (step_of(plan) for _ in range(3))}
+    assert {place for place, _ in sizes} == {"cpu", "gpu"}
+    assert all(abs(queries - {"cpu": 30, "gpu": 60}[place]) <= 1 for place, queries in sizes)
+
+
+def test_a_step_that_a_gradient_map_waits_for_takes_half_the_time():
+    plan = planner({"here": 1}, queries=512, target_s=0.3)
+    teach(plan, query_s=0.01)
+    started(plan, 10_000)
+    ask(plan, [0])
+    assert step_of(plan).queries == pytest.approx(15, abs=1)
+
+
+def test_a_fixed_cost_of_more_than_a_tenth_is_not_paid_for_haste():
+    plan = planner({"here": 1}, queries=512, target_s=0.3)
+    teach(plan, query_s=0.01, step_s=0.024)
+    started(plan, 10_000)
+    ask(plan, [0])
+    assert step_of(plan).queries == pytest.approx((0.24 - 0.024) / 0.01, abs=1)
+
+
 def test_a_worker_that_was_not_heard_of_for_long_does_not_count():
     plan = planner(queries=1000, target_s=0.3, forget_s=60.0)
     for now_s in range(200):
@@ -547,31 +579,43 @@ def test_there_are_no_copies_without_another_place_or_without_a_prediction():
 def test_too_many_requests_or_queries_are_refused():
     plan = planner(requests=2, waiting_queries=10)
     ask(plan, [8])
-    with pytest.raises(Overloaded, match="at most 10 masked queries"):
+    with pytest.raises(Overloaded, match="at most 10 masked queries") as refusal:
         ask(plan, [3])
+    assert refusal.value.reason == "queries"
     ask(plan, [0])
-    with pytest.raises(Overloaded, match="at most 2 requests"):
+    with pytest.raises(Overloaded, match="at most 2 requests") as refusal:
         ask(plan, [0])
+    assert refusal.value.reason == "requests"
 
 
 def test_an_owner_has_bounds_of_its_own_and_nobody_has_none():
-    plan = planner(owner_requests=2, owner_waiting_queries=10)
-    first = ask(plan, [8], owner="ann")
-    with pytest.raises(Overloaded, match="at most 10 masked queries of one owner"):
-        ask(plan, [3], owner="ann")
-    second = ask(plan, [0], owner="ann")
-    with pytest.raises(Overloaded, match="at most 2 requests of one owner"):
-        ask(plan, [0], owner="ann")
-    for owner in ("bob", "", "", ""):
+    plan, ann = planner(), Owner("ann", requests=2, waiting_queries=10)
+    first = ask(plan, [8], owner=ann)
+    with pytest.raises(Overloaded, match="at most 10 masked queries of ann") as refusal:
+        ask(plan, [3], owner=ann)
+    assert refusal.value.reason == "token_queries"
+    second = ask(plan, [0], owner=ann)
+    with pytest.raises(Overloaded, match="at most 2 requests of ann") as refusal:
+        ask(plan, [0], owner=ann)
+    assert refusal.value.reason == "token_requests"
+    for owner in (Owner("bob", requests=1), NOBODY, NOBODY, NOBODY):
         ask(plan, [8], owner=owner)
     plan.cancel(first)
     plan.cancel(second)
-    ask(plan, [10], owner="ann")
+    ask(plan, [10], owner=ann)
+
+
+def test_bounds_of_an_owner_may_change_while_its_requests_run():
+    plan = planner()
+    ask(plan, [8], owner=Owner("ann"))
+    with pytest.raises(Overloaded, match="at most 1 requests of ann"):
+        ask(plan, [0], owner=Owner("ann", requests=1))
+    assert ask(plan, [8], owner=Owner("ann", requests=2, waiting_queries=16))
 
 
 def test_a_lone_request_may_be_larger_than_the_bound_on_waiting_queries():
-    plan = planner(waiting_queries=10, owner_waiting_queries=10)
-    assert ask(plan, [5000], owner="ann")
+    plan = planner(waiting_queries=10)
+    assert ask(plan, [5000], owner=Owner("ann", waiting_queries=10))
 
 
 def test_what_cannot_be_in_time_is_refused_with_a_hint():
@@ -587,6 +631,7 @@ def test_what_cannot_be_in_time_is_refused_with_a_hint():
     with pytest.raises(Overloaded, match=r"the deadline is in 2\.0 s, but .* would take 2\.") as refusal:
         ask(plan, [500], deadline_s=102.0, now_s=100.0)
     assert refusal.value.retry_after_s == pytest.approx(seconds - 2.0)
+    assert refusal.value.reason == "deadline"
     assert ask(plan, [500], deadline_s=102.0, now_s=100.0, in_time=False), "a part of it is wanted as well"
 
 
@@ -657,7 +702,7 @@ def test_the_backlog_is_the_sum_over_earlier_deadlines():
 def test_nothing_is_kept_of_requests_that_are_over():
     plan = planner()
     for turn in range(600):
-        request = ask(plan, [turn % 30], deadline_s=turn + 50.0, owner=f"owner {turn}")
+        request = ask(plan, [turn % 30], deadline_s=turn + 50.0, owner=Owner(f"owner {turn}"))
         if turn % 2:
             plan.cancel(request)
         elif turn % 20 == 0:  # in between they pile up

@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from camserve.errors import Overloaded
-from camserve.planning import CLASSES, MAX_LOSSES, Limits, Planner, Slice, Step, StepCost
+from camserve.planning import CLASSES, MAX_LOSSES, NOBODY, Limits, Owner, Planner, Slice, Step, StepCost
 from camserve.planning.cost import FIRST_QUERIES
 
 LIMITS = Limits(
@@ -23,10 +23,9 @@ LIMITS = Limits(
     size_bytes=10,
     requests=15,
     waiting_queries=150,
-    owner_requests=5,
-    owner_waiting_queries=70,
     age_s=4.0,
 )
+OWNERS = {"": NOBODY, "ann": Owner("ann", requests=5, waiting_queries=70)}
 PLACES = ("east", "west")
 
 Piece = tuple[int, int]
@@ -228,7 +227,7 @@ class Machine(RuleBasedStateMachine):
     def admit(self, totals, late, curves, size, patience_s, priority, owner) -> None:
         known = [None if position in late else total for position, total in enumerate(totals)]
         queries, rank, deadline_s = sum(total or 0 for total in known), CLASSES.index(priority), self.now_s + patience_s
-        options = {"size_bytes": size, "deadline_s": deadline_s, "priority": priority, "owner": owner}
+        options = {"size_bytes": size, "deadline_s": deadline_s, "priority": priority, "owner": OWNERS[owner]}
         if refusal := self.refusal(queries, rank, deadline_s, owner):
             text, retry_after_s = refusal
             with pytest.raises(Overloaded, match=text) as error:
@@ -252,9 +251,9 @@ class Machine(RuleBasedStateMachine):
         if live and waits + queries > LIMITS.waiting_queries:
             return "at most 150 masked queries may", speed and (waits + queries - LIMITS.waiting_queries) / speed[0]
         if len(mine) >= 5:
-            return "at most 5 requests of one owner", None
+            return "at most 5 requests of ann", None
         if mine and owned + queries > 70:
-            return "at most 70 masked queries of one owner", speed and (owned + queries - 70) / speed[0]
+            return "at most 70 masked queries of ann", speed and (owned + queries - 70) / speed[0]
         seconds = self.predicted_s(queries, rank, deadline_s)
         if seconds is not None and self.now_s + seconds > deadline_s:
             return "the deadline is in", self.now_s + seconds - deadline_s

@@ -1,6 +1,7 @@
 """The supervisor without a JVM: which Java, which settings, which ports."""
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -14,21 +15,22 @@ import pytest
 
 from camserve.errors import InvalidOption, NotFound, Unavailable
 from camserve.gateway.settings import Settings
-from camserve.supervisor import ServeOptions, TorchServe, find_java, serve
+from camserve.supervisor import TorchServe, WorkerSettings, find_java, serve, serve_worker
 from camserve.supervisor.config import (
     HOST,
     MAX_MESSAGE_BYTES,
-    Ports,
+    Addresses,
     command,
     cores,
     environment,
     properties,
+    reached,
     render,
 )
 from camserve.supervisor.java import java_version
-from camserve.supervisor.process import check_free, free_ports
+from camserve.supervisor.process import bound_addresses, check_free
 
-PORTS = Ports(1, 2, 3, 4, 5)
+ADDRESSES = Addresses(*(f"{HOST}:{port}" for port in (1, 2, 3, 4, 5)))
 
 
 @pytest.fixture
@@ -98,20 +100,43 @@ def test_no_java_says_what_to_do(fake_java, no_java, monkeypatch):
 
 
 def test_every_listener_is_on_loopback(tmp_path):
-    addresses = {key: value for key, value in properties(ServeOptions(tmp_path), PORTS).items() if "address" in key}
-    assert len(addresses) == 5
-    assert all(re.fullmatch(rf"(http://)?{re.escape(HOST)}(:\d)?", value) for value in addresses.values())
+    addresses = vars(bound_addresses(WorkerSettings(store=tmp_path).on_free_ports()))
+    written = properties(WorkerSettings(store=tmp_path), Addresses(**addresses))
+    listeners = {key: value for key, value in written.items() if "address" in key}
+    assert len(listeners) == len(addresses) == 5
+    assert all(re.fullmatch(rf"(http://)?{re.escape(HOST)}(:\d+)?", value) for value in listeners.values())
+
+
+def test_listeners_go_where_the_settings_say(tmp_path):
+    places = {"grpc_listen": "0.0.0.0:0", "management_listen": "0.0.0.0:0", "allow_plaintext": True}
+    options = WorkerSettings(store=tmp_path, inference_listen="127.0.0.2:0", **places).on_free_ports()
+    addresses = bound_addresses(options)
+    written = properties(options, addresses)
+    assert written["grpc_inference_address"] == "0.0.0.0"
+    assert written["grpc_inference_port"] == addresses.grpc_inference.removeprefix("0.0.0.0:")
+    assert written["management_address"].startswith("http://0.0.0.0:")
+    assert written["inference_address"].startswith("http://127.0.0.2:")
+    assert written["metrics_address"].startswith(f"http://{HOST}:")
+    assert written["grpc_management_address"] == HOST
+
+
+def test_a_server_on_every_address_is_reached_on_loopback():
+    assert [reached(address) for address in ("0.0.0.0:7070", "[::]:1", "10.0.0.5:2")] == [
+        "127.0.0.1:7070",
+        "127.0.0.1:1",
+        "10.0.0.5:2",
+    ]
 
 
 def test_only_the_named_models_are_loaded(tmp_path):
-    values = properties(ServeOptions(tmp_path, models=("a", "b.c")), PORTS)
+    values = properties(WorkerSettings(store=tmp_path, models=("a", "b.c")), ADDRESSES)
     assert values["load_models"] == "a=a.mar,b.c=b.c.mar"
     assert values["enable_model_api"] == "false"
 
 
 def test_only_the_store_is_an_allowed_url(tmp_path):
     store = tmp_path / "a+b (c)"
-    pattern = properties(ServeOptions(store), PORTS)["allowed_urls"]
+    pattern = properties(WorkerSettings(store=store), ADDRESSES)["allowed_urls"]
     assert re.fullmatch(pattern, f"file://{store}/lite0.mar")
     assert not re.fullmatch(pattern, f"file://{tmp_path}/lite0.mar")
     assert not re.fullmatch(pattern, "https://example.org/lite0.mar")
@@ -124,8 +149,8 @@ def test_torchserve_takes_all_that_the_gateway_sends(monkeypatch):
 
 
 def test_cpu_means_no_gpu(tmp_path):
-    assert properties(ServeOptions(tmp_path, device="cpu"), PORTS)["number_of_gpu"] == "0"
-    assert "number_of_gpu" not in properties(ServeOptions(tmp_path), PORTS)
+    assert properties(WorkerSettings(store=tmp_path, device="cpu"), ADDRESSES)["number_of_gpu"] == "0"
+    assert "number_of_gpu" not in properties(WorkerSettings(store=tmp_path), ADDRESSES)
 
 
 def test_properties_are_escaped_as_java_reads_them():
@@ -139,7 +164,7 @@ def test_threads_are_shared_among_the_workers(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def threads(**options):
-        return environment(tmp_path, ServeOptions(tmp_path, **options))["OMP_NUM_THREADS"]
+        return environment(tmp_path, WorkerSettings(store=tmp_path, **options))["OMP_NUM_THREADS"]
 
     assert threads() == "8"
     assert threads(workers=3) == "2"
@@ -162,21 +187,14 @@ def test_cores_obey_the_containers_limit(tmp_path, content, expected):
 
 
 def test_command_names_the_jar_alone(tmp_path):
-    line = command(Path("/java"), tmp_path, ServeOptions(tmp_path))
+    line = command(Path("/java"), tmp_path, WorkerSettings(store=tmp_path))
     jar = line[line.index("-cp") + 1]
     assert jar.endswith("model-server.jar")
     assert Path(jar).is_file()
 
 
-@pytest.mark.parametrize(("option", "value"), [("workers", 0), ("threads", 0), ("heap_mb", 0), ("models", ())])
-def test_options_out_of_range_are_refused(tmp_path, option, value):
-    with pytest.raises(InvalidOption, match=f"{option.rstrip('s')}.*got"):
-        ServeOptions(tmp_path, **{option: value})
-
-
 def test_free_ports_are_different(tmp_path):
-    ports = free_ports(ServeOptions(tmp_path))
-    assert len({ports.inference, ports.management, ports.metrics, ports.grpc_inference, ports.grpc_management}) == 5
+    assert len(set(vars(bound_addresses(WorkerSettings(store=tmp_path).on_free_ports())).values())) == 5
 
 
 @pytest.fixture
@@ -188,7 +206,7 @@ def taken_port():
 
 def test_a_taken_port_is_named(tmp_path, taken_port):
     with pytest.raises(InvalidOption, match=f"cannot listen on {HOST}:{taken_port}: Address already in use"):
-        free_ports(ServeOptions(tmp_path, management_port=taken_port))
+        bound_addresses(WorkerSettings(store=tmp_path, management_listen=f"{HOST}:{taken_port}"))
 
 
 def test_free_addresses_pass():
@@ -203,16 +221,16 @@ async def test_serve_refuses_a_taken_port_before_it_starts_anything(tmp_path, ta
     monkeypatch.setattr(TorchServe, "start", never)
     settings = Settings(listen="127.0.0.1:0", metrics_listen=f"127.0.0.1:{taken_port}")
     with pytest.raises(InvalidOption, match=str(taken_port)):
-        await serve(settings, ServeOptions(tmp_path))
+        await serve(settings, WorkerSettings(store=tmp_path))
 
 
 async def test_an_unknown_model_fails_before_java_is_looked_for(tmp_path, no_java):
     with pytest.raises(NotFound, match="there is no model 'nope'"):
-        await TorchServe(ServeOptions(tmp_path, models=("nope",))).start()
+        await TorchServe(WorkerSettings(store=tmp_path, models=("nope",))).start()
 
 
 async def test_stopping_what_was_never_started_does_nothing(tmp_path):
-    await TorchServe(ServeOptions(tmp_path)).stop()
+    await TorchServe(WorkerSettings(store=tmp_path)).stop()
 
 
 def test_supervisor_loads_no_torch():
@@ -227,7 +245,7 @@ class FakeTorchServe:
     dead = False
 
     def __init__(self, options):
-        self.stopped = 0
+        self.options, self.stopped = options, 0
 
     async def start(self):
         FakeTorchServe.last = self
@@ -276,7 +294,7 @@ SETTINGS = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
 
 async def test_first_signal_drains_and_the_second_cuts_that_short(fakes, tmp_path):
     ready = asyncio.Event()
-    serving = asyncio.create_task(serve(SETTINGS, ServeOptions(tmp_path), ready=ready))
+    serving = asyncio.create_task(serve(SETTINGS, WorkerSettings(store=tmp_path), ready=ready))
     await ready.wait()
     os.kill(os.getpid(), signal.SIGTERM)
     await serving
@@ -288,7 +306,7 @@ async def test_first_signal_drains_and_the_second_cuts_that_short(fakes, tmp_pat
 async def test_dead_torchserve_stops_the_gateway_at_once(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeTorchServe, "dead", True)
     with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
-        await serve(SETTINGS, ServeOptions(tmp_path))
+        await serve(SETTINGS, WorkerSettings(store=tmp_path))
     assert FakeGateway.last.stops == [0]
     assert FakeTorchServe.last.stopped == 1
 
@@ -296,6 +314,39 @@ async def test_dead_torchserve_stops_the_gateway_at_once(fakes, tmp_path, monkey
 async def test_a_model_that_never_answers_stops_both(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeGateway, "ready", False)
     with pytest.raises(Unavailable, match="no model became ready"):
-        await serve(SETTINGS, ServeOptions(tmp_path))
+        await serve(SETTINGS, WorkerSettings(store=tmp_path))
     assert FakeGateway.last.stops == [0]
+    assert FakeTorchServe.last.stopped == 1
+
+
+async def test_torchserve_beside_a_gateway_takes_free_ports_unless_told(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeTorchServe, "dead", True)
+    with pytest.raises(Unavailable):
+        await serve(SETTINGS, WorkerSettings(store=tmp_path, grpc_listen="127.0.0.1:7171"))
+    assert FakeTorchServe.last.options.grpc_listen == "127.0.0.1:7171"
+    assert FakeTorchServe.last.options.management_listen == "127.0.0.1:0"
+
+
+async def test_metrics_may_be_off(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeTorchServe, "dead", True)
+    with pytest.raises(Unavailable):
+        await serve(Settings(listen="127.0.0.1:0", metrics_listen="off"), WorkerSettings(store=tmp_path))
+
+
+async def test_a_worker_alone_runs_until_the_signal(fakes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    ready = asyncio.Event()
+    serving = asyncio.create_task(serve_worker(WorkerSettings(store=tmp_path, models=("a", "b")), ready=ready))
+    await ready.wait()
+    assert "ready: a, b on 127.0.0.1:1:2" in caplog.messages
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    assert FakeTorchServe.last.stopped == 1
+    assert FakeTorchServe.last.options.grpc_listen == "127.0.0.1:7070"
+
+
+async def test_a_worker_alone_that_dies_ends_it_with_its_last_words(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeTorchServe, "dead", True)
+    with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
+        await serve_worker(WorkerSettings(store=tmp_path))
     assert FakeTorchServe.last.stopped == 1

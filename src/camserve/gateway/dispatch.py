@@ -10,16 +10,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+
+from structlog.contextvars import bind_contextvars
 
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, Unavailable
 from camserve.gateway.fit import check_fit
 from camserve.gateway.metrics import Metrics
+from camserve.gateway.observe import Observer
 from camserve.gateway.request import Request
-from camserve.gateway.running import Running
+from camserve.gateway.requestid import request_id
+from camserve.gateway.running import Origin, Running
 from camserve.gateway.settings import Settings
+from camserve.gateway.tracing import Tracing
 from camserve.gateway.upstream import Upstream
-from camserve.planning import MAX_LOSSES, Planner, Slice, Step
-from camserve.types import Item, ItemResult, MapCurves, ModelInfo, StepResult
+from camserve.planning import MAX_LOSSES, NOBODY, Owner, Planner, Slice, Step
+from camserve.types import Item, ItemResult, MapCurves, StepResult
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +38,7 @@ class Dispatcher:
         upstreams: its workers, by place.
         settings: bounds.
         metrics: where steps are counted.
+        tracing: where they become spans.
         on_loss: called with the place when a step was lost there. Nothing is sent to it until `set_workers` says how
             many workers there are.
     """
@@ -42,17 +49,20 @@ class Dispatcher:
         upstreams: Mapping[str, Upstream],
         settings: Settings,
         metrics: Metrics,
+        tracing: Tracing,
         on_loss: Callable[[str], None],
     ) -> None:
         self._model = model
         self._upstreams = upstreams
         self._settings = settings
-        self._metrics = metrics
+        self._observer = Observer(metrics, model)
+        self._tracing = tracing
         self._on_loss = on_loss
         self._planner = Planner(settings.limits())
         self._running: dict[int, Running] = {}
         self._steps: dict[asyncio.Task[None], str] = {}
         """Steps in flight, with their places."""
+        self._observer.follows(lambda: len(self._steps))
         self._alarm: asyncio.TimerHandle | None = None
         self._closing = False
 
@@ -61,13 +71,16 @@ class Dispatcher:
         """For a look at its counts and predictions."""
         return self._planner
 
-    def start(self, request: Request, deadline_s: float, in_time: bool = False) -> tuple[int, Running]:
+    def start(
+        self, request: Request, deadline_s: float, in_time: bool = False, owner: Owner = NOBODY
+    ) -> tuple[int, Running]:
         """Takes a request on; returns its number, for `cancel`.
 
         Args:
             request: what is asked.
             deadline_s: a time of the event loop.
             in_time: refuse what would be late.
+            owner: who asks, with its own bounds.
 
         Raises:
             Overloaded: too much work waits, or so much that the deadline cannot be kept.
@@ -80,8 +93,10 @@ class Dispatcher:
             deadline_s=deadline_s,
             priority=request.priority,
             in_time=in_time,
+            owner=owner,
         )
-        running = Running(request, now_s, _unix_s(deadline_s - now_s))
+        origin = Origin(request_id(), self._tracing.current())
+        running = Running(request, now_s, _unix_s(deadline_s - now_s), origin)
         self._running[number] = running
         self.pump()
         return number, running
@@ -99,9 +114,9 @@ class Dispatcher:
         self._running.pop(number, None)
         self.pump()
 
-    def set_workers(self, place: str, workers: int) -> None:
-        """So many workers can answer at a place: sends them steps."""
-        self._planner.set_workers(place, workers)
+    def set_workers(self, place: str, workers: int, device: str) -> None:
+        """So many workers can answer at a place, on such a device: sends them steps."""
+        self._planner.set_workers(place, workers, self._settings.limits(device))
         self.pump()
 
     def fail_all(self, error: CamserveError) -> None:
@@ -137,10 +152,14 @@ class Dispatcher:
         """Sends steps while there is work, and room at the workers."""
         if self._closing:
             return
-        while (step := self._planner.next_step(self._now_s())) is not None:
+        while (step := self._next_step()) is not None:
             self._send(step)
         self._set_alarm(self._planner.wake_s(self._now_s()))
-        self._metrics.waiting_queries.labels(self._model).set(self._planner.waiting)
+        self._observer.waiting(self._planner.waiting)
+
+    def _next_step(self) -> Step | None:
+        with self._observer.planning():
+            return self._planner.next_step(self._now_s())
 
     def _set_alarm(self, at_s: float | None) -> None:
         """`pump` is called then, though nothing has come back: a step may be overdue."""
@@ -149,13 +168,15 @@ class Dispatcher:
         self._alarm = None if at_s is None else asyncio.get_running_loop().call_at(at_s, self.pump)
 
     def _send(self, step: Step) -> None:
-        self._metrics.step_queries.labels(self._model).observe(step.queries)
-        self._metrics.step_items.labels(self._model).observe(len(step.slices))
+        self._observer.sent(step, self._planner.allowed_queries(step))
         running = [self._running[part.request] for part in step.slices]
-        items = [one.item(part) for one, part in zip(running, step.slices, strict=True)]
-        info = running[0].request.model
+        for one in running:
+            if (waited_s := one.sent(self._now_s())) is not None:
+                self._observer.queued(one.request.priority, waited_s)
         name = f"step {step.number} of {self._model}"
-        task = asyncio.create_task(self._run(step, items, info, self._upstreams[step.place]), name=name)
+        items = [one.item(part) for one, part in zip(running, step.slices, strict=True)]
+        work = self._run(step, running, items, self._upstreams[step.place])
+        task = asyncio.create_task(work, name=name, context=_context(running))
         self._steps[task] = step.place
         task.add_done_callback(lambda task: self._returned(step, task))
 
@@ -167,11 +188,12 @@ class Dispatcher:
             self._lost(step, Unavailable(f"the workers of {self._model} died"))
         self.pump()
 
-    async def _run(self, step: Step, items: Sequence[Item], info: ModelInfo, upstream: Upstream) -> None:
+    async def _run(self, step: Step, running: Sequence[Running], items: Sequence[Item], upstream: Upstream) -> None:
         began_s = self._now_s()
         try:
-            result = await upstream.step(self._model, items, self._settings.step_timeout_s)
-            check_fit(info, items, result)
+            with self._tracing.step(self._model, step, [one.origin.span for one in running]):
+                result = await upstream.step(self._model, items, self._settings.step_timeout_s)
+                check_fit(running[0].request.model, items, result)
         except Unavailable as error:
             self._lost(step, error)
         except CamserveError as error:
@@ -182,12 +204,11 @@ class Dispatcher:
         else:
             self._observe(step, result)
             self._answered(step, result)
-        self._metrics.step_seconds.labels(self._model).observe(self._now_s() - began_s)
+        self._observer.took(self._now_s() - began_s)
 
     def _observe(self, step: Step, result: StepResult) -> None:
         """Teaches the planner what a step costs: the time for which the worker was busy with it."""
-        self._metrics.memory.labels(self._model, "hit").inc(result.memory_hits)
-        self._metrics.memory.labels(self._model, "miss").inc(result.memory_misses)
+        self._observer.answered(result)
         answered = [outcome for outcome in result.outcomes if isinstance(outcome, ItemResult)]
         made = sum(partial.queries for outcome in answered for partial in outcome.partials)
         # Constant masks are asked and not made; some methods make passes that are no queries.
@@ -211,6 +232,7 @@ class Dispatcher:
         running = self._running.get(part.request)
         totals = running.request.final_totals(len(result.targets)) if running and part.opening else None
         if not self._planner.done(step.number, part.request, totals) or running is None:
+            self._observer.wasted(result)
             return
         running.add(part, result)
         if part.request in self._planner:
@@ -228,7 +250,7 @@ class Dispatcher:
 
     def _put_back(self, step: Step, part: Slice, error: Unavailable) -> None:
         if self._planner.lost(step.number, part.request):
-            self._metrics.retries.labels(self._model).inc()
+            self._observer.retried()
         else:
             self._fail(part.request, Unavailable(f"{error}; given up after {MAX_LOSSES} attempts"))
 
@@ -249,6 +271,13 @@ class Dispatcher:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _context(running: Sequence[Running]) -> Context:
+    """Where the task of a step runs: not in the call that happened to send it, but for all whose work is in it."""
+    context = Context()
+    context.run(bind_contextvars, request_ids=[one.origin.request_id for one in running])
+    return context
 
 
 def _unix_s(in_s: float) -> float:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from camserve import wire
 from camserve.errors import DeadlineExceeded
+from camserve.gateway.access import caller
 from camserve.gateway.auto import resolved
 from camserve.gateway.dispatch import Dispatcher
 from camserve.gateway.metrics import Metrics, method_label
@@ -41,6 +42,7 @@ class Explainer:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
         self._ladder = settings.ladder()
+        self._choices = dict(zip(self._ladder, settings.auto_ladder.split(), strict=True))
         self._results = Results(settings.result_cache_bytes)
         self._render_s = 0.0
         """Running mean of the time that a reply takes to render."""
@@ -65,6 +67,8 @@ class Explainer:
         model.check_ready()
         budget_s = self._settings.auto_budget_s if timeout_s is None else timeout_s
         request = resolved(request, self._ladder, partial(_predicted_s, model, request, deadline_s), budget_s)
+        for place in request.choices:
+            self._metrics.auto_choices.labels(model.name, self._choices[request.parts.methods[place]]).inc()
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
                 return await self._answer(model, request, _Deadline(deadline_s, timeout_s is not None), on_progress)
@@ -79,27 +83,41 @@ class Explainer:
         """The reply, from the cache if that is switched on and has it."""
 
         async def make() -> pb.ExplainReply:
-            return await self._reply(await self._run(model, request, deadline, on_progress))
+            return await self._made(model, request, deadline, on_progress)
 
         if not self._results.keeps:
             return await make()
         key = await self._in_thread(key_of, request)
         reply, outcome = await self._results.get(key, make)
         reply.cost.cached = outcome != "miss"
-        self._metrics.results.labels(request.model.name, outcome).inc()
+        self._metrics.result_cache.labels(model.name, outcome).inc()
+        if reply.cost.cached:
+            self._metrics.masked_queries_cached.labels(model.name).inc(reply.cost.queries)
         return reply
 
     def close(self) -> None:
         """Ends the rendering threads; what they have not begun is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(
+    async def _made(
         self, model: ServedModel, request: Request, deadline: _Deadline, on_progress: OnProgress | None
-    ) -> Running:
-        """The request as far as its time allows: complete, or opened where a partial answer will do."""
+    ) -> pb.ExplainReply:
+        """The reply; where there is none, the queries made for it were wasted."""
         in_time = deadline.asked and not request.allow_partial
-        number, running = model.dispatcher.start(request, deadline.at_s, in_time)
+        number, running = model.dispatcher.start(request, deadline.at_s, in_time, caller().owner)
         stream = None if on_progress is None else _Stream(request.stream, on_progress)
+        try:
+            await self._run(model, number, running, deadline, stream)
+            return await self._reply(running)
+        except BaseException:
+            self._metrics.masked_queries_wasted.labels(model.name).inc(sum(running.queries().values()))
+            raise
+
+    async def _run(
+        self, model: ServedModel, number: int, running: Running, deadline: _Deadline, stream: _Stream | None
+    ) -> None:
+        """Works on the request as far as its time allows: complete, or opened where a partial answer will do."""
+        request = running.request
         until_s = deadline.at_s - self._margin_s() if request.allow_partial else deadline.at_s
         try:
             async with asyncio.timeout_at(until_s):
@@ -112,7 +130,6 @@ class Explainer:
             self._metrics.partial_answers.labels(request.model.name).inc()
         finally:
             model.dispatcher.cancel(number)
-        return running
 
     async def _follow(self, dispatcher: Dispatcher, number: int, running: Running, stream: _Stream | None) -> None:
         """Returns once the request is complete."""

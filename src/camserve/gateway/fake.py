@@ -7,6 +7,7 @@ Its sums are whole numbers and additive per query, so that the merge of any spli
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import numpy as np
 
 from camserve.errors import CamserveError, NotFound, Unavailable
 from camserve.gateway.fake_answers import answer, sums_of
+from camserve.gateway.upstream import Workers
 from camserve.methods import MethodSpec
 from camserve.types import (
     Item,
@@ -62,7 +64,8 @@ class FakeUpstream:
 
     Attributes:
         up: False: nothing answers, as when TorchServe is not started.
-        workers: how many are READY.
+        workers: how many are READY; those that come are never the same as those that went.
+        wanted: how many there should be; the most that there were, unless it is set.
         faults: may be replaced at any time.
         steps: every step received, canaries not counted.
         canaries: how many canary steps were received.
@@ -70,7 +73,7 @@ class FakeUpstream:
 
     def __init__(self, models: Sequence[ModelInfo] = (MODEL,), faults: Faults | None = None) -> None:
         self.up = True
-        self.workers = 1
+        self.wanted = 1
         self.faults = faults or Faults()
         self.steps: list[tuple[Item, ...]] = []
         self.canaries = 0
@@ -79,6 +82,21 @@ class FakeUpstream:
         self._allowed = math.inf
         self._gate = asyncio.Event()
         self._arrived = asyncio.Condition()
+        self._ready: list[str] = []
+        self._started = itertools.count()
+        self.workers = 1
+
+    @property
+    def workers(self) -> int:
+        """How many workers are READY."""
+        return len(self._ready)
+
+    @workers.setter
+    def workers(self, workers: int) -> None:
+        self.wanted = max(self.wanted, workers)
+        del self._ready[workers:]
+        while len(self._ready) < workers:
+            self._ready.append(f"worker {next(self._started)}")
 
     def hold(self) -> None:
         """Steps are received and wait."""
@@ -119,11 +137,11 @@ class FakeUpstream:
         """The model as it was given."""
         return self._info(model)
 
-    async def ready_workers(self, model: str) -> int:
-        """`workers`, while it is up."""
+    async def look(self, model: str) -> Workers:
+        """Those that are READY, while it is up."""
         await asyncio.sleep(0)  # as with a real call, others run first
         self._info(model)
-        return self.workers
+        return Workers(frozenset(self._ready), self.wanted)
 
     async def models(self) -> Sequence[str]:
         """Names of the models."""

@@ -14,6 +14,7 @@ from camserve.errors import CamserveError
 from camserve.methods import GroupCam, ScoreCam
 from camserve.parts import Part
 from camserve.types import (
+    DeviceMemory,
     InputView,
     Item,
     ItemResult,
@@ -27,11 +28,14 @@ from camserve.types import (
     Task,
 )
 
+DEVICE_MEMORY = DeviceMemory("cpu", used_bytes=2**28, limit_bytes=2**32)
+
 
 def answer(info: ModelInfo, items: Sequence[Item], errors: Mapping[bytes, CamserveError] | None = None) -> StepResult:
     """The answer to a step; `errors` by encoded image."""
     outcomes = tuple(_outcome(info, item, errors or {}) for item in items)
-    return StepResult(outcomes, {"decode": 0.001, "forward": 0.002, "queries": 0.003}, "fake:0:cpu")
+    stages = {"decode": 0.001, "forward": 0.002, "queries": 0.003}
+    return StepResult(outcomes, stages, "fake:0:cpu", memory_hits=1, memory_misses=1, device_memory=DEVICE_MEMORY)
 
 
 def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError]) -> ItemResult | CamserveError:

@@ -1,116 +1,189 @@
 """Every metric of the gateway: name, type, unit, labels and buckets are here and nowhere else.
 
-Labels stay few: `model` is a served model or "unknown", `method` a method's name, "several" or "unknown", `code` a gRPC
-status. Each gateway has its own registry.
+Labels stay few: `model` is a served model or "unknown", `method` a method's name, "several" or "unknown", `class` a
+priority or "unknown", `code` a gRPC status, `choice` a method of the server's own ladder. Each gateway has its own
+registry.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+from prometheus_client import GCCollector, ProcessCollector, disable_created_metrics
 
 from camserve import __version__
+from camserve.gateway.collectors import Described, Maker
+from camserve.planning.limits import CLASSES
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
+SHORT_SECONDS = (0.0005, 0.001, 0.0025, *SECONDS)
 STEP_QUERIES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 STEP_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 STAGES = ("queue", "decode", "forward", "queries", "merge", "render")
+TOKEN_REFUSALS = ("token_requests", "token_queries", "token_rate", "unauthenticated")
+REFUSALS = ("requests", "queries", "deadline", *TOKEN_REFUSALS)
+"""Reasons for which a call is refused before any work."""
 UNKNOWN = "unknown"
 SEVERAL = "several"
 
+_EXEMPLAR_CHARACTERS = 128
+"""Of all names and values of an exemplar together, says OpenMetrics."""
+
 
 class Metrics:
-    """The metrics of one gateway."""
+    """The metrics of one gateway, and those of its process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.request_seconds = Histogram(
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query asks
+        make = Maker()
+        self.registry = make.registry
+        self._own = make.made
+        self._requests(make)
+        self._queries(make)
+        self._steps(make)
+        self._workers(make)
+        self.certificate_expiry = make.live(
+            "camserve_certificate_expiry_timestamp_seconds",
+            "Unix time at which the served certificate ends; absent without TLS.",
+        )
+        make.info("camserve_build", "The running release.", version=__version__)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        for name in CLASSES:
+            self.requests_in_flight.labels(name)
+        for reason in TOKEN_REFUSALS:
+            self.refusals.labels(UNKNOWN, reason)
+
+    def _requests(self, make: Maker) -> None:
+        self.request_seconds = make.histogram(
             "camserve_request_seconds",
             "Time from a request's arrival to its answer.",
-            ["model", "method", "code"],
+            *("model", "method", "class", "code"),
             buckets=SECONDS,
-            registry=self.registry,
         )
-        self.stage_seconds = Histogram(
+        self.stage_seconds = make.histogram(
             "camserve_stage_seconds",
             "Time that an explained request spent in each stage: " + ", ".join(STAGES) + ".",
-            ["model", "method", "stage"],
-            buckets=SECONDS,
-            registry=self.registry,
+            *("model", "method", "stage"),
+            buckets=SHORT_SECONDS,
         )
-        self.masked_queries = Counter(
-            "camserve_masked_queries",
-            "Masked forward passes made.",
-            ["model", "method"],
-            registry=self.registry,
+        self.queue_seconds = make.histogram(
+            "camserve_queue_seconds",
+            "Time from a request's arrival until the first of its work was sent to a worker.",
+            *("model", "class"),
+            buckets=SHORT_SECONDS,
         )
-        self.memory = Counter(
-            "camserve_worker_memory",
-            "Decoded images and forward passes that a worker still had (hit) or had to make (miss).",
-            ["model", "outcome"],
-            registry=self.registry,
+        self.requests_in_flight = make.gauge("camserve_requests_in_flight", "Explain requests being answered.", "class")
+        self.oldest_request_seconds = make.live(
+            "camserve_oldest_request_seconds", "Age of the oldest request being answered; 0: there is none.", "model"
         )
-        self.results = Counter(
-            "camserve_result_cache",
+        self.partial_answers = make.counter(
+            "camserve_partial_answers_total", "Requests answered at their deadline with what was known.", "model"
+        )
+        self.refusals = make.counter(
+            "camserve_refusals_total",
+            "Calls refused before any work, by reason: " + ", ".join(REFUSALS) + ".",
+            *("model", "reason"),
+        )
+        self.auto_choices = make.counter(
+            "camserve_auto_choices_total", "What `auto` chose, as the server's ladder has it.", "model", "choice"
+        )
+        self.result_cache = make.counter(
+            "camserve_result_cache_total",
             "Requests whose reply was kept (hit), was just being made for another (shared), or had to be made (miss).",
-            ["model", "outcome"],
-            registry=self.registry,
+            *("model", "outcome"),
         )
-        self.partial_answers = Counter(
-            "camserve_partial_answers",
-            "Requests answered at their deadline with what was known.",
-            ["model"],
-            registry=self.registry,
+
+    def _queries(self, make: Maker) -> None:
+        self.masked_queries = make.counter(
+            "camserve_masked_queries_total", "Masked forward passes made for answers.", "model", "method"
         )
-        self.in_flight = Gauge(
-            "camserve_requests_in_flight", "Explain requests being answered.", registry=self.registry
+        self.masked_queries_wasted = make.counter(
+            "camserve_masked_queries_wasted_total",
+            "Masked forward passes made for nobody: their request had ended, or another worker had answered.",
+            "model",
         )
-        self.waiting_queries = Gauge(
-            "camserve_waiting_queries",
-            "Masked queries that have not been sent to a worker yet.",
-            ["model"],
-            registry=self.registry,
+        self.masked_queries_cached = make.counter(
+            "camserve_masked_queries_cached_total",
+            "Masked forward passes not made, since the result cache had the reply.",
+            "model",
         )
-        self.step_queries = Histogram(
-            "camserve_step_queries",
-            "Masked queries in a step.",
-            ["model"],
-            buckets=STEP_QUERIES,
-            registry=self.registry,
+        self.waiting_queries = make.gauge(
+            "camserve_waiting_queries", "Masked queries that have not been sent to a worker yet.", "model"
         )
-        self.step_items = Histogram(
-            "camserve_step_items",
-            "Requests that share a step.",
-            ["model"],
-            buckets=STEP_ITEMS,
-            registry=self.registry,
+
+    def _steps(self, make: Maker) -> None:
+        self.steps_in_flight = make.gauge("camserve_steps_in_flight", "Steps sent and not answered.", "model")
+        self.step_queries = make.histogram(
+            "camserve_step_queries", "Masked queries in a step.", "model", buckets=STEP_QUERIES
         )
-        self.step_seconds = Histogram(
+        self.step_items = make.histogram(
+            "camserve_step_items", "Requests that share a step.", "model", buckets=STEP_ITEMS
+        )
+        self.step_seconds = make.histogram(
             "camserve_step_seconds",
             "Time from sending a step to its answer, waiting in TorchServe included.",
-            ["model"],
+            "model",
             buckets=SECONDS,
-            registry=self.registry,
         )
-        self.retries = Counter(
-            "camserve_step_retries",
-            "Items of lost steps that were put back to be sent again.",
-            ["model"],
-            registry=self.registry,
+        self.step_fill_ratio = make.histogram(
+            "camserve_step_fill_ratio",
+            "Masked queries of a step in proportion to what its target time allows; of steps that have any.",
+            "model",
+            buckets=RATIOS,
         )
-        self.ready_workers = Gauge(
-            "camserve_upstream_ready_workers",
-            "Workers of TorchServe that are READY.",
-            ["model"],
-            registry=self.registry,
+        self.planning_seconds = make.counter(
+            "camserve_planning_seconds_total", "Time spent on deciding what goes into the next step.", "model"
         )
-        self.build = Info("camserve_build", "The running release.", registry=self.registry)
-        self.build.info({"version": __version__})
+        self.step_retries = make.counter(
+            "camserve_step_retries_total", "Items of lost steps that were put back to be sent again.", "model"
+        )
+
+    def _workers(self, make: Maker) -> None:
+        self.worker_cache = make.counter(
+            "camserve_worker_cache_total",
+            "Decoded images and forward passes that a worker still had (hit) or had to make (miss).",
+            *("model", "outcome"),
+        )
+        self.workers_ready = make.gauge("camserve_workers_ready", "Workers of TorchServe that are READY.", "model")
+        self.workers = make.gauge("camserve_workers", "Workers that TorchServe is to run.", "model")
+        self.worker_restarts = make.counter(
+            "camserve_worker_restarts_total", "Workers in whose place another process became READY.", "model"
+        )
+        self.device_memory_used_bytes = make.gauge(
+            "camserve_device_memory_used_bytes",
+            "Memory in use on the device of the worker that answered last; on a CPU the worker's resident memory.",
+            *("model", "device"),
+        )
+        self.device_memory_limit_bytes = make.gauge(
+            "camserve_device_memory_limit_bytes",
+            "Memory of that device; on a CPU that of the machine, or of the container if it has less.",
+            *("model", "device"),
+        )
+
+    def catalogue(self) -> dict[str, Described]:
+        """Every metric as it is exposed, by name; of a histogram the name without _bucket, _sum and _count."""
+        found = dict(self._own)
+        for family in self.registry.collect():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            if name not in found and f"{name}_info" not in found:
+                labels = {label for sample in family.samples for label in sample.labels}
+                found[name] = Described(family.type, tuple(sorted(labels)))
+        return found
+
+    def introduce(self, model: str) -> None:
+        """The counters of a model begin at 0, so that their first step is seen as an increase."""
+        counters = (self.masked_queries_wasted, self.masked_queries_cached, self.partial_answers, self.step_retries)
+        for metric in (*counters, self.worker_restarts, self.planning_seconds):
+            metric.labels(model)
+        for reason in REFUSALS:
+            self.refusals.labels(model, reason)
+        for outcome in ("hit", "miss"):
+            self.worker_cache.labels(model, outcome)
+        for outcome in ("hit", "shared", "miss"):
+            self.result_cache.labels(model, outcome)
 
     def stages(self, model: str, method: str, seconds: Mapping[str, float]) -> None:
         """Observes the stages of one request; stages that are not in `STAGES` are left out."""
@@ -119,37 +192,17 @@ class Metrics:
                 self.stage_seconds.labels(model, method, stage).observe(seconds[stage])
 
 
+def catalogue() -> Mapping[str, Described]:
+    """Type and labels of every metric that a gateway exposes, by name, without one that runs."""
+    return Metrics().catalogue()
+
+
 def method_label(names: Sequence[str]) -> str:
     """The method's name, or "several" for a request with several."""
     return names[0] if len(names) == 1 else SEVERAL
 
 
-class MetricsServer:
-    """Serves one registry over HTTP in a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._server = make_server(host.strip("[]"), port, make_wsgi_app(registry), _Server, _QuietHandler)
-        self.address = f"{host}:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": _STOP_S}, name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Closes the port and waits for the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-_STOP_S = 0.05
-"""How long a stop takes at most; prometheus-client's own server has half a second."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
-        pass
+def exemplar(request_id: str) -> dict[str, str] | None:
+    """The exemplar that leads from a bucket to the log of one request; None where the id is too long for one."""
+    fits = len("request_id") + len(request_id) <= _EXEMPLAR_CHARACTERS
+    return {"request_id": request_id} if request_id and fits else None

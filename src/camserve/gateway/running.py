@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,18 @@ class Snapshot:
         return faithfulness(partial.sums) if partial is not None and complete else None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The call by which a request came."""
+
+    request_id: str = ""
+    span: Any = None
+    """As `camserve.gateway.tracing` gives it."""
+
+
+NOWHERE = Origin()
+
+
 class Running:
     """A request that a planner has taken on.
 
@@ -63,10 +76,12 @@ class Running:
         request: what was asked.
         now_s: time of its arrival.
         deadline_unix_s: when nobody waits for it any more; 0: never.
+        origin: where it came from.
     """
 
-    def __init__(self, request: Request, now_s: float, deadline_unix_s: float = 0.0) -> None:
+    def __init__(self, request: Request, now_s: float, deadline_unix_s: float = 0.0, origin: Origin = NOWHERE) -> None:
         self.request = request
+        self.origin = origin
         self._deadline_unix_s = deadline_unix_s
         self.opening: ItemResult | None = None
         self.partials: dict[int, Partial] = {}
@@ -84,6 +99,7 @@ class Running:
         The opening's worker says it, and everybody keeps to it."""
         self._began_s = now_s
         self._ended_s = now_s
+        self._sent = False
         self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
         self._steps = 0
         self._worker = ""
@@ -128,6 +144,11 @@ class Running:
         numbers = self._orders.get(span.position, ())[span.start : span.stop]
         ordered = self.opening is None
         return Task(span.position, part.method, span.start, span.stop, part.layer.name, numbers, ordered)
+
+    def sent(self, now_s: float) -> float | None:
+        """Work of it goes out: the first time, how long it has waited for that."""
+        first, self._sent = not self._sent, True
+        return now_s - self._began_s if first else None
 
     def add(self, part: Slice, result: ItemResult) -> None:
         """Merges what a worker answered."""

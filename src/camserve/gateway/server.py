@@ -1,4 +1,4 @@
-"""The gateway as a whole: gRPC server, health, reflection, metrics and the watch over the workers."""
+"""The gateway as a whole: gRPC server with its security, health, reflection, metrics and the watch over the workers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,34 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from camserve.errors import InvalidOption, Unavailable
+from camserve.gateway import oip
 from camserve.gateway.calls import Calls
 from camserve.gateway.explainer import Explainer
-from camserve.gateway.metrics import Metrics, MetricsServer
+from camserve.gateway.exposition import MetricsServer
+from camserve.gateway.guard import TokenGuard
+from camserve.gateway.metrics import UNKNOWN, Metrics
 from camserve.gateway.places import Places
+from camserve.gateway.requestid import RequestIds
 from camserve.gateway.service import ExplanationService
 from camserve.gateway.settings import Settings
+from camserve.gateway.tls import certificates, server_credentials
+from camserve.gateway.tokens import token_file
+from camserve.gateway.tracing import tracing
 from camserve.gateway.watch import Catalogue
+from camserve.oip import inference_pb2_grpc
+from camserve.settings import is_loopback
 from camserve.v1 import explain_pb2, explain_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
 SERVICE = explain_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 """Its health is readiness: a worker is READY and answered a canary. That of "" says that the process lives."""
+
+SERVICES = (SERVICE, oip.SERVICE)
+"""The services that explain; their health is the same."""
+
+_AGE_GRACE_S = 3600.0
+"""A call that runs on an aged connection has so long to end: longer than any deadline that makes sense."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -39,7 +54,7 @@ class Gateway:
 
     Attributes:
         address: "host:port" of the gRPC server, after `start`.
-        metrics_address: "host:port" of the metrics, after `start`.
+        metrics_address: "host:port" of the metrics, after `start`; "" where they are off.
     """
 
     def __init__(self, settings: Settings, places: Places) -> None:
@@ -72,27 +87,32 @@ class Gateway:
         """Opens both ports and begins to watch the workers; does not wait for them.
 
         Raises:
-            InvalidOption: a port is taken or an address is not of this machine.
+            InvalidOption: a port is taken, an address is not of this machine, or certificates or tokens are bad.
         """
         self.metrics = Metrics()
+        self._tracing = tracing(self._settings.tracing)
+        self._certificates = certificates(self._settings)
+        self._tokens = None if self._settings.tokens is None else token_file(self._settings.tokens)
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
-        self._catalogue = Catalogue(self._places, self._settings, self.metrics, self._changed.set)
+        self._catalogue = Catalogue(self._places, self._settings, self.metrics, self._tracing, self._changed.set)
         self._explainer = Explainer(self._catalogue, self._settings, self.metrics)
-        self._calls = Calls(self._catalogue, self._explainer, self.metrics)
-        self._service = ExplanationService(self._catalogue, self._calls)
+        self._calls = Calls(self._catalogue, self._explainer, self.metrics, self._tracing)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
-        self.address = f"{host}:{_bound(self._server, self._settings.listen)}"
+        self.address = f"{host}:{self._bound()}"
         self._metrics_server = _metrics_server(self.metrics, self._settings.metrics_listen)
-        self.metrics_address = self._metrics_server.address
+        self.metrics_address = self._metrics_server.address if self._metrics_server else ""
         await self._health.set("", _SERVING)
-        await self._health.set(SERVICE, _NOT_SERVING)
+        await self._set_health(_NOT_SERVING)
         await self._server.start()
         self._health_task = asyncio.create_task(self._keep_health(), name="camserve health")
         self._catalogue.start()
-        _log.info("gRPC on %s, metrics on %s", self.address, self.metrics_address)
+        how = "TLS" if self._certificates else "plain text"
+        if self._tokens and not self._certificates and not is_loopback(self._settings.listen):
+            _log.warning("tokens come in plain text on %s: whoever reads along can use them", self.address)
+        _log.info("gRPC on %s (%s), metrics on %s", self.address, how, self.metrics_address or "no port")
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Returns once a model answers.
@@ -121,20 +141,52 @@ class Gateway:
         await refusing
         await self._catalogue.close()
         self._explainer.close()
-        await asyncio.to_thread(self._metrics_server.stop)
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.stop)
+        await asyncio.to_thread(self._tracing.close)
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
+            interceptors=self._interceptors(),
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", 2 * self._settings.max_message_bytes),  # maps, and all around them
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
-            ]
+                *_age_options(self._settings.max_connection_age_s),
+            ],
         )
-        explain_pb2_grpc.add_ExplanationServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        explain_pb2_grpc.add_ExplanationServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            ExplanationService(self._catalogue, self._calls), server
+        )
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            oip.InferenceService(self._catalogue, self._calls), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    def _interceptors(self) -> list[RequestIds | TokenGuard]:
+        if self._tokens is None:
+            return [RequestIds()]
+        return [RequestIds(), TokenGuard(self._tokens, self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc)]
+
+    def _bound(self) -> int:
+        """Opens the port, with TLS if there are certificates; its number."""
+        address = self._settings.listen
+        try:
+            if self._certificates is None:
+                return self._server.add_insecure_port(address)
+            files = self._certificates
+            self.metrics.certificate_expiry.read = lambda: {(): files.get().expires_unix_s}
+            return self._server.add_secure_port(address, server_credentials(files))
+        except RuntimeError as error:
+            text = f"cannot listen on {address}: the port is taken, or the address is not here ({error})"
+            raise InvalidOption(text) from None
+
+    async def _set_health(self, status: int) -> None:
+        for service in SERVICES:
+            await self._health.set(service, status)
 
     async def _keep_health(self) -> None:
         """Health follows the models: SERVING while at least one of them is ready."""
@@ -142,23 +194,24 @@ class Gateway:
             await self._changed.wait()
             self._changed.clear()
             ready = any(model.ready for model in self._catalogue.models)
-            await self._health.set(SERVICE, _SERVING if ready else _NOT_SERVING)
+            await self._set_health(_SERVING if ready else _NOT_SERVING)
             if ready:
                 self._ready.set()
             else:
                 self._ready.clear()
 
 
-def _bound(server: grpc.aio.Server, address: str) -> int:
-    try:
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise InvalidOption(
-            f"cannot listen on {address}: the port is taken, or the address is not here ({error})"
-        ) from None
+def _age_options(age_s: float) -> list[tuple[str, int]]:
+    """After its age a connection takes no new calls: the client connects anew, perhaps to another gateway."""
+    if not age_s:
+        return []
+    grace_ms, age_ms = round(1000 * _AGE_GRACE_S), max(1, round(1000 * age_s))
+    return [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)]
 
 
-def _metrics_server(metrics: Metrics, address: str) -> MetricsServer:
+def _metrics_server(metrics: Metrics, address: str) -> MetricsServer | None:
+    if address == "off":
+        return None
     host, _, port = address.rpartition(":")
     try:
         return MetricsServer(metrics.registry, host, int(port))

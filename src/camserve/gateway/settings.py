@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +11,10 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from camserve.errors import InvalidOption
 from camserve.methods import Auto, MethodSpec, parse_method_text
 from camserve.planning import Limits
-from camserve.settings import PREFIX, Layered
+from camserve.settings import PREFIX, Layered, is_loopback
+
+CPU_STEP_S, GPU_STEP_S = 0.3, 0.03
+"""What a step shall take: long enough that its fixed cost does not count."""
 
 SHORT_STEP_S = 0.1
 """Beside longer steps, the 5 ms that a worker waits for its next one do not count."""
@@ -82,8 +84,10 @@ class Settings(Layered):
         100_000, ge=1, description="masked queries waiting for one model; beyond: RESOURCE_EXHAUSTED"
     )
 
-    step_target_s: float = Field(
-        0.3, gt=0, description="seconds that a step shall take, by the measured cost: 0.3 on a CPU, 0.03 on a GPU"
+    step_target_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds that a step shall take, by the measured cost; unset: 0.3 on a CPU, 0.03 on a GPU",
     )
     step_queries: int = Field(512, ge=2, description="masked queries in one step at most, whatever the cost says")
     step_share: float = Field(
@@ -147,15 +151,16 @@ class Settings(Layered):
         """The methods that `auto` chooses from, the most faithful last."""
         return tuple(parse_method_text(text) for text in self.auto_ladder.split())
 
-    def limits(self) -> Limits:
-        """What the planner keeps to."""
+    def limits(self, device: str = "cpu") -> Limits:
+        """What the planner keeps to at workers on a device: "cpu", "cuda"."""
+        target_s = self.step_target_s or (CPU_STEP_S if device == "cpu" else GPU_STEP_S)
         return Limits(
-            target_s=self.step_target_s,
+            target_s=target_s,
             queries=self.step_queries,
             items=self.step_items,
             size_bytes=self.step_bytes,
             share=self.step_share,
-            steps_per_worker=self.steps_per_worker or (2 if self.step_target_s < SHORT_STEP_S else 1),
+            steps_per_worker=self.steps_per_worker or (2 if target_s < SHORT_STEP_S else 1),
             age_s=self.age_s,
             requests=self.max_requests,
             waiting_queries=self.max_waiting_queries,
@@ -181,17 +186,9 @@ class Settings(Layered):
             raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError(f"{PREFIX}TLS_CLIENT_CA needs {PREFIX}TLS_CERT and {PREFIX}TLS_KEY")
-        if self.tls_cert is None and not self.allow_plaintext and not _is_loopback(self.listen):
+        if self.tls_cert is None and not self.allow_plaintext and not is_loopback(self.listen):
             raise ValueError(
                 f"{PREFIX}LISTEN={self.listen} would take plain text from other machines: set {PREFIX}TLS_CERT and "
                 f"{PREFIX}TLS_KEY, or say {PREFIX}ALLOW_PLAINTEXT=true"
             )
         return self
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

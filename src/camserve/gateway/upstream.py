@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -29,6 +30,16 @@ KEY = "camserve"
 """The key in TorchServe's input map that holds a WorkerRequest."""
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a model behind one upstream."""
+
+    ready: frozenset[str]
+    """Those that can answer; a worker that is started again has another name."""
+    wanted: int
+    """As many as there should be."""
+
+
 class Upstream(Protocol):
     """The workers behind a gateway."""
 
@@ -43,8 +54,8 @@ class Upstream(Protocol):
     async def describe(self, model: str, timeout_s: float) -> ModelInfo:
         """What a worker says of the model. Raises as `step`."""
 
-    async def ready_workers(self, model: str) -> int:
-        """How many workers can answer. Raises Unavailable when nobody can tell."""
+    async def look(self, model: str) -> Workers:
+        """Which workers can answer, and how many should. Raises Unavailable when nobody can tell."""
 
     async def models(self) -> Sequence[str]:
         """Names of the served models. Raises Unavailable when nobody can tell."""
@@ -96,13 +107,16 @@ class TorchServeUpstream:
         reply = await self._ask(model, request, "describe", timeout_s)
         return wire.model_from_proto(reply.describe.model)
 
-    async def ready_workers(self, model: str) -> int:
-        """Workers in state READY; 0 for a model that TorchServe does not have."""
+    async def look(self, model: str) -> Workers:
+        """Workers in state READY; none for a model that TorchServe does not have."""
         try:
             versions = await self._get(f"/models/{urllib.parse.quote(model, safe='')}")
         except NotFound:
-            return 0
-        return sum(worker["status"] == "READY" for version in versions for worker in version["workers"])
+            return Workers(frozenset(), 0)
+        ready = [worker for version in versions for worker in version["workers"] if worker["status"] == "READY"]
+        # A container that is started again has the same process ids; the times then differ.
+        names = frozenset(f"{worker['pid']} since {worker['startTime']}" for worker in ready)
+        return Workers(names, sum(version["minWorkers"] for version in versions))
 
     async def models(self) -> Sequence[str]:
         """Names of the registered models."""

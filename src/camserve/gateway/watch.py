@@ -10,40 +10,39 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import numpy as np
-
-from camserve.errors import CamserveError, InvalidOption, NotFound, Unavailable
+from camserve.errors import InvalidOption, NotFound, Unavailable
 from camserve.gateway.dispatch import Dispatcher
-from camserve.gateway.fit import check_fit
 from camserve.gateway.metrics import Metrics
+from camserve.gateway.observe import Observer
 from camserve.gateway.places import Places
 from camserve.gateway.settings import Settings
+from camserve.gateway.site import Site
+from camserve.gateway.tracing import Tracing
 from camserve.gateway.upstream import Upstream
-from camserve.methods import GradCam
-from camserve.types import Item, ModelInfo, Target, Task
+from camserve.types import ModelInfo
 
 _log = logging.getLogger(__name__)
-
-
-def canary(model: ModelInfo) -> Item:
-    """A grey image of the network's own input size, explained by Grad-CAM."""
-    grey = np.full((*model.input_size, 3), 128, np.uint8)
-    return Item(image=grey, targets=(Target(top_k=1),), tasks=(Task(0, GradCam(), 0, 0),), top_predictions=1)
 
 
 class ServedModel:
     """One model: its description, the places where it is served, its running requests."""
 
     def __init__(
-        self, name: str, places: Places, settings: Settings, metrics: Metrics, on_change: Callable[[], None]
+        self,
+        name: str,
+        places: Places,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing,
+        on_change: Callable[[], None],
     ) -> None:
         self.name = name
         self.info: ModelInfo | None = None
-        self.dispatcher = Dispatcher(name, places, settings, metrics, self._look_now)
+        self.dispatcher = Dispatcher(name, places, settings, metrics, tracing, self._look_now)
         self._settings = settings
-        self._workers_gauge = metrics.ready_workers.labels(name)
+        self._observer = Observer(metrics, name)
         self._on_change = on_change
-        self._sites: dict[str, _Site] = {}
+        self._sites: dict[str, Site] = {}
         self._told_ready = False
         self._away_since_s = asyncio.get_running_loop().time()
 
@@ -66,7 +65,7 @@ class ServedModel:
     def join(self, place: str, upstream: Upstream) -> None:
         """The model is served at a place; does nothing if that is known."""
         if place not in self._sites:
-            site = _Site(self.name, upstream, self._settings)
+            site = Site(self.name, upstream, self._settings)
             self._sites[place] = site
             site.task = asyncio.create_task(self._watch(place, site), name=f"camserve watch of {self.name} at {place}")
 
@@ -84,7 +83,7 @@ class ServedModel:
             site.cancel()
         await self.dispatcher.close()
 
-    async def _watch(self, place: str, site: _Site) -> None:
+    async def _watch(self, place: str, site: Site) -> None:
         """Looks at the workers of a place for ever."""
         while True:
             site.wake.clear()
@@ -95,20 +94,22 @@ class ServedModel:
         if place in self._sites:
             self._sites[place].wake.set()
 
-    async def _look(self, place: str, site: _Site) -> None:
+    async def _look(self, place: str, site: Site) -> None:
         was_ready = site.ready
         await site.look(self._fits)
         if site.workers == 0:
             self.dispatcher.abandon(place)
-        self.dispatcher.set_workers(place, (site.workers or 0) if site.ready else 0)
+        self.dispatcher.set_workers(place, (site.workers or 0) if site.ready else 0, site.device)
+        self._observer.replaced(site.replaced)
         if site.ready != was_ready:
             _log.info("model %s at %s is %s", self.name, place, "ready" if site.ready else "not ready")
         self._changed()
 
     def _changed(self) -> None:
-        """After a look at a place: gauge, health, and an end for requests that nobody answers."""
+        """After a look at a place: gauges, health, and an end for requests that nobody answers."""
         now_s = asyncio.get_running_loop().time()
-        self._workers_gauge.set(sum(site.workers or 0 for site in self._sites.values()))
+        ready = sum(site.workers or 0 for site in self._sites.values())
+        self._observer.workers(ready, sum(site.wanted for site in self._sites.values()))
         if self.ready:
             self._away_since_s = now_s
         elif now_s - self._away_since_s >= self._settings.worker_wait_s:
@@ -127,63 +128,16 @@ class ServedModel:
         return True
 
 
-class _Site:
-    """One model at one place."""
-
-    def __init__(self, model: str, upstream: Upstream, settings: Settings) -> None:
-        self.workers: int | None = None
-        """READY ones; None when nobody can tell."""
-        self.ready = False
-        self.wake = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-        self._model = model
-        self._upstream = upstream
-        self._settings = settings
-
-    def cancel(self) -> None:
-        """Stops watching."""
-        if self.task is not None:
-            self.task.cancel()
-
-    async def look(self, fits: Callable[[ModelInfo], bool]) -> None:
-        """Counts the workers, and greets them once they are back."""
-        self.workers = await self._counted()
-        self.ready = bool(self.workers) and (self.ready or await self._greeted(fits))
-
-    async def _counted(self) -> int | None:
-        try:
-            return await self._upstream.ready_workers(self._model)
-        except Unavailable as error:
-            _log.debug("model %s: %s", self._model, error)
-        except Exception:
-            _log.exception("looking at the workers of model %s", self._model)
-        return None
-
-    async def _greeted(self, fits: Callable[[ModelInfo], bool]) -> bool:
-        """The workers have described the model and answered a canary step."""
-        try:
-            info = await self._upstream.describe(self._model, self._settings.step_timeout_s)
-            item = canary(info)
-            result = await self._upstream.step(self._model, [item], self._settings.step_timeout_s)
-            check_fit(info, [item], result)
-            if isinstance(result.outcomes[0], CamserveError):
-                raise result.outcomes[0]
-        except CamserveError as error:
-            _log.warning("model %s does not answer its canary: %s", self._model, error)
-            return False
-        except Exception:
-            _log.exception("canary of model %s", self._model)
-            return False
-        return fits(info)
-
-
 class Catalogue:
     """Every model there is."""
 
-    def __init__(self, places: Places, settings: Settings, metrics: Metrics, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, places: Places, settings: Settings, metrics: Metrics, tracing: Tracing, on_change: Callable[[], None]
+    ) -> None:
         self._places = places
         self._settings = settings
         self._metrics = metrics
+        self._tracing = tracing
         self._on_change = on_change
         self._models: dict[str, ServedModel] = {}
         self._task: asyncio.Task[None] | None = None
@@ -246,7 +200,9 @@ class Catalogue:
 
     def _model(self, name: str) -> ServedModel:
         if name not in self._models:
-            self._models[name] = ServedModel(name, self._places, self._settings, self._metrics, self._on_change)
+            self._models[name] = ServedModel(
+                name, self._places, self._settings, self._metrics, self._tracing, self._on_change
+            )
         return self._models[name]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from camserve.planning.limits import Limits
 from camserve.planning.places import Place
 from camserve.planning.work import Request
 
@@ -10,9 +9,9 @@ from camserve.planning.work import Request
 class Draft:
     """The requests of one step for one place, and how its queries are shared among them."""
 
-    def __init__(self, place: Place, limits: Limits) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
-        self._limits = limits
+        self._limits = place.limits
         self._members: list[tuple[bool, Request]] = []  # (not aged, request)
         self._size = 0
 

@@ -15,6 +15,20 @@ CLASSES: tuple[Priority, ...] = ("interactive", "normal", "batch")
 
 
 @dataclass(frozen=True)
+class Owner:
+    """Who asks, with bounds of its own."""
+
+    name: str = ""
+    """Empty: nobody, for whom no bounds hold."""
+    requests: int | None = None
+    """Taken on at once; None: as many as the limits allow."""
+    waiting_queries: int | None = None
+
+
+NOBODY = Owner()
+
+
+@dataclass(frozen=True)
 class Limits:
     """Bounds of the steps of one model, and of its queue."""
 
@@ -36,9 +50,6 @@ class Limits:
     requests: int = 128
     """Requests taken on at once."""
     waiting_queries: int = 100_000
-    owner_requests: int | None = None
-    """The same for one owner; None: no bound of its own."""
-    owner_waiting_queries: int | None = None
 
     straggler_factor: float = 3.0
     """A step that takes so many times as long as predicted is overdue, ..."""

@@ -42,6 +42,8 @@ class Place:
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
+        self.limits = limits
+        """Of its steps."""
         self.workers = 0
         self.steps = 0
         """In flight."""
@@ -51,7 +53,6 @@ class Place:
         """Of the slowest worker: whichever gets a step, it shall not take longer than the target."""
         self.queries_per_s = 0.0
         """Of a worker, on average."""
-        self._limits = limits
         self._workers: dict[str, _Worker] = {}
 
     @property
@@ -62,7 +63,7 @@ class Place:
     @property
     def has_room(self) -> bool:
         """Another step may be sent."""
-        return self.steps < self._limits.steps_per_worker * self.workers
+        return self.steps < self.limits.steps_per_worker * self.workers
 
     @property
     def load(self) -> float:
@@ -71,10 +72,10 @@ class Place:
 
     def budget(self, images: int, in_haste: bool = False) -> int:
         """Queries of a step with so many images."""
-        seconds = self._limits.target_s
+        seconds = self.limits.target_s
         if in_haste:
             seconds = min(seconds, max(HASTE * seconds, self.cost.step_s / FIXED))
-        return min(self._limits.queries, self.cost.queries_within(seconds, images))
+        return min(self.limits.queries, self.cost.queries_within(seconds, images))
 
     def sends(self, predicted_s: float) -> None:
         """A step is on its way."""
@@ -90,13 +91,13 @@ class Place:
         """A worker has answered a step."""
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = _Worker(StepCost(self._limits.target_s / FIRST_QUERIES), now_s)
+            worker = self._workers[name] = _Worker(StepCost(self.limits.target_s / FIRST_QUERIES), now_s)
         worker.cost.observe(queries, images, seconds)
         worker.heard_s = now_s
-        full = min(self._limits.queries, worker.cost.queries_within(self._limits.target_s, 1))
+        full = min(self.limits.queries, worker.cost.queries_within(self.limits.target_s, 1))
         worker.queries_per_s = full / worker.cost.predict(full, 1)
         self._workers = {
-            name: worker for name, worker in self._workers.items() if now_s - worker.heard_s < self._limits.forget_s
+            name: worker for name, worker in self._workers.items() if now_s - worker.heard_s < self.limits.forget_s
         }
         self.cost = min(self._workers.values(), key=lambda worker: worker.queries_per_s).cost
         self.queries_per_s = sum(worker.queries_per_s for worker in self._workers.values()) / len(self._workers)
@@ -121,9 +122,11 @@ class Places:
         """The place of this name, unless it was removed."""
         return self._places.get(name)
 
-    def set_workers(self, name: str, workers: int) -> None:
-        """So many workers can answer at a place."""
-        place = self._places.setdefault(name, Place(name, self._limits))
+    def set_workers(self, name: str, workers: int, limits: Limits | None = None) -> None:
+        """So many workers can answer at a place, with limits of its own if they are given."""
+        place = self._places.get(name)
+        if place is None or (limits not in (None, place.limits) and not place.known):
+            place = self._places[name] = Place(name, limits or self._limits)
         place.workers = workers
         self._sort(place)
 

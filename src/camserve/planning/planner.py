@@ -46,7 +46,7 @@ from camserve.planning.cost import in_words
 from camserve.planning.draft import Draft
 from camserve.planning.flights import Flight, Flights, Piece
 from camserve.planning.ledger import Ledger
-from camserve.planning.limits import CLASSES, Limits
+from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
 from camserve.planning.places import Place, Places
 from camserve.planning.queue import Line, Queue
 from camserve.planning.step import Counts, Slice, Step
@@ -97,9 +97,10 @@ class Planner:
         """Where every query is, by class."""
         return self._ledger.by_class()
 
-    def set_workers(self, place: str, workers: int) -> None:
-        """So many workers can answer at a place; with 0 nothing is sent there."""
-        self._places.set_workers(place, workers)
+    def set_workers(self, place: str, workers: int, limits: Limits | None = None) -> None:
+        """So many workers can answer at a place; with 0 nothing is sent there. Its steps may have limits of their own:
+        a GPU takes shorter ones than a CPU."""
+        self._places.set_workers(place, workers, limits)
 
     def remove_place(self, place: str) -> None:
         """Forgets a place and what was learnt of it. Its steps in flight are still to be answered or lost."""
@@ -141,7 +142,7 @@ class Planner:
         size_bytes: int = 0,
         deadline_s: float = math.inf,
         priority: Priority = "normal",
-        owner: str = "",
+        owner: Owner = NOBODY,
         in_time: bool = True,
     ) -> int:
         """Takes on a request and returns its number.
@@ -152,7 +153,7 @@ class Planner:
             size_bytes: what the request adds to a step's size.
             deadline_s: from this time on it is put into no step.
             priority: its class.
-            owner: who asks; "" is nobody, for whom no bound of an owner holds.
+            owner: who asks, with its own bounds.
             in_time: refuse what would be late; otherwise it is answered as far as it comes.
 
         Raises:
@@ -169,7 +170,7 @@ class Planner:
             size_bytes=size_bytes,
             deadline_s=deadline_s,
             rank=CLASSES.index(priority),
-            owner=owner,
+            owner=owner.name,
             came_s=now_s,
         )
         self._requests[request.number] = request
@@ -185,6 +186,11 @@ class Planner:
         taken = [self._taken(request, share) for request, share in self._draft(place, now_s).shares()]
         pieces = [piece for piece in taken if piece is not None]
         return self._send(place, pieces, now_s) if pieces else self._second_try(now_s)
+
+    def allowed_queries(self, step: Step) -> int:
+        """The most queries that a step just made may have at its place with so many images, by the fitted cost."""
+        place = self._places.get(step.place)
+        return step.queries if place is None else place.budget(len(step.slices))
 
     def wake_s(self, now_s: float) -> float | None:
         """When `next_step` may have something to send although nothing has come back; None: it will not."""
@@ -246,23 +252,25 @@ class Planner:
 
     def _check_room(self, queries: int) -> None:
         if len(self) >= self._limits.requests:
-            raise Overloaded(f"at most {self._limits.requests} requests are taken on at once; try again later")
+            text = f"at most {self._limits.requests} requests are taken on at once; try again later"
+            raise Overloaded(text, reason="requests")
         excess = self.waiting + queries - self._limits.waiting_queries
         if self._requests and excess > 0:
             text = f"at most {self._limits.waiting_queries} masked queries may wait; try again later"
-            raise Overloaded(text, self._worked_off_s(excess))
+            raise Overloaded(text, self._worked_off_s(excess), "queries")
 
-    def _check_owner(self, owner: str, queries: int) -> None:
-        if not owner:
+    def _check_owner(self, owner: Owner, queries: int) -> None:
+        if not owner.name:
             return
-        requests, waiting = self._ledger.owned(owner)
-        most = self._limits.owner_requests
+        requests, waiting = self._ledger.owned(owner.name)
+        most = owner.requests
         if most is not None and requests >= most:
-            raise Overloaded(f"at most {most} requests of one owner are taken on at once; try again later")
-        most = self._limits.owner_waiting_queries
+            text = f"at most {most} requests of {owner.name} are taken on at once; try again later"
+            raise Overloaded(text, reason="token_requests")
+        most = owner.waiting_queries
         if most is not None and requests and waiting + queries > most:
-            text = f"at most {most} masked queries of one owner may wait; try again later"
-            raise Overloaded(text, self._worked_off_s(waiting + queries - most))
+            text = f"at most {most} masked queries of {owner.name} may wait; try again later"
+            raise Overloaded(text, self._worked_off_s(waiting + queries - most), "token_queries")
 
     def _check_time(self, queries: int, priority: Priority, deadline_s: float, now_s: float) -> None:
         if math.isinf(deadline_s):
@@ -271,14 +279,14 @@ class Planner:
         if seconds is not None and now_s + seconds > deadline_s:
             left, takes = in_words(deadline_s - now_s), in_words(seconds)
             text = f"the deadline is in {left}, but by what steps take now this would take {takes}; try again later"
-            raise Overloaded(text, now_s + seconds - deadline_s)
+            raise Overloaded(text, now_s + seconds - deadline_s, "deadline")
 
     def _worked_off_s(self, queries: int) -> float | None:
         pace = self._places.pace()
         return None if pace is None else queries / pace.queries_per_s
 
     def _draft(self, place: Place, now_s: float) -> Draft:
-        draft, queue = Draft(place, self._limits), self._queue
+        draft, queue = Draft(place), self._queue
         if (suspect := queue.suspects.first(now_s)) is not None:
             draft.add(suspect)
             return draft

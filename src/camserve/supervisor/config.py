@@ -1,7 +1,7 @@
 """How TorchServe is set up: every property of its `config.properties`, the JVM's command line and its environment.
 
-TorchServe is reachable from this machine only, loads the named models and nothing else, and takes no settings from the
-environment.
+TorchServe loads the named models and nothing else, takes no settings from the environment, and is reachable from this
+machine only, unless `WorkerSettings` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from camserve.archive import read_card
-from camserve.errors import InvalidOption, NotFound
+from camserve.errors import NotFound
+from camserve.supervisor.settings import WorkerSettings
 
 HOST = "127.0.0.1"
+_EVERYWHERE = ("0.0.0.0", "[::]")
 MAX_MESSAGE_BYTES = 128 * 2**20
 """Above the gateway's largest step: TorchServe drops a larger request, and a larger reply kills the worker."""
 
@@ -28,71 +29,36 @@ _SECRETS = ".*(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL).*"
 
 
 @dataclass(frozen=True)
-class ServeOptions:
-    """What can be chosen of TorchServe.
+class Addresses:
+    """host:port of TorchServe's five listeners."""
 
-    Raises:
-        InvalidOption: a value out of range.
-    """
-
-    store: Path
-    """Directory of the archives."""
-    models: tuple[str, ...] = ("lite0",)
-    """Names of the archives to load."""
-    workers: int = 1
-    """Processes of each model; with several GPUs they are spread over them."""
-    threads: int | None = None
-    """CPU threads of each worker; None: the cores divided by the workers, or OMP_NUM_THREADS if that is set."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: GPUs if there are any."""
-    batch_size: int = 1
-    """Calls that TorchServe hands to a worker at once. For plain clients; the gateway's steps are batches already."""
-    batch_delay_ms: int = 1
-    """How long a worker waits for its batch to fill. It waits the whole time, also when idle."""
-    inference_port: int = 0
-    """REST, for plain clients. For every port: 0 is chosen by the OS."""
-    management_port: int = 0
-    metrics_port: int = 0
-    grpc_port: int = 0
-    heap_mb: int = 1024
-    """Largest heap of the JVM, in MiB."""
-    start_timeout_s: float = 300.0
-    """Seconds until every worker has to be ready."""
-    stop_timeout_s: float = 10.0
-    """Seconds to stop in peace; then the processes are killed."""
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise InvalidOption("at least one model is needed, got none")
-        for name in ("workers", "heap_mb", "batch_size", "batch_delay_ms"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidOption(f"threads must be at least 1, got {self.threads}")
+    inference: str
+    management: str
+    metrics: str
+    grpc_inference: str
+    grpc_management: str
+    """Nobody needs it; always on loopback."""
 
 
-@dataclass(frozen=True)
-class Ports:
-    """Of TorchServe's five listeners, all on loopback."""
-
-    inference: int
-    management: int
-    metrics: int
-    grpc_inference: int
-    grpc_management: int
+def reached(address: str) -> str:
+    """Where this machine reaches a server that listens there: itself, if the server takes every address."""
+    host, _, port = address.rpartition(":")
+    return f"{HOST}:{port}" if host in _EVERYWHERE else address
 
 
-def properties(options: ServeOptions, ports: Ports) -> dict[str, str]:
+def properties(options: WorkerSettings, addresses: Addresses) -> dict[str, str]:
     """The content of config.properties."""
     store = options.store.resolve()
+    grpc_host, _, grpc_port = addresses.grpc_inference.rpartition(":")
+    grpc_management_host, _, grpc_management_port = addresses.grpc_management.rpartition(":")
     chosen = {
-        "inference_address": f"http://{HOST}:{ports.inference}",
-        "management_address": f"http://{HOST}:{ports.management}",
-        "metrics_address": f"http://{HOST}:{ports.metrics}",
-        "grpc_inference_address": HOST,
-        "grpc_inference_port": str(ports.grpc_inference),
-        "grpc_management_address": HOST,
-        "grpc_management_port": str(ports.grpc_management),
+        "inference_address": f"http://{addresses.inference}",
+        "management_address": f"http://{addresses.management}",
+        "metrics_address": f"http://{addresses.metrics}",
+        "grpc_inference_address": grpc_host,
+        "grpc_inference_port": grpc_port,
+        "grpc_management_address": grpc_management_host,
+        "grpc_management_port": grpc_management_port,
         "model_store": str(store),
         "load_models": ",".join(f"{name}={name}.mar" for name in options.models),
         "allowed_urls": f"file://{re.escape(str(store)).replace(',', '.')}/.*",  # expressions, separated by commas
@@ -105,13 +71,13 @@ def properties(options: ServeOptions, ports: Ports) -> dict[str, str]:
     return chosen | _FIXED
 
 
-def _batching(options: ServeOptions, name: str) -> dict[str, dict[str, int]]:
+def _batching(options: WorkerSettings, name: str) -> dict[str, dict[str, int]]:
     version = read_card(options.store / f"{name}.mar").version
     return {version: {"batchSize": options.batch_size, "maxBatchDelay": options.batch_delay_ms}}
 
 
 _FIXED = {
-    # Its own tokens expire each hour and cannot be supplied; loopback is the fence.
+    # Its own tokens expire each hour and cannot be supplied; loopback, or a network policy, is the fence.
     "disable_token_authorization": "true",
     "enable_model_api": "false",
     "use_env_allowed_urls": "false",
@@ -139,7 +105,7 @@ def _escaped(value: str) -> str:
     return "".join("\\\\" if character == "\\" else character for character in ascii_only)
 
 
-def command(java: Path, directory: Path, options: ServeOptions) -> list[str]:
+def command(java: Path, directory: Path, options: WorkerSettings) -> list[str]:
     """The JVM's command line, as `ts/model_server.py` builds it, for a config.properties in the directory."""
     home = torchserve_home()
     return [
@@ -163,7 +129,7 @@ def command(java: Path, directory: Path, options: ServeOptions) -> list[str]:
     ]
 
 
-def environment(directory: Path, options: ServeOptions) -> dict[str, str]:
+def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
     """The JVM's environment, which its workers inherit."""
     threads = str(options.threads or max(1, cores() // (options.workers * len(options.models))))
     own = {"TMPDIR": str(directory), "LOG_LOCATION": str(directory), "METRICS_LOCATION": str(directory)}

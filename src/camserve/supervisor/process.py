@@ -7,7 +7,6 @@ what is left of its process group is killed.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import shutil
@@ -15,21 +14,21 @@ import signal
 import socket
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from camserve.archive import ensure_archive
 from camserve.errors import CamserveError, InvalidOption, Unavailable
-from camserve.supervisor.config import HOST, Ports, ServeOptions, command, environment, properties, render
+from camserve.supervisor.config import HOST, Addresses, command, environment, properties, reached, render
 from camserve.supervisor.java import find_java
+from camserve.supervisor.settings import WorkerSettings
+from camserve.supervisor.state import worker_states
 
 _log = logging.getLogger("camserve.torchserve")
-"""Gets what TorchServe and its workers write, line by line, at level INFO."""
+"""Gets what TorchServe and its workers write, line by line."""
 
 _POLL_S = 0.1
 _START_ATTEMPTS = 3
@@ -38,6 +37,9 @@ _SHOWN_LINES = 40
 
 _FAILURES = ("Load model failed", "Failed to load model", "Backend worker error")
 """TorchServe tries again after these, but a load that failed once fails again."""
+
+_LEVELS = {"ERROR": logging.ERROR, "WARN": logging.WARNING, "DEBUG": logging.DEBUG}
+"""A line of the JVM begins with its level; every other line is INFO."""
 
 _PORT_TAKEN = ("Address already in use", "Failed to bind to address")
 
@@ -54,42 +56,41 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class TorchServe:
-    """One TorchServe on loopback; as a context manager it is ready inside, and gone afterwards."""
+    """One TorchServe; as a context manager it is ready inside, and gone afterwards."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: WorkerSettings) -> None:
         self._options = options
-        self._ports = Ports(0, 0, 0, 0, 0)
+        self._addresses = Addresses("", "", "", "", "")
         self._directory: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._failed = asyncio.Event()
-        self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: never through a proxy
 
     @property
     def grpc_address(self) -> str:
         """host:port of the gRPC inference service."""
-        return f"{HOST}:{self._ports.grpc_inference}"
+        return reached(self._addresses.grpc_inference)
 
     @property
     def place(self) -> str:
         """host:grpc_port:management_port, as `Settings.upstreams` names it."""
-        return f"{self.grpc_address}:{self._ports.management}"
+        return f"{self.grpc_address}:{self._addresses.management.rpartition(':')[2]}"
 
     @property
     def inference_url(self) -> str:
         """REST, for plain clients: `<inference_url>/predictions/<model>`."""
-        return f"http://{HOST}:{self._ports.inference}"
+        return f"http://{reached(self._addresses.inference)}"
 
     @property
     def management_url(self) -> str:
         """Where the state of the workers is told: `<management_url>/models/<model>`."""
-        return f"http://{HOST}:{self._ports.management}"
+        return f"http://{reached(self._addresses.management)}"
 
     @property
     def metrics_url(self) -> str:
         """Prometheus metrics of TorchServe itself."""
-        return f"http://{HOST}:{self._ports.metrics}/metrics"
+        return f"http://{reached(self._addresses.metrics)}/metrics"
 
     @property
     def pid(self) -> int | None:
@@ -146,7 +147,7 @@ class TorchServe:
             self._directory = None
 
     async def _start_once(self, java: Path) -> None:
-        self._ports = free_ports(self._options)
+        self._addresses = bound_addresses(self._options)
         self._tail.clear()
         self._failed.clear()
         try:
@@ -164,7 +165,7 @@ class TorchServe:
         # Unix sockets live here, whose paths may have about 100 characters.
         parent = "/tmp" if len(tempfile.gettempdir()) > 60 else None
         self._directory = Path(tempfile.mkdtemp(prefix="camserve-", dir=parent))
-        config = render(properties(self._options, self._ports))
+        config = render(properties(self._options, self._addresses))
         (self._directory / "config.properties").write_text(config, encoding="ascii")
         line = command(java, self._directory, self._options)
         self._process = await asyncio.create_subprocess_exec(
@@ -192,7 +193,7 @@ class TorchServe:
         if not text:
             return
         self._tail.append(text)
-        _log.info("%s", text)
+        _log.log(_LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)
         if any(failure in text for failure in _FAILURES):
             self._failed.set()
 
@@ -210,11 +211,9 @@ class TorchServe:
 
     def _all_ready(self, model: str) -> bool:
         try:
-            with self._http.open(f"{self.management_url}/models/{model}", timeout=5) as reply:
-                versions: list[dict[str, Any]] = json.load(reply)
+            states = worker_states(self.management_url, model, timeout_s=5)
         except (OSError, ValueError):  # not up yet
             return False
-        states = [worker["status"] for version in versions for worker in version["workers"]]
         return len(states) == self._options.workers and set(states) == {"READY"}
 
     async def _exited(self) -> CamserveError:
@@ -246,15 +245,15 @@ class _PortTaken(Unavailable):
     """Another process took a port between our look and TorchServe's."""
 
 
-def free_ports(options: ServeOptions) -> Ports:
-    """Ports that are free now, where none is given.
+def bound_addresses(options: WorkerSettings) -> Addresses:
+    """The addresses of the settings, with a port that is free now for each port 0.
 
     Raises:
-        InvalidOption: a given port is taken.
+        InvalidOption: a given port is taken, or an address is not of this machine.
     """
-    wanted = (options.inference_port, options.management_port, options.metrics_port, options.grpc_port, 0)
+    wanted = (options.inference_listen, options.management_listen, options.metrics_listen, options.grpc_listen)
     with ExitStack() as stack:  # all at once, so that no two are the same
-        return Ports(*(_bound(stack, HOST, port) for port in wanted))
+        return Addresses(*(_bound(stack, address) for address in (*wanted, f"{HOST}:0")))
 
 
 def check_free(address: str) -> None:
@@ -263,17 +262,18 @@ def check_free(address: str) -> None:
     Raises:
         InvalidOption: the port is taken, or the address is not of this machine.
     """
-    host, _, port = address.rpartition(":")
     with ExitStack() as stack:
-        _bound(stack, host.strip("[]"), int(port))
+        _bound(stack, address)
 
 
-def _bound(stack: ExitStack, host: str, port: int) -> int:
+def _bound(stack: ExitStack, address: str) -> str:
+    """The address, its port filled in; taken until the stack is closed."""
+    host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
     try:
-        listener.bind((host, port))
+        listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        raise InvalidOption(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return int(listener.getsockname()[1])
+        raise InvalidOption(f"cannot listen on {address}: {error.strerror or error}") from None
+    return f"{host}:{listener.getsockname()[1]}"

@@ -1,22 +1,23 @@
-"""TorchServe and the gateway as one service: started together, stopped together."""
+"""TorchServe and the gateway as one service, started together and stopped together; and TorchServe alone."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import NoReturn
 
 from camserve.errors import Unavailable
 from camserve.gateway.places import torchserves
 from camserve.gateway.server import Gateway
 from camserve.gateway.settings import Settings
 from camserve.gateway.stopping import Signals, before, caught_signals, run_until_stopped
-from camserve.supervisor.config import ServeOptions
 from camserve.supervisor.process import TorchServe, check_free
+from camserve.supervisor.settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings, options: ServeOptions, *, ready: asyncio.Event | None = None) -> None:
+async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.Event | None = None) -> None:
     """Run TorchServe with the gateway in front of it until SIGTERM or SIGINT; to be called in the main thread.
 
     On a signal the gateway says NOT_SERVING and lets running requests finish, as long as `settings.drain_s` says; then
@@ -24,7 +25,7 @@ async def serve(settings: Settings, options: ServeOptions, *, ready: asyncio.Eve
 
     Args:
         settings: of the gateway; the addresses of TorchServe in it are not used.
-        options: of TorchServe.
+        options: of TorchServe; ports that were not set are chosen by the OS.
         ready: set once a model has answered through the gateway.
 
     Raises:
@@ -33,9 +34,10 @@ async def serve(settings: Settings, options: ServeOptions, *, ready: asyncio.Eve
         Unavailable: a model does not load or answer, or TorchServe died; the text has the last lines of its log.
     """
     for address in (settings.listen, settings.metrics_listen):
-        check_free(address)  # before the seconds that TorchServe takes to start
+        if address != "off":
+            check_free(address)  # before the seconds that TorchServe takes to start
     with caught_signals() as signals:
-        torchserve = TorchServe(options)
+        torchserve = TorchServe(options.on_free_ports())
         try:
             if await before(signals.stop, torchserve.start()):
                 await _serve(settings, torchserve, options, signals, ready)
@@ -44,33 +46,64 @@ async def serve(settings: Settings, options: ServeOptions, *, ready: asyncio.Eve
 
 
 async def _serve(
-    settings: Settings, torchserve: TorchServe, options: ServeOptions, signals: Signals, ready: asyncio.Event | None
+    settings: Settings, torchserve: TorchServe, options: WorkerSettings, signals: Signals, ready: asyncio.Event | None
 ) -> None:
     gateway = Gateway(settings, torchserves([torchserve.place]))
     await run_until_stopped(gateway, signals, _until_dead(gateway, torchserve, options, ready))
 
 
 async def _until_dead(
-    gateway: Gateway, torchserve: TorchServe, options: ServeOptions, ready: asyncio.Event | None
+    gateway: Gateway, torchserve: TorchServe, options: WorkerSettings, ready: asyncio.Event | None
 ) -> None:
     announcing = asyncio.create_task(_announce(gateway, torchserve, options, ready))
-    dying = asyncio.create_task(torchserve.wait())
+    dying = asyncio.create_task(_death(torchserve))
     try:
         await asyncio.wait({announcing, dying}, return_when=asyncio.FIRST_COMPLETED)
         if announcing.done():
             announcing.result()
-        code = await dying
+        await dying
     finally:
         announcing.cancel()
         dying.cancel()
-    raise Unavailable(f"TorchServe died (exit code {code}); the last lines of its log:\n{torchserve.log_tail}")
 
 
 async def _announce(
-    gateway: Gateway, torchserve: TorchServe, options: ServeOptions, ready: asyncio.Event | None
+    gateway: Gateway, torchserve: TorchServe, options: WorkerSettings, ready: asyncio.Event | None
 ) -> None:
     await gateway.wait_ready(options.start_timeout_s)
     models = ", ".join(options.models)
     _log.info("ready: %s on %s; TorchServe's REST on %s", models, gateway.address, torchserve.inference_url)
     if ready is not None:
         ready.set()
+
+
+async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None = None) -> None:
+    """Run TorchServe alone, for gateways elsewhere, until SIGTERM or SIGINT; to be called in the main thread.
+
+    Args:
+        options: of TorchServe.
+        ready: set once every worker is ready.
+
+    Raises:
+        InvalidOption: a port is taken.
+        NotFound: no Java, no TorchServe, or no such model.
+        Unavailable: a model does not load, or TorchServe died; the text has the last lines of its log.
+    """
+    with caught_signals() as signals:
+        torchserve = TorchServe(options)
+        try:
+            if not await before(signals.stop, torchserve.start()):
+                return
+            _log.info("ready: %s on %s", ", ".join(options.models), torchserve.place)
+            if ready is not None:
+                ready.set()
+            await before(signals.stop, _death(torchserve))
+            _log.info("stopping: TorchServe has %g s", options.stop_timeout_s)
+        finally:
+            await torchserve.stop()
+
+
+async def _death(torchserve: TorchServe) -> NoReturn:
+    """Wait for it; always raises."""
+    code = await torchserve.wait()
+    raise Unavailable(f"TorchServe died (exit code {code}); the last lines of its log:\n{torchserve.log_tail}")

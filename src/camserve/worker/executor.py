@@ -38,6 +38,7 @@ from camserve.types import (
     Target,
     Task,
 )
+from camserve.worker.device import device_memory
 from camserve.worker.forward import Forward, Wanted
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network, exact_float32
@@ -108,7 +109,8 @@ class Executor:
                 for group in _groups(jobs, lambda job: job.item.precision):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
         found = self.memory.hits - hits, self.memory.misses - misses
-        return StepResult(tuple(map(_outcome, jobs)), seconds, self.worker, *found)
+        memory = device_memory(self.network.device)
+        return StepResult(tuple(map(_outcome, jobs)), seconds, self.worker, *found, device_memory=memory)
 
     def warm_up(self) -> None:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""

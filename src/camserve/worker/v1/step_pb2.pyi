@@ -82,7 +82,7 @@ class MapCurves(_message.Message):
     def __init__(self, saliency: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., target: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses")
+    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -95,12 +95,24 @@ class StepReply(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HITS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MISSES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ItemReply]
     stage_seconds: _containers.ScalarMap[str, float]
     worker: str
     memory_hits: int
     memory_misses: int
-    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ...) -> None: ...
+    device_memory: DeviceMemory
+    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ...) -> None: ...
+
+class DeviceMemory(_message.Message):
+    __slots__ = ("device", "used_bytes", "limit_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    used_bytes: int
+    limit_bytes: int
+    def __init__(self, device: _Optional[str] = ..., used_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
 
 class ItemReply(_message.Message):
     __slots__ = ("result", "error")

@@ -1,0 +1,1 @@
+"""Generated from proto/camserve/oip: the Open Inference Protocol."""

@@ -1,0 +1,222 @@
+"""`camserve top`: what a gateway does right now, in a terminal, from its metrics endpoint alone. Needs rich."""
+
+from __future__ import annotations
+
+import math
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from camserve.connection import is_local
+from camserve.errors import Unavailable
+from camserve.scrape import Scrape, Window, parse
+from camserve.terminal import duration, figures_table
+
+DEFAULT_URL = "http://127.0.0.1:8501/metrics"
+_TIMEOUT_S = 5.0
+_QUANTILES = (0.5, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def show(url: str, interval_s: float, once: bool, console: Console) -> None:
+    """Shows the figures until Ctrl-C, each time of the last interval; once: those since the start, and returns.
+
+    Raises:
+        Unavailable: there are no metrics at the URL.
+    """
+    views = _views(url, interval_s)
+    if once:
+        console.print(next(views))
+    elif console.is_terminal:
+        with Live(next(views), console=console, screen=True, auto_refresh=False) as live:
+            for each in views:
+                live.update(each, refresh=True)
+    else:
+        for each in views:
+            console.print(each)
+
+
+def _views(url: str, interval_s: float) -> Iterator[RenderableType]:
+    """Since the start, then of each interval. While there are no new metrics the last view stays, with the reason."""
+    before = scrape(url)
+    window = Window(before)
+    yield view(window, url)
+    while True:
+        time.sleep(interval_s)
+        try:
+            now = scrape(url)
+        except Unavailable as error:
+            yield view(window, url, str(error))
+            continue
+        window, before = Window(now, before), now
+        yield view(window, url)
+
+
+def scrape(url: str) -> Scrape:
+    """One look at an endpoint. Raises Unavailable when there are no metrics."""
+    proxies: dict[str, str] | None = {} if is_local(urlsplit(url).netloc) else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    try:
+        with opener.open(url, timeout=_TIMEOUT_S) as reply:
+            found = parse(str(reply.read(), "utf-8"), time.time())
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"no metrics at {url}: {error}") from None
+    if "camserve_build_info" not in found.samples:
+        raise Unavailable(f"the metrics at {url} are not those of a camserve gateway")
+    return found
+
+
+def view(window: Window, url: str, problem: str = "") -> RenderableType:
+    """All sections beneath a line that says whose they are; those of models on the right."""
+    title = Text(f"camserve {', '.join(window.values_of('version', 'camserve_build_info'))}  {url}", style="bold")
+    since = "since its start {:.0f} s ago" if window.whole else "of the last {:.1f} s"
+    note = Text(problem or since.format(window.seconds), style="red" if problem else "dim")
+    left = [methods(window), classes(window), memory(window), failures(window)]
+    grid = Table.grid(padding=(0, 3))
+    grid.add_row(Group(*(_table(section) for section in left if section.rows)), _table(models(window)))
+    return Group(title, note, grid)
+
+
+def _table(section: Section) -> Table:
+    return figures_table(section.title, section.headings, section.rows)
+
+
+def methods(window: Window) -> Section:
+    """Rate, errors and latency of each method."""
+    rows = []
+    for method in window.values_of("method", "camserve_request_seconds_count"):
+        asked = window.rate("camserve_request_seconds_count", method=method)
+        answered = window.rate("camserve_request_seconds_count", method=method, code="OK")
+        latency = _quantiles(window, "camserve_request_seconds", method=method)
+        rows.append((method, number(asked), number(asked - answered), *latency))
+    return Section("requests", ("method", "per s", "failed", "p50", "p95", "p99"), tuple(rows))
+
+
+def classes(window: Window) -> Section:
+    """What each class has to wait for."""
+    rows = []
+    for name in ("interactive", "normal", "batch"):
+        labels = {"class": name}
+        queue = window.quantile(0.95, "camserve_queue_seconds", **labels)
+        latency = window.quantile(0.95, "camserve_request_seconds", **labels)
+        rate = window.rate("camserve_request_seconds_count", **labels)
+        in_flight = window.value("camserve_requests_in_flight", **labels)
+        rows.append((name, number(rate), number(in_flight), seconds(queue), seconds(latency)))
+    return Section("classes", ("class", "per s", "in flight", "queue p95", "p95"), tuple(rows))
+
+
+def models(window: Window) -> Section:
+    """A column for each model."""
+    names = window.values_of("model", "camserve_waiting_queries")
+    rows = zip(_FIGURES, *(model_figures(window, name) for name in names), strict=True)
+    return Section("models", ("", *names), tuple(rows))
+
+
+_FIGURES = (
+    "workers READY",
+    "worker restarts",
+    "waiting queries",
+    "oldest request",
+    "steps in flight",
+    "steps per s",
+    "step time p50",
+    "step time p95",
+    "queries per step",
+    "requests per step",
+    "fill",
+    "planning",
+    "queries per s",
+    "wasted per s",
+    "cached per s",
+    "steps sent again",
+    "partial answers",
+)
+
+
+def model_figures(window: Window, model: str) -> tuple[str, ...]:
+    """As many as `_FIGURES`, in their order."""
+    ready, wanted = (window.value(f"camserve_workers{which}", model=model) for which in ("_ready", ""))
+    planning = window.rate("camserve_planning_seconds_total", model=model)
+    counted = ("masked_queries", "masked_queries_wasted", "masked_queries_cached")
+    return (
+        f"{number(ready)} of {number(wanted)}",
+        number(window.value("camserve_worker_restarts_total", model=model)),
+        number(window.value("camserve_waiting_queries", model=model)),
+        seconds(window.value("camserve_oldest_request_seconds", model=model)),
+        number(window.value("camserve_steps_in_flight", model=model)),
+        number(window.rate("camserve_step_seconds_count", model=model)),
+        *_quantiles(window, "camserve_step_seconds", model=model)[:2],
+        number(window.mean("camserve_step_queries", model=model)),
+        number(window.mean("camserve_step_items", model=model)),
+        percent(window.mean("camserve_step_fill_ratio", model=model)),
+        percent(planning),
+        *(number(window.rate(f"camserve_{name}_total", model=model)) for name in counted),
+        number(window.increase("camserve_step_retries_total", model=model)),
+        number(window.increase("camserve_partial_answers_total", model=model)),
+    )
+
+
+def memory(window: Window) -> Section:
+    """Of each device of each model."""
+    rows = []
+    used, limit = ("camserve_device_memory_used_bytes", "camserve_device_memory_limit_bytes")
+    for model in window.values_of("model", used):
+        for device in window.values_of("device", used):
+            values = [window.value(name, model=model, device=device) for name in (used, limit)]
+            if not math.isnan(values[0]):
+                rows.append((model, device, *map(gibibytes, values)))
+    return Section("memory", ("model", "device", "used", "of"), tuple(rows))
+
+
+def failures(window: Window) -> Section:
+    """Statuses other than OK, and reasons of refusals; only those that have occurred since the start."""
+    rows = []
+    for label, name in (("code", "camserve_request_seconds_count"), ("reason", "camserve_refusals_total")):
+        for value in window.values_of(label, name):
+            total = window.value(name, **{label: value})
+            if value != "OK" and total:
+                rows.append((label, value, number(total), number(window.rate(name, **{label: value}))))
+    return Section("failed, refused", ("", "", "in all", "per s"), tuple(rows))
+
+
+def _quantiles(window: Window, histogram: str, **labels: str) -> Sequence[str]:
+    return [seconds(window.quantile(part, histogram, **labels)) for part in _QUANTILES]
+
+
+def number(value: float) -> str:
+    """Three digits at most behind the first; "-" for what is not known."""
+    if math.isnan(value):
+        return "-"
+    return (
+        f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.2g}" if value < 10 else f"{value:.1f}"
+    )
+
+
+def seconds(value: float) -> str:
+    """As a duration; "-" for what is not known."""
+    return "-" if math.isnan(value) else duration(value)
+
+
+def percent(value: float) -> str:
+    """Whole percents; "-" for what is not known."""
+    return "-" if math.isnan(value) else f"{value:.0%}"
+
+
+def gibibytes(value: float) -> str:
+    """With one decimal."""
+    return "-" if math.isnan(value) else f"{value / 2**30:.1f} GiB"

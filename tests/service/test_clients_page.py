@@ -1,0 +1,110 @@
+"""docs/clients.md: its examples run, and its tables are what the code has."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import trustme
+from gateway_harness import photo, serving
+from google.protobuf.json_format import Parse
+
+from camserve.errors import KINDS, InvalidOption
+from camserve.gateway.convert import status
+from camserve.gateway.fake import MODEL
+from camserve.gateway.oip_convert import metadata
+from camserve.gateway.oip_parameters import set_options
+from camserve.gateway.tokens import Entry, new_token
+from camserve.oip import inference_pb2 as oip
+from camserve.oip import inference_pb2_grpc
+from camserve.v1 import explain_pb2 as pb
+
+PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def table(heading: str) -> dict[str, list[str]]:
+    """Rows by the names in their first cell, of the table whose head begins so."""
+    rows = PAGE.partition(f"| {heading} |")[2].split("\n\n")[0].splitlines()[2:]
+    cells = [re.split(r"(?<!\\) \| ", row.strip("| ")) for row in rows]
+    return {name: rest for first, *rest in cells for name in re.findall(r"`(\w+)`", first)}
+
+
+@pytest.mark.parametrize("example", blocks("python"), ids=lambda text: re.findall(r"\w+", text)[-1])
+async def test_each_python_example_runs(example: str, tmp_path: Path):
+    ca, secret, entry = trustme.CA(), *new_token("reader")
+    pair = ca.issue_cert("127.0.0.1")
+    for name, content in {
+        "ca.pem": ca.cert_pem.bytes(),
+        "tls.key": pair.private_key_pem.bytes(),
+        "tls.crt": pair.cert_chain_pems[0].bytes(),
+        "token": f"{secret}\n".encode(),
+        "tokens.toml": entry.encode(),
+        "cat.jpg": photo(kind="JPEG"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    names = {"tls_cert": "tls.crt", "tls_key": "tls.key", "tokens": "tokens.toml"}
+    secured = {setting: tmp_path / name for setting, name in names.items()}
+    async with serving() as plain, serving(**secured) as safe:
+        program = example.replace("127.0.0.1:8500", plain.gateway.address).replace('"lite0"', '"fake"')
+        program = program.replace("camserve.example:8500", safe.gateway.address)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await process.communicate()
+    assert process.returncode == 0
+    assert printed
+
+
+async def test_the_messages_of_the_grpcurl_examples_are_answered():
+    image = base64.b64encode(photo()).decode()
+    explain, infer = re.findall(r"printf '(\{.*\})'", PAGE)
+    async with serving() as server:
+        request = Parse(explain % image, pb.ExplainRequest())
+        reply = await server.stub.Explain(request)
+        assert reply.maps[0].data.startswith(b"\x89PNG")
+        inference = Parse(infer % image, oip.ModelInferRequest())
+        inference.model_name = "fake"
+        answer = await inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(inference)
+        assert [(output.name, list(output.shape)) for output in answer.outputs] == [
+            ("labels", [3]),
+            ("probabilities", [3]),
+        ]
+
+
+def test_the_service_config_is_json():
+    (config,) = blocks("json")
+    assert json.loads(config)["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+def test_every_error_has_its_row():
+    rows = table("class in `camserve.errors`")
+    expected = {
+        name: status(kind("")).name for name, kind in KINDS.items() if name not in ("CamserveError", "Cancelled")
+    }
+    assert {name: cells[0] for name, cells in rows.items()} == expected
+
+
+def test_every_parameter_of_an_inference_has_its_row():
+    with pytest.raises(InvalidOption) as caught:
+        set_options(pb.ExplainRequest(), {"none": oip.InferParameter()})
+    allowed = str(caught.value).partition("there are ")[2].split(", ")
+    assert list(table("parameter")) == allowed
+
+
+def test_every_output_has_its_row():
+    rows = table("output")
+    described = {tensor.name: tensor.datatype for tensor in metadata(MODEL).outputs}
+    assert {name: cells[0] for name, cells in rows.items()} == described
+
+
+def test_every_key_of_a_token_has_its_row():
+    assert set(table("key")) == set(Entry.model_fields)
