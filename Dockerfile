@@ -53,8 +53,10 @@ COPY --from=build /models /models
 # No pip, where the base has one. What is written to is in /tmp and /var/lib/camserve: the rest may be read-only.
 RUN if python3 -m pip --version >/dev/null 2>&1; then python3 -m pip uninstall --yes --quiet pip setuptools wheel; fi \
     && install --directory --owner=10001 --group=10001 /var/lib/camserve
+# Without GRPC_VERBOSITY gRPC's core tells of every failed handshake, past the log and not as JSON.
 ENV PATH=/opt/camserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    GRPC_VERBOSITY=NONE \
     HOME=/var/lib/camserve \
     CAMSERVE_LISTEN=0.0.0.0:8500 \
     CAMSERVE_METRICS_LISTEN=0.0.0.0:8501 \

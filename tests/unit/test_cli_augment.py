@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
+from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
 from camserve import Engine, cli
 from camserve.types import Preprocessing

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 from PIL import Image
+from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
 from camserve import Engine
 from camserve.errors import InvalidImage, InvalidOption, Unsupported

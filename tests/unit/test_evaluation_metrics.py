@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_LABELS, TINY_SIZE, pixels, tiny_module
+from tiny import TINY_LABELS, TINY_SIZE, pixels, tiny_module
 
 from camserve import Engine
 from camserve.errors import Unsupported

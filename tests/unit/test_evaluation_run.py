@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 from PIL import Image
+from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
 from camserve import Engine, cli
 from camserve.errors import InvalidInput, InvalidOption

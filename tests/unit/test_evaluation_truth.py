@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import pixels, png
+from tiny import pixels, png
 
 from camserve.errors import InvalidInput, NotFound
 from camserve.evaluation.examples import Example, classes_of, folder_examples, seen_boxes, unknown_labels

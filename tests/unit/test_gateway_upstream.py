@@ -17,6 +17,7 @@ from camserve import wire
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.gateway.fake import MODEL, FakeUpstream
 from camserve.gateway.fit import check_fit
+from camserve.gateway.site import device_of
 from camserve.gateway.upstream import KEY, TorchServeUpstream, Workers
 from camserve.methods import GradCam, ScoreCam
 from camserve.torchserve import inference_pb2, inference_pb2_grpc
@@ -243,3 +244,10 @@ async def test_an_answer_that_does_not_fit_is_refused():
     ):
         with pytest.raises(Unavailable):
             check_fit(MODEL, [ITEM], wrong)
+
+
+@pytest.mark.parametrize(
+    ("worker", "device"), [("host/17/cpu", "cpu"), ("host/17/cuda:0", "cuda"), ("some-name", "cpu"), ("", "cpu")]
+)
+def test_a_worker_says_its_device(worker: str, device: str):
+    assert device_of(worker) == device

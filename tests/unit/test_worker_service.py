@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pixels, png
 from PIL import Image
+from tiny import pixels, png
 
 from camserve import wire
 from camserve.errors import InvalidImage, InvalidOption
