@@ -33,6 +33,7 @@ KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)
 
 _SECRET = re.compile("key|token|secret|password", re.IGNORECASE)
 _HIDDEN = "(hidden)"
+_FILES = (".toml", ".pem", ".crt", ".cer", ".key")
 
 
 class Layered(BaseSettings):
@@ -95,7 +96,7 @@ class Layered(BaseSettings):
         for variable in environ:
             if variable.startswith(prefix) and variable not in known and not cls._is_of_others(variable):
                 near = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)  # the prefix alone makes 0.6 alike
-                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+                hint = f"; did you mean {near[0]}?" if near else "; `camserve config` lists all of them"
                 raise InvalidOption(f"unknown setting {variable}={shown(variable, environ[variable])!r}{hint}")
 
     @classmethod
@@ -148,7 +149,8 @@ def shown(name: str, value: Any) -> Any:
     if not _SECRET.search(name) or value in (None, ""):
         return value
     text = str(value)
-    return value if text.startswith(("/", "./", "../")) and "\n" not in text else _HIDDEN
+    is_path = text.startswith(("/", "./", "../")) or Path(text).suffix in _FILES
+    return value if is_path and "\n" not in text else _HIDDEN
 
 
 def _toml(value: Any) -> str:

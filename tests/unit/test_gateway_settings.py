@@ -39,7 +39,7 @@ def test_variables_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch):
         ),
         ("CAMSERVE_MAX_MESSAGE_BYTES", "2000000", "CAMSERVE_MAX_MESSAGE_BYTES must be at least max_image_bytes"),
         ("CAMSERVE_STEPQUERIES", "8", "unknown setting CAMSERVE_STEPQUERIES='8'; did you mean CAMSERVE_STEP_QUERIES?"),
-        ("CAMSERVE_XYZ", "8", "unknown setting CAMSERVE_XYZ='8'; there are CAMSERVE_LISTEN"),
+        ("CAMSERVE_XYZ", "8", "unknown setting CAMSERVE_XYZ='8'; `camserve config` lists"),
     ],
 )
 def test_a_bad_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str):
