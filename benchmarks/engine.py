@@ -3,6 +3,7 @@
     python benchmarks/engine.py                 # results/engine-cpu.json
     python benchmarks/engine.py --device cuda   # results/engine-cuda.json
     python benchmarks/engine.py --quick         # one round, small layers: does it run?
+    python benchmarks/engine.py --render        # the README's table from results/engine-cpu.json, at once
 
 All run in one process, in turns, on the same image, class and layer. The engine is timed with everything that a call
 of `explain` does (normalising the pixels, predictions, the final map in numpy); the others are given the normalised
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -172,6 +174,27 @@ def report(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+TITLES = {"grad_cam": "Grad-CAM", "group_cam": "Group-CAM", "score_cam": "Score-CAM"}
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """The README's table: times, and the others' in multiples of ours."""
+    lines = ["| map of one photo | camserve | others |", "| --- | ---: | --- |"]
+    for model, result in content["models"].items():
+        for method, by_whom in result["methods"].items():
+            others = [f"{who} {figures[f'times_{OURS}']:.1f} times" for who, figures in by_whom.items() if who != OURS]
+            ours = by_whom[OURS]["median_s"]
+            shown = f"{1000 * ours:.0f} ms" if ours < 1 else f"{ours:.1f} s"
+            lines.append(f"| {TITLES[method]}, `{model}` | {shown} | {', '.join(others)} |")
+    machine = content["environment"]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("grad-cam", "torchcam", "torch"))
+    layers = ", ".join(f"{result['channels']} channels in `{name}`" for name, result in content["models"].items())
+    caption = (
+        f"Score-CAM: one query for each channel ({layers}). {machine['device']}, {machine['torch_threads']} threads"
+    )
+    return "\n".join([*lines, "", f"{caption}; {versions}; commit {machine['commit'][:12]}."])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -179,7 +202,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round at a layer with few channels")
     parser.add_argument("--out", type=Path, help="default: results/engine-<device>.json beside this file")
+    parser.add_argument("--render", action="store_true", help="only write the README's table from the results")
     given = parser.parse_args()
+    if given.render:
+        content = json.loads((Path(__file__).parent / "results" / "engine-cpu.json").read_text())
+        common.README.write_text(common.embedded(common.README.read_text(), "speed", table(content)))
+        return
     device = torch.device(given.device)
     rounds = 1 if given.quick else given.rounds
     results = {name: measure(name, device, rounds, given.quick) for name in given.models}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -108,13 +109,14 @@ def test_measuring_goes_on_where_it_stopped(program, tmp_path, monkeypatch):
     assert second["times"]["cam"]["calls"] == 1
 
 
-def test_the_readme_has_the_latencies_of_the_committed_figures(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "program", "table"), [("latency", "serving", "latencies"), ("speed", "engine", "table")]
+)
+def test_the_readme_has_the_times_of_the_committed_figures(monkeypatch, name: str, program: str, table: str):
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
     import common
-    import serving
 
-    content = json.loads((ROOT / "benchmarks" / "results" / "serving-cpu.json").read_text())
+    content = json.loads((ROOT / "benchmarks" / "results" / f"{program}-cpu.json").read_text())
+    made = getattr(importlib.import_module(program), table)(content)
     readme = (ROOT / "README.md").read_text()
-    assert readme == common.embedded(readme, "latency", serving.latencies(content)), (
-        "run benchmarks/serving.py --render"
-    )
+    assert readme == common.embedded(readme, name, made), f"run benchmarks/{program}.py --render"
