@@ -19,7 +19,7 @@ from typing import Any, Self, Unpack, cast
 import grpc
 
 from camserve import errors, messages
-from camserve.connection import Tls, credentials, is_local, metadata, traced
+from camserve.connection import Metadata, Tls, credentials, is_local, metadata, traced
 from camserve.errors import CamserveError, DeadlineExceeded, Internal, Unavailable
 from camserve.images import ImageLike
 from camserve.messages import Asked, Model, ModelSummary, Options, Progress
@@ -38,7 +38,7 @@ RETRY_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata of an overloaded server: when to try again."""
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata of every answer: under this id the server's log has the call."""
+"""Metadata of every call and answer: under this id the server's log has it."""
 
 _POLL_S = 0.1
 
@@ -115,7 +115,8 @@ class Client:
         options.setdefault("stream", StreamOptions(max_maps=0))
         asked = messages.ask(image, methods, targets, **options)
         if on_progress is None:
-            return messages.explanation(self._call(self._stub.Explain, asked.request, timeout_s), asked)
+            reply = self._call(self._stub.Explain, asked.request, timeout_s, asked.request_id)
+            return messages.explanation(reply, asked)
         for update in self._updates(asked, timeout_s):
             if isinstance(update, Explanation):
                 return update
@@ -168,13 +169,15 @@ class Client:
         except (Unavailable, DeadlineExceeded) as error:
             return str(error)
 
-    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
         with _typed_errors(self.address):
-            return method(request, timeout=_first(timeout_s, self.timeout_s), metadata=(*self._metadata, *traced()))
+            sent = _sent(self._metadata, request_id)
+            return method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
 
     def _updates(self, asked: Asked, timeout_s: float | None) -> Iterator[Progress | Explanation]:
         timeout_s = _first(timeout_s, self.timeout_s)
-        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=(*self._metadata, *traced()))
+        sent = _sent(self._metadata, asked.request_id)
+        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=sent)
         try:
             with _typed_errors(self.address):
                 for message in call:
@@ -229,7 +232,7 @@ class AsyncClient:
         options.setdefault("stream", StreamOptions(max_maps=0))
         asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
         if on_progress is None:
-            reply = await self._call(self._stub.Explain, asked.request, timeout_s)
+            reply = await self._call(self._stub.Explain, asked.request, timeout_s, asked.request_id)
             return await asyncio.to_thread(messages.explanation, reply, asked)
         async for update in self._updates(asked, timeout_s):
             if isinstance(update, Explanation):
@@ -274,15 +277,15 @@ class AsyncClient:
         except (Unavailable, DeadlineExceeded) as error:
             return str(error)
 
-    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+    async def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
         with _typed_errors(self.address):
-            return await method(
-                request, timeout=_first(timeout_s, self.timeout_s), metadata=(*self._metadata, *traced())
-            )
+            sent = _sent(self._metadata, request_id)
+            return await method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
 
     async def _updates(self, asked: Asked, timeout_s: float | None) -> AsyncIterator[Progress | Explanation]:
         timeout_s = _first(timeout_s, self.timeout_s)
-        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=(*self._metadata, *traced()))
+        sent = _sent(self._metadata, asked.request_id)
+        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=sent)
         try:
             with _typed_errors(self.address):
                 async for message in call:
@@ -297,6 +300,11 @@ def _seconds(milliseconds: str | bytes | None) -> float | None:
 
 def _first(value: float | None, default: float | None) -> float | None:
     return default if value is None else value
+
+
+def _sent(own: Metadata, request_id: str) -> Metadata:
+    """Metadata of a call: the client's own, its id, and the span that it is made in."""
+    return (*own, *(((REQUEST_ID_KEY, request_id),) if request_id else ()), *traced())
 
 
 def _channel_options(address: str) -> list[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class Options(TypedDict, total=False):
     """At the deadline, maps of what was answered so far, `complete` False, instead of DeadlineExceeded."""
     stream: StreamOptions
     """How often a stream has maps before the final ones."""
+    request_id: str
+    """Under which the server logs the call: 1..128 printable ASCII characters without spaces; default: a new one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,8 @@ class Asked:
     request: pb.ExplainRequest
     image: bytes | np.ndarray
     size: MapSize
+    request_id: str = ""
+    """Sent along if it is not empty."""
 
     def lies_on(self, view: InputView) -> Image.Image | None:
         """What the maps lie on."""
@@ -166,7 +171,13 @@ def ask(
         )
     except (ValueError, TypeError) as error:  # from protobuf: a negative class index, for instance
         raise InvalidOption(f"an option is out of range: {error}") from None
-    return Asked(request, content, size)
+    return Asked(request, content, size, _checked_id(options.get("request_id", "")))
+
+
+def _checked_id(request_id: str) -> str:
+    if not re.fullmatch(r"[!-~]{0,128}", request_id):
+        raise InvalidOption(f"a request id is 1..128 printable ASCII characters without spaces, got {request_id!r}")
+    return request_id
 
 
 def _stream(options: StreamOptions) -> pb.StreamOptions:
@@ -208,6 +219,7 @@ def explanation(reply: pb.ExplainReply, asked: Asked) -> Explanation:
         maps=_maps(reply.maps, reply.input, asked),
         input=wire.view_from_proto(reply.input),
         cost=_cost(reply.cost),
+        request_id=reply.request_id,
     )
 
 

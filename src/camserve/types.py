@@ -239,6 +239,8 @@ class Explanation:
     """For each method in the order asked, one for each target."""
     input: InputView
     cost: Cost
+    request_id: str = ""
+    """Under which the server's log has the call; "" without a server."""
 
 
 @dataclass(frozen=True)

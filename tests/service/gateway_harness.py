@@ -94,12 +94,13 @@ async def until(condition: Callable[[], bool], changes: Callable[[], Awaitable[A
 
 
 def same(left: pb.ExplainReply, right: pb.ExplainReply) -> bool:
-    """Equal but for what it cost."""
-    return _without_cost(left) == _without_cost(right)
+    """Equal but for what it cost, and whose it is."""
+    return _answer(left) == _answer(right)
 
 
-def _without_cost(reply: pb.ExplainReply) -> Sequence[Any]:
+def _answer(reply: pb.ExplainReply) -> Sequence[Any]:
     copy = pb.ExplainReply()
     copy.CopyFrom(reply)
     copy.ClearField("cost")
+    copy.ClearField("request_id")
     return copy.SerializeToString(deterministic=True)

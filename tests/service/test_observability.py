@@ -15,7 +15,7 @@ from gateway_harness import GRAD, SCORE, Harness, ask, failure, photo, serving, 
 
 from camserve import logs
 from camserve.client import AsyncClient, Client
-from camserve.errors import InvalidImage, NotFound
+from camserve.errors import InvalidImage, InvalidOption, NotFound
 from camserve.gateway.fake import FakeUpstream, Faults
 from camserve.gateway.fake_answers import DEVICE_MEMORY
 from camserve.gateway.requestid import KEY
@@ -224,6 +224,26 @@ async def test_a_call_gets_its_id_back_or_a_new_one(sent, kept):
         stream.cancel()
     assert ([got, streamed] == [sent, sent]) == kept
     assert kept or (len(got) == 32 and got != streamed)
+
+
+async def test_clients_may_choose_the_id_of_a_call_and_get_it_with_the_answer():
+    async with serving() as server:
+        async with AsyncClient(server.gateway.address) as client:
+            named = await client.explain(photo(), request_id="mine-1")
+            streamed = [update async for update in client.stream(photo(), request_id="mine-2")][-1]
+            unnamed = await client.explain(photo())
+        with Client(server.gateway.address) as client:
+            blocking = await asyncio.to_thread(client.explain, photo(), request_id="mine-3")
+            with pytest.raises(InvalidOption, match="printable ASCII characters without spaces, got 'my id'"):
+                client.explain(photo(), request_id="my id")
+    assert [named.request_id, streamed.request_id, blocking.request_id] == ["mine-1", "mine-2", "mine-3"]
+    assert len(unnamed.request_id) == 32
+
+
+async def test_a_kept_reply_has_the_id_of_the_call_that_gets_it():
+    async with serving(result_cache_bytes=2**24) as server, AsyncClient(server.gateway.address) as client:
+        answers = [await client.explain(photo(), request_id=name) for name in ("first", "second")]
+    assert [(answer.request_id, answer.cost.cached) for answer in answers] == [("first", False), ("second", True)]
 
 
 async def test_a_failed_call_has_its_id_for_both_clients():

@@ -142,6 +142,7 @@ class Calls:
                 self._rates.check(caller(), self._loop.time())
                 allowed_s = _least(context.time_remaining(), timeout_s)
                 call.reply = await self._explainer.explain(request, allowed_s, on_progress)
+                call.reply.request_id = requestid.request_id()
                 return call.reply
             except asyncio.CancelledError:
                 call.code = cancellation(context)
