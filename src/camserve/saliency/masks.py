@@ -127,8 +127,10 @@ def live_maps(values: Tensor, size: tuple[int, int], normalise: str = "after") -
     """
     smallest, largest = values.flatten(1).aminmax(dim=1)
     low, high = upsampled_extremes(values, size)
-    # Before upsampling, because 0.7 w + 0.7 (1 - w) may round beside 0.7; after it, because it may flatten a map.
-    live = ((largest > smallest) & (high > low)).nonzero()[:, 0]
+    # Before upsampling, because 0.7 w + 0.7 (1 - w) may round beside 0.7; after it, because it may flatten a map, or,
+    # making it smaller, pass over nearly all that it has: then its values would be scaled beyond every float.
+    flat = torch.finfo(values.dtype).eps * (largest - smallest)
+    live = ((largest > smallest) & (high - low > flat)).nonzero()[:, 0]
     if normalise == "before":
         low, high = smallest, largest
     return live, low[live], high[live]
