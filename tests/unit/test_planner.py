@@ -366,6 +366,14 @@ def test_a_place_may_have_a_target_time_of_its_own():
     assert all(abs(queries - {"cpu": 30, "gpu": 60}[place]) <= 1 for place, queries in sizes)
 
 
+def test_a_place_that_comes_back_on_another_device_is_learnt_anew():
+    plan = planner({"here": 1}, target_s=0.3)
+    teach(plan, query_s=0.1)
+    assert plan.predicted_s(0) is not None
+    plan.set_workers("here", 1, Limits(target_s=0.03))
+    assert plan.predicted_s(0) is None
+
+
 def test_a_step_that_a_gradient_map_waits_for_takes_half_the_time():
     plan = planner({"here": 1}, queries=512, target_s=0.3)
     teach(plan, query_s=0.01)

@@ -123,9 +123,12 @@ class Places:
         return self._places.get(name)
 
     def set_workers(self, name: str, workers: int, limits: Limits | None = None) -> None:
-        """So many workers can answer at a place, with limits of its own if they are given."""
+        """So many workers can answer at a place, with limits of its own if they are given.
+
+        With other limits than before it has come back on another device: what was learnt of it is forgotten.
+        """
         place = self._places.get(name)
-        if place is None or (limits not in (None, place.limits) and not place.known):
+        if place is None or limits not in (None, place.limits):
             place = self._places[name] = Place(name, limits or self._limits)
         place.workers = workers
         self._sort(place)
