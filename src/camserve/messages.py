@@ -39,11 +39,6 @@ from camserve.types import (
 )
 from camserve.v1 import explain_pb2 as pb
 
-SIZES: dict[MapSize, pb.Output.Size] = {
-    "input": pb.Output.INPUT,
-    "layer": pb.Output.LAYER,
-    "original": pb.Output.ORIGINAL,
-}
 _T = TypeVar("_T")
 
 
@@ -190,11 +185,9 @@ def _several(values: Sequence[_T]) -> Sequence[_T]:
 
 
 def _output(size: MapSize, encoding: str, boxes: BoxOptions | bool | None) -> pb.Output:
-    if size not in SIZES:
-        raise InvalidOption(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     if encoding not in ARRAYS:
         raise InvalidOption(f"encoding must be one of {', '.join(ARRAYS)}, got {encoding!r}")
-    output = pb.Output(size=SIZES[size], encoding=encoding.upper())
+    output = pb.Output(size=wire.size_to_proto(size), encoding=encoding.upper())
     if boxes:
         wanted = BoxOptions() if boxes is True else boxes
         output.boxes.CopyFrom(pb.BoxOptions(threshold=wanted.threshold, all_components=wanted.all_components))

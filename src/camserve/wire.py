@@ -19,6 +19,7 @@ from camserve.types import (
     ItemResult,
     Layer,
     MapCurves,
+    MapSize,
     ModelInfo,
     Partial,
     Precision,
@@ -129,6 +130,11 @@ def view_from_proto(message: pb.InputView) -> InputView:
 _PRECISIONS: dict[Precision, pb.Precision] = {"exact": pb.EXACT, "bfloat16": pb.BFLOAT16}
 _PRIORITIES: dict[Priority, pb.Priority] = {"normal": pb.NORMAL, "interactive": pb.INTERACTIVE, "batch": pb.BATCH}
 _FUSIONS: dict[Fusion, pb.Fusion] = {"mean": pb.MEAN, "max": pb.MAX}
+_SIZES: dict[MapSize, pb.Output.Size] = {
+    "input": pb.Output.INPUT,
+    "layer": pb.Output.LAYER,
+    "original": pb.Output.ORIGINAL,
+}
 
 
 def precision_to_proto(precision: Precision) -> pb.Precision:
@@ -159,6 +165,16 @@ def fusion_to_proto(fusion: Fusion) -> pb.Fusion:
 def fusion_from_proto(value: pb.Fusion) -> Fusion:
     """Unspecified means mean. Raises InvalidOption for a number that is not in the enum."""
     return _name("fusion", _FUSIONS, value)
+
+
+def size_to_proto(size: MapSize) -> pb.Output.Size:
+    """Raises InvalidOption for an unknown name."""
+    return _number("size", _SIZES, size)
+
+
+def size_from_proto(value: pb.Output.Size) -> MapSize:
+    """Unspecified means input. Raises InvalidOption for a number that is not in the enum."""
+    return _name("size", _SIZES, value)
 
 
 def _number(what: str, numbers: Mapping[_Name, _Number], name: _Name) -> _Number:

@@ -10,10 +10,10 @@ from camserve.errors import InvalidOption
 from camserve.labels import parse_target_text
 from camserve.methods import parse_method_text
 from camserve.oip import inference_pb2 as oip
+from camserve.types import MAP_SIZES
 from camserve.v1 import explain_pb2 as pb
 
 _LARGEST = 2**32 - 1  # of a field of our own request
-_SIZES = {"input": pb.Output.INPUT, "layer": pb.Output.LAYER, "original": pb.Output.ORIGINAL}
 _PRIORITIES = {0: pb.PRIORITY_UNSPECIFIED, 1: pb.INTERACTIVE, 2: pb.NORMAL, 3: pb.BATCH}
 
 
@@ -51,9 +51,9 @@ def _layers(request: pb.ExplainRequest, name: str, parameter: oip.InferParameter
 
 def _size(request: pb.ExplainRequest, name: str, parameter: oip.InferParameter) -> None:
     text = _text(name, parameter)
-    if text not in _SIZES:
-        raise InvalidOption(f"{name} must be one of {', '.join(_SIZES)}, got {text!r}")
-    request.output.size = _SIZES[text]
+    if text not in MAP_SIZES:
+        raise InvalidOption(f"{name} must be one of {', '.join(MAP_SIZES)}, got {text!r}")
+    request.output.size = wire.size_to_proto(text)
 
 
 def _fusion(request: pb.ExplainRequest, name: str, parameter: oip.InferParameter) -> None:

@@ -32,12 +32,6 @@ from camserve.v1 import explain_pb2 as pb
 
 DEFAULT_PREDICTIONS = 5
 
-SIZES: dict[int, MapSize] = {
-    pb.Output.SIZE_UNSPECIFIED: "input",
-    pb.Output.INPUT: "input",
-    pb.Output.LAYER: "layer",
-    pb.Output.ORIGINAL: "original",
-}
 ENCODINGS: dict[pb.Output.Encoding, str] = {
     pb.Output.ENCODING_UNSPECIFIED: "float32",
     pb.Output.FLOAT32: "float32",
@@ -245,12 +239,10 @@ def _check_float(image: np.ndarray, model: ModelInfo) -> None:
 
 
 def _output(message: pb.Output) -> OutputOptions:
-    if message.size not in SIZES:
-        raise InvalidOption(f"output: unknown size {message.size}")
     if message.encoding not in ENCODINGS:
         raise InvalidOption(f"output: unknown encoding {message.encoding}")
     output = OutputOptions(
-        size=SIZES[message.size],
+        size=wire.size_from_proto(message.size),
         encoding=ENCODINGS[message.encoding],
         colormap=message.colormap or "jet",
         opacity=message.opacity if message.HasField("opacity") else 0.5,
