@@ -1,0 +1,27 @@
+"""The currency of planning: what a slice of a method costs a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["opening", "masked_forward", "layer_gradient", "pixel_gradient", "tail", "closed_form", "ranking"]
+"""Units of one kind cost about the same on one worker; those of two kinds may differ by a factor of 100.
+
+opening: an image is decoded and goes through the network once, for its predictions and activations.
+masked_forward: a masked image goes through the network.
+layer_gradient: a gradient of one target's score with respect to the layer.
+pixel_gradient: a gradient of one target's score with respect to the pixels, its forward pass included.
+tail: altered activations go through the network behind the layer.
+closed_form: a formula on what is there already; no pass at all.
+ranking: XRAI's segmentation of an image and the ranking of one target's segments, on the worker's CPU.
+"""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A number of units of one kind."""
+
+    kind: Kind
+    units: int
