@@ -7,6 +7,7 @@ map before the last min-max: (H, W), float64; `twins.final` is that last step.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -116,13 +117,31 @@ def eigen_cam(module: nn.Module, image: Tensor, layer: str, target: int) -> Tens
     activations, _ = activations_and_gradients(module, image, layer, target)
     _, height, width = activations.shape
     rows = torch.stack([activations[:, y, x] for y in range(height) for x in range(width)])
-    rows = rows - rows.mean(dim=0)
-    _, _, right = torch.linalg.svd(rows)
-    component = (rows @ right[0]).reshape(height, width)
-    brightness = activations.mean(dim=0)
-    if ((component - component.mean()) * (brightness - brightness.mean())).sum() < 0:
-        component = -component
+    component = (first_component(rows) * eigen_cam_sign(rows)).reshape(height, width)
     return up(component.clamp(min=0), image)
+
+
+def first_component(rows: Tensor) -> Tensor:
+    """(places,) scores of (places, channels) on their first principal component, of whatever sign."""
+    centred = rows - rows.mean(dim=0)
+    _, _, right = torch.linalg.svd(centred)
+    return centred @ right[0]
+
+
+def eigen_cam_sign(rows: Tensor) -> int:
+    """What the scores of `first_component` are multiplied with, by the rule's three cases in their order."""
+    scores = [float(score) for score in first_component(rows)]
+    brightness = [float(row.mean()) for row in rows]
+    size = math.sqrt(sum(float(value) ** 2 for value in rows.flatten()) / rows.numel())
+    if statistics.pstdev(brightness) > 1e-4 * size and abs(statistics.correlation(scores, brightness)) >= 0.05:
+        return 1 if statistics.correlation(scores, brightness) > 0 else -1
+    spread, middle = statistics.pstdev(scores), statistics.fmean(scores)
+    skewness = statistics.fmean(((score - middle) / spread) ** 3 for score in scores)
+    if abs(skewness) >= 1e-3:
+        return 1 if skewness > 0 else -1
+    largest = max(abs(score) for score in scores)
+    outstanding = next(score for score in scores if score**2 >= 0.999 * largest**2)
+    return 1 if outstanding > 0 else -1
 
 
 def black(mean: Sequence[float], std: Sequence[float], like: Tensor) -> Tensor:

@@ -10,10 +10,20 @@ from camserve.saliency.features import Features
 
 NOISE = 1e-6
 """Centred activations at most this share of the activations themselves are rounding: some 8 ulp of float32."""
+SAME_MEAN = 1e-4
+"""A mean over channels that varies over places by at most this share of the activations' size is the same everywhere.
+
+A LayerNorm makes it so, up to rounding; a residual stream with a large mean of its own multiplies that rounding."""
+CLEAR_CORRELATION = 0.05
+"""The least absolute correlation with the mean activation that says which sign is meant."""
+CLEAR_SKEWNESS = 1e-3
+"""The least absolute skewness of the scores that says which sign is meant; symmetric scores have 0, up to rounding."""
+EQUAL = 1e-3
+"""Variances, or squared scores, that differ by at most this share count as equal: rounding must not choose there."""
 
 
 def eigen_cam(features: Features, spec: EigenCam) -> Tensor:
-    """The places' scores on the first principal component of the activations, negative ones cut off.
+    """Returns the places' scores on the first principal component of the activations, negative ones cut off.
 
     Returns:
         (K, u, v), the same for every class.
@@ -23,11 +33,15 @@ def eigen_cam(features: Features, spec: EigenCam) -> Tensor:
 
 
 def principal_scores(activations: Tensor) -> Tensor:
-    """X v_1, with X (u v, C) the activations centred over places and v_1 its first right singular vector.
+    """Returns X v_1, with X (u v, C) the activations centred over places and v_1 its first right singular vector.
 
-    Comes from the smaller of the two Gram matrices, X X^T over places or X^T X over channels, in float64 because a
-    Gram matrix squares the ratio of the singular values. A principal component has no sign of its own: this one
-    correlates positively with the mean over channels of the activations.
+    It comes from the smaller of the two Gram matrices, X X^T over places or X^T X over channels, in float64 because a
+    Gram matrix squares the ratio of the singular values. A principal component has no sign of its own. The first of
+    these that means something chooses it, each by a margin that rounding cannot cross:
+
+    1. the scores correlate positively with the mean over channels of the activations;
+    2. the third moment of the scores is positive: few places stand out from many;
+    3. the score of largest absolute value is positive; among equal ones, that of the first place in reading order.
 
     Args:
         activations: (C, u, v).
@@ -38,16 +52,39 @@ def principal_scores(activations: Tensor) -> Tensor:
     values = activations.double().flatten(1).T  # (u v, C)
     centred = values - values.mean(dim=0)
     scores = _first_scores(centred)
-    against = (scores * values.mean(dim=1)).sum() < 0
     constant = centred.square().sum() <= NOISE**2 * values.square().sum()
-    scores = torch.where(against, -scores, scores).masked_fill(constant, 0)
+    scores = (scores * _sign(scores, values)).masked_fill(constant, 0)
     return scores.reshape(activations.shape[-2:])
 
 
 def _first_scores(centred: Tensor) -> Tensor:
-    """(u v,), of either sign."""
+    """Returns the scores on the first component, (u v,), positive at the place that stands out most.
+
+    Components of equal variance can be turned into each other, and rounding would choose one. The one that is taken
+    gives the place that stands out most all that they have there. Of equal places the first in reading order counts.
+    """
     places, channels = centred.shape
     few = centred.T if channels < places else centred  # (min(C, u v), the other)
-    found = torch.linalg.eigh(few @ few.T)
-    first: Tensor = found.eigenvectors[:, -1]
-    return centred @ first if channels < places else found.eigenvalues[-1].clamp(min=0).sqrt() * first
+    variances, vectors = torch.linalg.eigh(few @ few.T)
+    first = variances >= (1 - EQUAL) * variances[-1]
+    scores = (
+        centred @ vectors[:, first] if channels < places else variances[first].clamp(min=0).sqrt() * vectors[:, first]
+    )
+    outstanding = scores.square().sum(dim=1)  # (u v,)
+    place = (outstanding >= (1 - EQUAL) * outstanding.max()).int().argmax()
+    component: Tensor = scores @ (scores[place] / outstanding[place].sqrt())
+    return component
+
+
+def _sign(scores: Tensor, values: Tensor) -> Tensor:
+    """Returns 1 to keep the sign of the scores (u v,) of activations (u v, C), -1 to turn it."""
+    brightness = values.mean(dim=1)
+    brightness = brightness - brightness.mean()
+    # The correlation of what is left of a constant may be anything: its size is looked at before its direction.
+    varies = brightness.square().mean() > SAME_MEAN**2 * values.square().mean()
+    deviations = scores - scores.mean()
+    length = deviations.square().sum().sqrt()
+    correlation = (deviations @ brightness) / (length * brightness.square().sum().sqrt())
+    skewness = deviations.pow(3).mean() / deviations.square().mean().pow(1.5)
+    by_skewness = torch.where(skewness.abs() >= CLEAR_SKEWNESS, skewness.sign(), 1)
+    return torch.where(varies & (correlation.abs() >= CLEAR_CORRELATION), correlation.sign(), by_skewness)
