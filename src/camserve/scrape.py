@@ -55,6 +55,10 @@ class Window:
         found = [value for _, value in _matching(self._now, name, labels)]
         return sum(found) if found else math.nan
 
+    def total(self, name: str, **labels: str) -> float:
+        """Returns what the counters have counted together since the start of the process, whenever the window began."""
+        return sum(value for _, value in _matching(self._now, name, labels))
+
     def increase(self, name: str, **labels: str) -> float:
         """By how much the counters have grown together; one that was set back has begun at 0."""
         return sum(self._grown(name, key, value) for key, value in _matching(self._now, name, labels))

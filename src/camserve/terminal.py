@@ -42,8 +42,10 @@ def costs_table(rows: Iterable[tuple[str, float, Cost]]) -> Table:
 
 
 def figures_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Names on the left, figures on the right of their columns."""
+    """Returns a table with names on the left, which are never cut, and figures on the right of their columns."""
+    rows = list(rows)
     table = _table(title, headings[0])
+    table.columns[0].min_width = max((len(row[0]) for row in rows), default=None)
     for heading in headings[1:]:
         table.add_column(escape(heading), justify="right")
     for row in rows:

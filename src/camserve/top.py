@@ -82,14 +82,19 @@ def scrape(url: str) -> Scrape:
 
 
 def view(window: Window, url: str, problem: str = "") -> RenderableType:
-    """All sections beneath a line that says whose they are; those of models on the right."""
+    """Returns all sections beneath a line that says whose they are; those of models on the right.
+
+    Counts are since the start, whatever the window, and stand beside rates: on an old server the rate of what is asked
+    seldom is next to nothing.
+    """
     title = Text(f"camserve {', '.join(window.values_of('version', 'camserve_build_info'))}  {url}", style="bold")
     since = "since its start {:.0f} s ago" if window.whole else "of the last {:.1f} s"
     note = Text(problem or since.format(window.seconds), style="red" if problem else "dim")
-    left = [methods(window), classes(window), memory(window), failures(window)]
+    left = [classes(window), memory(window), failures(window)]
     grid = Table.grid(padding=(0, 3))
     grid.add_row(Group(*(_table(section) for section in left if section.rows)), _table(models(window)))
-    return Group(title, note, grid)
+    asked = methods(window)
+    return Group(title, note, *([_table(asked)] if asked.rows else []), grid)
 
 
 def _table(section: Section) -> Table:
@@ -97,31 +102,34 @@ def _table(section: Section) -> Table:
 
 
 def methods(window: Window) -> Section:
-    """Rate, errors and latency of each method."""
+    """Returns how often each method was asked and failed, and its rate and latency."""
     rows = []
-    for method in window.values_of("method", "camserve_request_seconds_count"):
-        asked = window.rate("camserve_request_seconds_count", method=method)
-        answered = window.rate("camserve_request_seconds_count", method=method, code="OK")
+    name = "camserve_request_seconds_count"
+    for method in window.values_of("method", name):
+        asked = window.total(name, method=method)
+        failed = asked - window.total(name, method=method, code="OK")
+        rate = window.rate(name, method=method)
         latency = _quantiles(window, "camserve_request_seconds", method=method)
-        rows.append((method, number(asked), number(asked - answered), *latency))
-    return Section("requests", ("method", "per s", "failed", "p50", "p95", "p99"), tuple(rows))
+        rows.append((method, number(asked), number(rate), number(failed), *latency))
+    return Section("requests", ("method", "in all", "per s", "failed", "p50", "p95", "p99"), tuple(rows))
 
 
 def classes(window: Window) -> Section:
-    """What each class has to wait for."""
+    """Returns what each class has to wait for."""
     rows = []
     for name in ("interactive", "normal", "batch"):
         labels = {"class": name}
         queue = window.quantile(0.95, "camserve_queue_seconds", **labels)
         latency = window.quantile(0.95, "camserve_request_seconds", **labels)
+        asked = window.total("camserve_request_seconds_count", **labels)
         rate = window.rate("camserve_request_seconds_count", **labels)
         in_flight = window.value("camserve_requests_in_flight", **labels)
-        rows.append((name, number(rate), number(in_flight), seconds(queue), seconds(latency)))
-    return Section("classes", ("class", "per s", "in flight", "queue p95", "p95"), tuple(rows))
+        rows.append((name, number(asked), number(rate), number(in_flight), seconds(queue), seconds(latency)))
+    return Section("classes", ("class", "in all", "per s", "in\nflight", "queue\np95", "p95"), tuple(rows))
 
 
 def models(window: Window) -> Section:
-    """A column for each model."""
+    """Returns a column for each model."""
     names = window.values_of("model", "camserve_waiting_queries")
     rows = zip(_FIGURES, *(model_figures(window, name) for name in names), strict=True)
     return Section("models", ("", *names), tuple(rows))
@@ -133,6 +141,7 @@ _FIGURES = (
     "waiting queries",
     "oldest request",
     "steps in flight",
+    "steps",
     "steps per s",
     "step time p50",
     "step time p95",
@@ -140,8 +149,11 @@ _FIGURES = (
     "requests per step",
     "fill",
     "planning",
+    "queries",
     "queries per s",
+    "wasted",
     "wasted per s",
+    "cached",
     "cached per s",
     "steps sent again",
     "partial answers",
@@ -152,23 +164,28 @@ def model_figures(window: Window, model: str) -> tuple[str, ...]:
     """As many as `_FIGURES`, in their order."""
     ready, wanted = (window.value(f"camserve_workers{which}", model=model) for which in ("_ready", ""))
     planning = window.rate("camserve_planning_seconds_total", model=model)
-    counted = ("masked_queries", "masked_queries_wasted", "masked_queries_cached")
+    counted = [f"camserve_masked_queries{which}_total" for which in ("", "_wasted", "_cached")]
     return (
         f"{number(ready)} of {number(wanted)}",
-        number(window.value("camserve_worker_restarts_total", model=model)),
+        number(window.total("camserve_worker_restarts_total", model=model)),
         number(window.value("camserve_waiting_queries", model=model)),
         seconds(window.value("camserve_oldest_request_seconds", model=model)),
         number(window.value("camserve_steps_in_flight", model=model)),
-        number(window.rate("camserve_step_seconds_count", model=model)),
+        *_count_and_rate(window, "camserve_step_seconds_count", model),
         *_quantiles(window, "camserve_step_seconds", model=model)[:2],
         number(window.mean("camserve_step_queries", model=model)),
         number(window.mean("camserve_step_items", model=model)),
         percent(window.mean("camserve_step_fill_ratio", model=model)),
         percent(planning),
-        *(number(window.rate(f"camserve_{name}_total", model=model)) for name in counted),
+        *(figure for name in counted for figure in _count_and_rate(window, name, model)),
         number(window.increase("camserve_step_retries_total", model=model)),
         number(window.increase("camserve_partial_answers_total", model=model)),
     )
+
+
+def _count_and_rate(window: Window, name: str, model: str) -> tuple[str, str]:
+    """Returns how often something was counted since the start, and how often a second in the window."""
+    return number(window.total(name, model=model)), number(window.rate(name, model=model))
 
 
 def memory(window: Window) -> Section:
@@ -188,7 +205,7 @@ def failures(window: Window) -> Section:
     rows = []
     for label, name in (("code", "camserve_request_seconds_count"), ("reason", "camserve_refusals_total")):
         for value in window.values_of(label, name):
-            total = window.value(name, **{label: value})
+            total = window.total(name, **{label: value})
             if value != "OK" and total:
                 rows.append((label, value, number(total), number(window.rate(name, **{label: value}))))
     return Section("failed, refused", ("", "", "in all", "per s"), tuple(rows))
@@ -199,9 +216,14 @@ def _quantiles(window: Window, histogram: str, **labels: str) -> Sequence[str]:
 
 
 def number(value: float) -> str:
-    """Three digits at most behind the first; "-" for what is not known."""
+    """Returns three digits at most behind the first; "-" for what is not known.
+
+    What is next to nothing is no wider than other numbers, so that names beside it are not cut.
+    """
     if math.isnan(value):
         return "-"
+    if 0 < value < 0.01:
+        return "<0.01"
     return (
         f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.2g}" if value < 10 else f"{value:.1f}"
     )
