@@ -11,17 +11,35 @@ NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test lint format proto install clean
+# `make test-portable` computes as other processors do: as one that has AVX2 and nothing newer, and with PyTorch's own
+# kernels without any vectors. Both in one thread, since threads share out sums as well.
+NUMERIC = tests/reference $(wildcard $(addsuffix *.py,$(addprefix tests/unit/test_, \
+	eigen_ evaluation_augment evaluation_metrics finalise_ gradient_ rounding saliency_ worker_)))
+FAST = $(addsuffix .py,$(addprefix tests/unit/test_, \
+	eigen_cam gradient_family rounding saliency_every saliency_invariants saliency_masks)) \
+	tests/reference/test_gradient_against_twins.py tests/reference/test_small_against_twins.py -k 'not default_model'
+AS_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1
+AS_PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1
+
+.PHONY: help demo test test-portable test-portable-fast lint format proto install clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 20
 
 demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop
 	$(BIN)/camserve demo
 
 test: $(VENV)/.dev ## Run all tests
 	$(BIN)/python -m pytest
+
+test-portable: $(VENV)/.dev ## Run the numeric tests as a processor with AVX2 alone computes, and as one without vectors
+	$(AS_AVX2) $(BIN)/python -m pytest $(NUMERIC)
+	$(AS_PLAIN) $(BIN)/python -m pytest $(NUMERIC)
+
+test-portable-fast: $(VENV)/.dev ## The part of test-portable that takes two minutes: all but the default model
+	$(AS_AVX2) $(BIN)/python -m pytest -q $(FAST)
+	$(AS_PLAIN) $(BIN)/python -m pytest -q $(FAST)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

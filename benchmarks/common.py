@@ -1,4 +1,4 @@
-"""What every benchmark does: time cases in turns, describe the machine, write JSON."""
+"""Does what every benchmark needs: times cases in turns, describes the machine, writes JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 
 
 def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
+    """Returns the seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
 
     Whatever slows the machine down for a while then slows all cases, and their ratios stay true. Every other round runs
     backwards, so that no case always follows the same one.
@@ -51,7 +51,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def summary(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, dict[str, Any]]:
-    """Median, fastest and slowest call of each case, and how many times as long as `ours` it takes."""
+    """Returns median, fastest and slowest call of each case, and how many times as long as `ours` it takes."""
     reference = statistics.median(seconds[ours])
     return {
         name: {
@@ -66,7 +66,7 @@ def summary(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, dict
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, versions and commit: a figure without them means nothing."""
+    """Returns machine, versions and commit: a figure without them means nothing."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -86,7 +86,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def embedded(readme: str, name: str, text: str) -> str:
-    """The README with the part between `<!-- name: begin -->` and `<!-- name: end -->` made anew."""
+    """Returns the README with the text between `<!-- name: begin -->` and `<!-- name: end -->` made anew."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = readme.split(begin)
     _, after = rest.split(end)
@@ -94,7 +94,7 @@ def embedded(readme: str, name: str, text: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name: Linux has it in /proc/cpuinfo, others in `platform`."""
+    """Returns the processor's name: Linux has it in /proc/cpuinfo, others in `platform`."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -102,7 +102,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit, with `+changes` when the working tree differs from it; empty outside a repository."""
+    """Returns the commit, with `+changes` when the working tree differs from it; empty outside a repository."""
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain") else "")

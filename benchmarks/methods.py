@@ -8,8 +8,8 @@ Measuring is `camserve evaluate` on the digits benchmark and on photos of scikit
 default parameters. It keeps its journals in build/methods/<commit> and goes on from there when it was stopped; delete
 that folder to start anew, also after changes that are not committed.
 
-Times are taken apart from that, one map of the first photo at a time, the methods taking turns. Methods of more than
-SLOW_QUERIES queries are not run again for it: their time is that of their maps in the evaluation.
+Times are taken apart from that, one map of the first photo at a time, the methods taking turns. The time of a method of
+more than SLOW_QUERIES queries is that of its maps in the evaluation.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from rich.console import Console
 from skimage import data
 
 from camserve import Engine
-from camserve.cli import parse_method_text
+from camserve.cli.terminal import duration
 from camserve.evaluation import command
-from camserve.methods import METHODS, MethodSpec
-from camserve.terminal import duration
+from camserve.methods import METHODS, MethodSpec, parse_method_text
 
 Content = dict[str, Any]
 MODEL = "lite0"
 PROTOCOL = "rise"
 SLOW_QUERIES = 2000
 TABLE = "methods table"
-"""The README's part."""
+"""Name of the README's markers around the table."""
 ON_DIGITS = (
     "images",
     "maps",
@@ -54,7 +53,7 @@ ON_PHOTOS = ("images", "maps", "degenerate", "rise_insertion", "rise_deletion", 
 
 
 def measure(methods: Sequence[MethodSpec], scenes: int, photos: Sequence[str], rounds: int, work: Path) -> Content:
-    """Figures of every method, and what they were measured with; continues what `work` has."""
+    """Returns figures of every method, and what they were measured with; continues what `work` has."""
     images = work / f"images-{'-'.join(photos)}"
     paths = [_photo(name, images) for name in photos]
     where = {"model": MODEL, "images": None, "boxes": None, "benchmark": None, "limit": None}
@@ -79,7 +78,7 @@ def _photo(name: str, folder: Path) -> Path:
 
 
 def _evaluated(methods: Sequence[MethodSpec], out: Path, what: Mapping[str, Any]) -> Content:
-    """The report of `camserve evaluate`."""
+    """Returns the report of `camserve evaluate`."""
     report, *_ = command.run(
         **what,
         methods=methods,
@@ -96,12 +95,12 @@ def _evaluated(methods: Sequence[MethodSpec], out: Path, what: Mapping[str, Any]
 
 
 def _kept(rows: Iterable[Content], names: Sequence[str]) -> dict[str, Content]:
-    """The figures of each method that the table, or a reader of the file, may want."""
+    """Returns the figures of each method that the table, or a reader of the file, may want."""
     return {row["method"]: {name: row[name] for name in ("title", "unsupported", *names)} for row in rows}
 
 
 def _times(methods: Sequence[MethodSpec], rows: Iterable[Content], photo: Path, rounds: int) -> dict[str, Content]:
-    """Median seconds of one map of each method that the model serves."""
+    """Returns the median seconds of one map of each method that the model serves."""
     served = {row["method"]: row for row in rows if not row["unsupported"]}
     slow = {name for name, row in served.items() if row["queries"] > SLOW_QUERIES}
     engine, image = Engine.load(MODEL), photo.read_bytes()
@@ -117,7 +116,7 @@ def _times(methods: Sequence[MethodSpec], rows: Iterable[Content], photo: Path, 
 
 
 def table(content: Content) -> str:
-    """The README's part between the markers: the table and what it was measured with."""
+    """Returns the README's text between the markers: the table and what it was measured with."""
     digits, photos, times = content["digits"]["methods"], content["photos"]["methods"], content["times"]
     headings = ["method", "pointing", "energy", "IoU", "insertion", "deletion", "overall", "queries", "time"]
     lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
@@ -153,7 +152,7 @@ def _caption(content: Content) -> str:
 
 
 def _unserved(digits: Mapping[str, Content], photos: Mapping[str, Content]) -> list[str]:
-    """Which methods the networks cannot serve, by reason."""
+    """Returns remarks on the methods that the networks cannot serve, one for each reason."""
     reasons: dict[str, list[str]] = {}
     for name, row in digits.items():
         for where, why in (("digits", row["unsupported"]), ("photos", photos[name]["unsupported"])):
@@ -164,13 +163,13 @@ def _unserved(digits: Mapping[str, Content], photos: Mapping[str, Content]) -> l
 
 
 def _empty(where: str, rows: Mapping[str, Content]) -> list[str]:
-    """Which maps had no positive evidence."""
+    """Returns the remark on maps without positive evidence, if there were any."""
     empty = [f"{row['title']} {row['degenerate']} of {row['maps']}" for row in rows.values() if row["degenerate"]]
     return [f"Empty maps on {where}: {', '.join(empty)}."] if empty else []
 
 
 def rendered(readme: str, content: Content) -> str:
-    """The README with its table made anew."""
+    """Returns the README with its table made anew."""
     return common.embedded(readme, TABLE, table(content))
 
 

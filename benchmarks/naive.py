@@ -1,4 +1,4 @@
-"""Group-CAM as its authors' code runs it: a backward through the whole network, then one masked image at a time."""
+"""Runs Group-CAM as its authors' code does: a backward through the whole network, then one masked image at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def group_cam(module: nn.Module, x: Tensor, layer: str, target: int, groups: int = 32, theta: float = 70.0) -> Tensor:
-    """The PAPER variant (https://arxiv.org/abs/2103.13859).
+    """Returns the map of the PAPER variant (https://arxiv.org/abs/2103.13859).
 
     Args:
         module: in eval mode.

@@ -1,10 +1,10 @@
-"""How much an early map is worth: its rank correlation with the final map after 10, 25 and 50 % of the queries.
+"""Measures what an early map is worth: its rank correlation with the final map after 10, 25 and 50 % of the queries.
 
     python benchmarks/partial.py           # results/partial-cpu.json, and the table as Markdown
     python benchmarks/partial.py --quick   # one scene: does it run?
 
-In the order in which a request asks its queries (those that matter most first), and in the order of their numbers; on
-scenes of the digits benchmark and on two photos with EfficientNet-Lite0.
+Queries are asked in the order in which a request asks them (those that matter most first), and in the order of their
+numbers, on scenes of the digits benchmark and on two photos with EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def subjects(scenes: int, photos: int) -> Iterator[tuple[str, Executor, Any]]:
 
 
 def growing(executor: Executor, image: Any, spec: MethodSpec, ordered: bool) -> list[np.ndarray]:
-    """The maps after each share of the queries, and the final one, of the most probable class."""
+    """Returns the maps of the most probable class after each share of the queries, and the final one."""
     total = spec.queries(executor.network.info.layer("").channels, 1)
     cuts = [0, *(max(1, round(share * total)) for share in SHARES), total]
     order: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ def growing(executor: Executor, image: Any, spec: MethodSpec, ordered: bool) -> 
 
 
 def correlations(maps: list[np.ndarray]) -> list[float]:
-    """Of each early map with the final one; 0 where one of them is constant."""
+    """Returns the correlation of each early map with the final one; 0 where one of them is constant."""
     *early, final = (one.ravel() for one in maps)
     return [float(spearmanr(one, final).statistic) if one.any() and final.any() else 0.0 for one in early]
 
@@ -85,7 +85,7 @@ def measure(scenes: int, photos: int) -> dict[str, Any]:
 
 
 def report(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures as Markdown."""
+    """Returns the figures as Markdown."""
     lines = [
         f"| images / method / order | {' | '.join(f'{share:.0%}' for share in SHARES)} |",
         "| --- | ---: | ---: | ---: |",

@@ -11,6 +11,10 @@ deadline    when a partial answer, and when the server's DEADLINE_EXCEEDED arriv
             Score-CAMs run.
 cancel      masked queries sent for a Score-CAM after its client has gone, in steps' worth.
 workers     one Score-CAM on one worker of one thread, and on two.
+mix         how long steps take against their target while methods of unlike cost run side by side, after the first ten
+            steps of each kind of work; and a SS-CAM of 1000 samples, which has to end, in many steps.
+beside      Grad-CAM beside each of these methods.
+image       bytes of a 5 MB photo that travel to the worker for one Score-CAM.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,16 +45,19 @@ from camserve import Engine
 from camserve.archive import build_archive
 from camserve.client import AsyncClient
 from camserve.errors import DeadlineExceeded
-from camserve.gateway.places import torchserves
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.torchserve import TorchServeBackend
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import Settings
+from camserve.images import size_bytes
 from camserve.supervisor import TorchServe, WorkerSettings
+from camserve.types import Item, StepResult
 
 MODEL = "lite0"
 SCORE_LAYER = "_blocks.10"
-"""112 channels: a Score-CAM of about one second."""
+"""Layer of 112 channels: a Score-CAM of about one second."""
 WHOLE_S = 10.0
-"""As a step's target time: longer than any request of this program, so that each goes out whole."""
+"""Target time of a step that is longer than any request of this program, so that each goes out whole."""
 TARGET_S = 0.3
 
 
@@ -62,30 +70,64 @@ def jpeg(array: np.ndarray) -> bytes:
 CAT, COFFEE = jpeg(chelsea()), jpeg(coffee())
 
 
+MIX: Mapping[str, dict[str, Any]] = {
+    "SS-CAM (35 samples)": {"methods": [("ss_cam", {"samples": 35})], "layer": SCORE_LAYER},
+    "IS-CAM": {"methods": ["is_cam"], "layer": SCORE_LAYER},
+    "SmoothGrad (50 samples)": {"methods": [("smooth_grad", {"samples": 50})]},
+    "Ablation-CAM": {"methods": ["ablation_cam"], "layer": SCORE_LAYER},
+    "Score-CAM": {"methods": ["score_cam"], "layer": SCORE_LAYER},
+    "curves": {"methods": ["grad_cam"], "evaluate": True},
+}
+"""Methods of unlike cost, by what they are called in the tables."""
+LEARNING = 10
+"""Steps of each kind of work that do not count: its cost is being learnt."""
+
+
+class Recorder:
+    """A TorchServe whose steps are written down: kinds of work, images sent, seconds that the worker was busy."""
+
+    def __init__(self, torchserve: TorchServeBackend) -> None:
+        self._torchserve = torchserve
+        self.steps: list[tuple[Sequence[str], float]] = []
+        self.image_bytes = 0
+
+    async def step(self, model: str, items: Sequence[Item], timeout_s: float) -> StepResult:
+        result = await self._torchserve.step(model, items, timeout_s)
+        self.steps.append((tuple(result.made), sum(result.stage_seconds.values())))
+        self.image_bytes += sum(size_bytes(item.image) for item in items if item.image is not None)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torchserve, name)
+
+
 @dataclass(frozen=True)
 class Service:
     gateway: Gateway
     client: AsyncClient
+    recorder: Recorder
 
     def planned(self) -> Any:
-        return self.gateway.catalogue.get(MODEL).dispatcher.planner.counts()
+        return self.gateway.registry.get(MODEL).dispatcher.planner.counts()
 
 
 @asynccontextmanager
 async def serving(store: Path, workers: int = 1, threads: int | None = None, **settings: Any) -> AsyncIterator[Service]:
-    """The service with warm workers, whose step cost is learnt."""
+    """Yields the service with warm workers, whose step cost is learnt."""
     torchserve = TorchServe(
         WorkerSettings(store=store, models=(MODEL,), workers=workers, threads=threads).on_free_ports()
     )
     await torchserve.start()
     try:
+        host, grpc_port, management_port = torchserve.backend.rsplit(":", 2)
+        recorder = Recorder(TorchServeBackend(f"{host}:{grpc_port}", f"http://{host}:{management_port}"))
         options = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "step_target_s": TARGET_S, **settings}
         async with (
-            Gateway(Settings(**options), torchserves([torchserve.place])) as gateway,
+            Gateway(Settings(**options), fixed({"torchserve": recorder})) as gateway,
             AsyncClient(gateway.address) as client,
         ):
             await gateway.wait_ready(120)
-            service = Service(gateway, client)
+            service = Service(gateway, client, recorder)
             for _ in range(3):
                 await asyncio.gather(*(score_cam(service) for _ in range(workers)))
                 await service.client.explain(CAT)
@@ -99,12 +141,12 @@ async def score_cam(service: Service, **options: Any) -> Any:
 
 
 @asynccontextmanager
-async def load(service: Service) -> AsyncIterator[None]:
-    """Two clients that ask one Score-CAM after another: there is always work."""
+async def load(service: Service, **asked: Any) -> AsyncIterator[None]:
+    """Runs two clients that ask the same (a Score-CAM) one after another, so that there is always work."""
 
     async def forever() -> None:
         while True:
-            await score_cam(service)
+            await service.client.explain(COFFEE, timeout_s=600.0, **(asked or MIX["Score-CAM"]))
 
     tasks = [asyncio.create_task(forever()) for _ in range(2)]
     await asyncio.sleep(1.0)
@@ -117,7 +159,7 @@ async def load(service: Service) -> AsyncIterator[None]:
 
 
 async def grad_cams(service: Service, number: int) -> list[float]:
-    """Seconds of Grad-CAMs, one after another, at irregular times."""
+    """Returns the seconds of Grad-CAMs, asked one after another at irregular times."""
     chance, seconds = np.random.default_rng(0), []
     for _ in range(number):
         await asyncio.sleep(chance.uniform(0.0, 0.2))
@@ -151,7 +193,7 @@ async def latency(store: Path, number: int) -> dict[str, Any]:
 
 
 async def throughput(store: Path, rounds: int) -> dict[str, Any]:
-    """Masked queries per second, of the same requests; the ways take turns."""
+    """Measures masked queries per second of the same requests; the ways take turns."""
     images = [jpeg(np.roll(chelsea(), 20 * shift, axis=1)) for shift in range(8)]
     engine = Engine.load(MODEL, store, device="cpu")
     found: dict[str, list[float]] = {"8 clients at once": [], "one after another": [], "engine alone": []}
@@ -180,7 +222,7 @@ async def throughput(store: Path, rounds: int) -> dict[str, Any]:
 
 
 async def deadline(store: Path, number: int) -> dict[str, Any]:
-    """How long before the deadline (negative: after) a partial answer, or the server's refusal, has arrived."""
+    """Measures how long before the deadline (negative: after) a partial answer, or the server's refusal, arrives."""
     partial_s, exceeded_s = [], []
     allowed_s = 1.0
     urgent: dict[str, Any] = {"methods": ["score_cam"], "priority": "interactive"}
@@ -212,7 +254,7 @@ async def deadline(store: Path, number: int) -> dict[str, Any]:
 
 
 async def cancel(store: Path, rounds: int) -> dict[str, Any]:
-    """One of three Score-CAMs is cancelled: queries sent for it after that, in steps' worth."""
+    """Cancels one of three Score-CAMs, and counts the queries sent for it after that, in steps' worth."""
     spent = []
     async with serving(store) as service:
         for _ in range(rounds):
@@ -224,13 +266,16 @@ async def cancel(store: Path, rounds: int) -> dict[str, Any]:
             assert all(answer.maps[0].complete for answer in others)
             after = service.planned()
             spent.append({"in_flight": before.in_flight, "cancelled": after.cancelled - before.cancelled})
-        metrics = service.gateway.metrics.step_queries.labels(MODEL)
-        steps = metrics._sum.get() / max(1, sum(bucket.get() for bucket in metrics._buckets))
+        (found,) = service.gateway.metrics.step_queries.collect()
+        total = {
+            sample.name.rpartition("_")[2]: sample.value for sample in found.samples if not sample.labels.get("le")
+        }
+        steps = total["sum"] / max(1, total["count"])
     return {"rounds": spent, "queries_of_a_step": steps}
 
 
 async def workers(store: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of one Score-CAM."""
+    """Measures the seconds of one Score-CAM on one worker and on two."""
     found = {}
     for number in (1, 2):
         async with serving(store, workers=number, threads=1) as service:
@@ -244,16 +289,88 @@ async def workers(store: Path, rounds: int) -> dict[str, Any]:
     return {"median_s": found, "rounds": rounds, "goal": {"ratio": ratio, "met": ratio <= 0.6}}
 
 
-async def measure(store: Path, quick: bool) -> dict[str, Any]:
-    few = {"latency": 5, "throughput": 1, "deadline": 2, "cancel": 1, "workers": 1}
-    many = {"latency": 150, "throughput": 5, "deadline": 20, "cancel": 5, "workers": 5}
-    ways = {"latency": latency, "throughput": throughput, "deadline": deadline, "cancel": cancel, "workers": workers}
-    numbers = few if quick else many
-    return {name: await way(store, numbers[name]) for name, way in ways.items()}
+async def mix(store: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of steps in proportion to their target, while all methods of the mix run side by side."""
+    async with serving(store) as service:
+        first = len(service.recorder.steps)
+
+        async def again(asked: Mapping[str, Any]) -> None:
+            for _ in range(rounds):
+                await service.client.explain(COFFEE, timeout_s=3600.0, **asked)
+
+        await asyncio.gather(*map(again, MIX.values()))
+        seen, ratios = Counter[str](), []
+        for kinds, seconds in service.recorder.steps[first:]:
+            if all(seen[kind] >= LEARNING for kind in kinds):
+                ratios.append(seconds / TARGET_S)
+            seen.update(kinds)
+        first = len(service.recorder.steps)
+        long = await service.client.explain(
+            CAT, [("ss_cam", {"samples": 1000 if rounds > 1 else 20})], layer="_blocks.0", timeout_s=3600.0
+        )
+        longest = {"queries": long.cost.queries, "steps": long.cost.steps}
+        longest["worst_step_s"] = max(seconds for _, seconds in service.recorder.steps[first:])
+    within = sum(ratio <= 2.0 for ratio in ratios) / len(ratios)
+    ordered = sorted(ratios)
+    return {
+        "steps": len(ratios),
+        "of_target": {name: ordered[min(len(ordered) - 1, int(part * len(ordered)))] for name, part in QUANTILES},
+        "kinds": dict(seen),
+        "ss_cam_of_1000_samples": longest,
+        "goal": {"within_two_targets": within, "met": within >= 0.95},
+    }
+
+
+QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+
+
+async def beside(store: Path, number: int) -> dict[str, Any]:
+    """Grad-CAM beside each method of the mix, against Grad-CAM alone in the same run."""
+    async with serving(store) as service:
+        alone = quantiles(await grad_cams(service, number))
+        cases = {}
+        for name, asked in MIX.items():
+            async with load(service, **asked):
+                cases[name] = quantiles(await grad_cams(service, number))
+    worst_s = max(case["p99_s"] for case in cases.values())
+    allowed_s = alone["p99_s"] + 2 * TARGET_S
+    goal = {"worst_p99_s": worst_s, "allowed_s": allowed_s, "met": worst_s <= allowed_s}
+    return {"alone": alone, "cases": cases, "goal": goal}
+
+
+async def image(store: Path, rounds: int) -> dict[str, Any]:
+    """Bytes of a photo's file that travel to the only worker for one Score-CAM, in proportion to its size."""
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)).save(file, "PNG")
+    photo = file.getvalue()
+    async with serving(store) as service:
+        before = service.recorder.image_bytes
+        answer = await service.client.explain(photo, ["score_cam"], layer=SCORE_LAYER, timeout_s=600.0)
+        sent = service.recorder.image_bytes - before
+    ratio = sent / len(photo)
+    goal = {"of_its_size": ratio, "met": ratio <= 1.1}
+    return {"photo_bytes": len(photo), "sent_bytes": sent, "steps": answer.cost.steps, "goal": goal}
+
+
+WAYS = {
+    "latency": (latency, 150, 5),
+    "throughput": (throughput, 5, 1),
+    "deadline": (deadline, 20, 2),
+    "cancel": (cancel, 5, 1),
+    "workers": (workers, 5, 1),
+    "mix": (mix, 2, 1),
+    "beside": (beside, 100, 3),
+    "image": (image, 1, 1),
+}
+"""What is measured, how often, and how often for a quick look."""
+
+
+async def measure(store: Path, quick: bool, only: Sequence[str]) -> dict[str, Any]:
+    return {name: await way(store, few if quick else many) for name, (way, many, few) in WAYS.items() if name in only}
 
 
 def latencies(content: Mapping[str, Any]) -> str:
-    """The README's table."""
+    """Returns the README's table."""
     lines = ["| Grad-CAM | p50 | p99 |", "| --- | ---: | ---: |"]
     for name, case in content["results"]["latency"]["cases"].items():
         lines.append(f"| {name} | {1000 * case['p50_s']:.0f} ms | {1000 * case['p99_s']:.0f} ms |")
@@ -264,13 +381,16 @@ def latencies(content: Mapping[str, Any]) -> str:
 
 
 def report(content: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Returns the figures as Markdown."""
     results = content["results"]
-    lines = [latencies(content), "", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
-    lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
+    lines = [latencies(content)] if "latency" in results else []
+    if "throughput" in results:
+        lines += ["", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
+        lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
     lines += ["", "| goal | figure | met |", "| --- | ---: | --- |"]
-    for name in ("latency", "throughput", "deadline", "workers"):
-        goal = results[name]["goal"]
+    for name, result in results.items():
+        if (goal := result.get("goal")) is None:
+            continue
         figure = next(value for key, value in goal.items() if key != "met")
         lines.append(f"| {name} | {figure:.3f} | {'yes' if goal['met'] else 'no'} |")
     return "\n".join(lines)
@@ -279,6 +399,7 @@ def report(content: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few requests: does it run?")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="measure these; give an --out then")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving-cpu.json")
     parser.add_argument("--render", action="store_true", help="only write the README's table from the results")
     given = parser.parse_args()
@@ -288,7 +409,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         build_archive("efficientnet-lite0", name=MODEL, store=Path(folder))
-        results = asyncio.run(measure(Path(folder), given.quick))
+        results = asyncio.run(measure(Path(folder), given.quick, given.only))
     content = {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": results}
     common.write(given.out, content)
     print(report(content))

@@ -24,10 +24,12 @@ from skimage import data
 from torch import nn
 
 from camserve import Engine
+from camserve.finalise.finish import finished
 from camserve.images import network_view
+from camserve.methods import Xrai
 from camserve.saliency import xrai
 from camserve.saliency.features import Features
-from camserve.types import Preprocessing
+from camserve.types import Partial, Preprocessing
 
 OURS = "camserve"
 PHOTOS = ("chelsea", "coffee")
@@ -42,19 +44,20 @@ def tiny() -> Engine:
 
 
 def attribution(engine: Engine, pixels: np.ndarray, steps: int) -> np.ndarray:
-    """(H, W), float64: what XRAI ranks for the most probable class of uint8 (H, W, 3) pixels."""
-    network, layer = engine.network, engine.info.default_layer
+    """Returns what XRAI ranks for the most probable class of uint8 (H, W, 3) pixels: (H, W), float64."""
+    network, layer, spec = engine.network, engine.info.default_layer, Xrai(steps=steps)
     x = network.normalise(torch.from_numpy(pixels)[None])
     with network.evaluating():
         captured = network.capture(x, layer)
         top = captured.logits[0].argmax(dim=0, keepdim=True)
         passes = network.passes(layer)
         features = Features(x[0], captured.activations[0], captured.logits[0], top, None, network.classifier, passes)
-        return xrai.mean_attribution(features, steps)[0].double().numpy()
+        sums = xrai.attributions(features, spec, torch.arange(spec.queries(0, 1)))
+        return finished(spec, Partial(0, spec.queries(0, 1), sums.numpy()))[0]
 
 
 def compare(engine: Engine, photo: str, steps: int, rounds: int) -> dict[str, Any]:
-    """Equality and times for one photo."""
+    """Returns whether both rankings of one photo are equal, and their times."""
     seen, _ = network_view(Image.fromarray(getattr(data, photo)()), engine.network.preprocessing)
     pixels = np.array(seen)
     ranked = attribution(engine, pixels, steps)
@@ -78,7 +81,7 @@ def environment() -> dict[str, Any]:
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
-    """A table for people."""
+    """Returns a table for people."""
     lines = [f"{'photo':10} {'segments':>8} {'same map':>8} {'by':10} {'median s':>9} {'times ours':>10}"]
     for photo, result in results.items():
         for who, figures in result["times"].items():

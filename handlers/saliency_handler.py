@@ -1,4 +1,4 @@
-"""What a model archive points at: one thin class between TorchServe and `camserve.worker`.
+"""Connects TorchServe with `camserve.worker`: a model archive points at the one thin class of this module.
 
 TorchServe wants exactly one class in this module. It does not inherit from TorchServe's own base handler, which changes
 the float32 precision at import.
@@ -14,10 +14,10 @@ from camserve.worker.service import WorkerService
 
 
 class SaliencyHandler:
-    """Predictions together with saliency maps, for the gateway's steps and for plain clients."""
+    """Answers the gateway's steps, and plain clients with predictions and saliency maps."""
 
     def initialize(self, context: Any) -> None:
-        """Load the archive that TorchServe unpacked; settings are under `handler:` of model-config.yaml."""
+        """Loads the archive that TorchServe unpacked; settings are under `handler:` of model-config.yaml."""
         settings = (context.model_yaml_config or {}).get("handler", {})
         if settings.get("threads"):
             torch.set_num_threads(int(settings["threads"]))
@@ -31,7 +31,7 @@ class SaliencyHandler:
         self._service = WorkerService(executor)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """One reply for each request of the batch, always with an answer: see `camserve.worker.service`."""
+        """Returns one reply for each request of the batch, errors included: see `camserve.worker.service`."""
         answers = self._service.answer(data)
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.content_type)

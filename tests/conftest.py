@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import tiny
+import torch
 
 from camserve.worker.network import Network
+
+# The tests' tensors are small: several threads mostly wait for each other, and take ten times as long where others use
+# the machine as well. Processes that tests start choose for themselves.
+torch.set_num_threads(1)
+
+# How long an example takes depends on who else uses the machine, and is no reason to fail.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

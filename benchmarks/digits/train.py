@@ -69,10 +69,10 @@ def held_out_accuracy(module: DigitsNet, count: int) -> float:
 
 
 def batches(seed: int, count: int, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised scenes (BATCH, 3, 96, 96) of one digit and their classes (BATCH,)."""
+    """Yields normalised scenes (BATCH, 3, 96, 96) of one digit and their classes (BATCH,)."""
     mean, std = torch.tensor(PREPROCESSING.mean), torch.tensor(PREPROCESSING.std)
     for number in range(count):
-        scenes = [make_scene(seed, number * BATCH + place, 1, split) for place in range(BATCH)]
+        scenes = [make_scene(seed, number * BATCH + index, 1, split) for index in range(BATCH)]
         pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes]))
         classes = torch.tensor([int(scene.boxes[0].label) for scene in scenes])
         yield ((pixels / 255 - mean) / std).permute(0, 3, 1, 2), classes

@@ -1,7 +1,7 @@
 """Writes the dashboard: `python deploy/grafana/build.py [FILE]`, by default camserve.json beside this file.
 
-Its panels are in `service.py` (what callers notice), `work.py` (how it is done) and `machine.py` (what it runs on), the
-pieces of their queries in `queries.py`, how Grafana writes them down in `panels.py`. Needs Python only.
+The panels are in `service.py` (what callers notice), `work.py` (how it is done) and `machine.py` (what it runs on);
+`queries.py` builds the expressions of their queries, `panels.py` writes them down. Needs Python only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from work import WORK_ROWS
 
 FILE = Path(__file__).with_name("camserve.json")
 SCHEMA_VERSION = 39
-"""Of Grafana 11.0; later releases bring it up to date themselves."""
+"""Version of the schema in Grafana 11.0; later releases bring it up to date themselves."""
 
 Placed = tuple[Panel, int, int]
 """A panel with its column and row."""
 
 
 def dashboard() -> Json:
-    """The whole dashboard."""
+    """Returns the whole dashboard."""
     return {
         "uid": "camserve",
         "id": None,
@@ -47,7 +47,7 @@ def dashboard() -> Json:
 
 
 def text() -> str:
-    """The dashboard as the file has it."""
+    """Returns the dashboard as the file has it."""
     return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -64,7 +64,7 @@ def _panels() -> Iterator[Json]:
 
 
 def _flowed(members: tuple[Panel, ...], y: int) -> Iterator[Placed]:
-    """From left to right; a panel that does not fit begins a new line below the highest of the last."""
+    """Yields the panels from left to right; one that does not fit begins a new line below the highest of the last."""
     x = height = 0
     for one in members:
         if x + one.width > COLUMNS:
@@ -121,7 +121,7 @@ def _variable(name: str, label: str, query: str) -> Json:
 
 
 def _releases() -> Json:
-    """Marks the moments at which a release appears that did not run before."""
+    """Returns the annotation that marks when a release appears that did not run before."""
     builds = 'camserve_build_info{job=~"$job"}'
     return {
         "name": "New release",

@@ -1,4 +1,4 @@
-"""The rows about what the work runs on: workers and their devices, the gateway's process."""
+"""Defines the rows about what the work runs on: workers and their devices, the gateway's process."""
 
 from __future__ import annotations
 

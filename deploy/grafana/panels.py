@@ -1,4 +1,4 @@
-"""What a panel is, and how Grafana writes it down. Nothing here knows a metric."""
+"""Describes panels, and writes them down as Grafana does. Nothing here knows a metric."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Kind = Literal["timeseries", "stat", "heatmap"]
 
 @dataclass(frozen=True)
 class Query:
-    """One PromQL query of a panel."""
+    """Holds one PromQL query of a panel."""
 
     expr: str
     legend: str = ""
     exemplars: bool = False
-    """Show the exemplars of its buckets."""
+    """Whether the exemplars of the query's buckets are shown."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From `value` on, up to the next one, a figure has this colour; a time series gets a line there."""
+    """Gives figures from `value` on, up to the next threshold, a colour; a time series gets a line there."""
 
     value: float | None
-    """None: from the lowest value on."""
+    """Least value that has the colour; None: the lowest there is."""
     color: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel; `width` of 24 columns, `height` in Grafana's rows of 30 pixels."""
+    """Describes one panel; `width` counts of 24 columns, `height` Grafana's rows of 30 pixels."""
 
     title: str
     description: str
@@ -47,12 +47,12 @@ class Panel:
     stacked: bool = False
     thresholds: tuple[Threshold, ...] = ()
     greatest: float | None = None
-    """End of the axis; None: as the figures are."""
+    """End of the axis; None: the figures decide."""
     decimals: int | None = None
 
 
 def panel(one: Panel, number: int, x: int, y: int) -> Json:
-    """A panel as Grafana writes it, at column `x` and row `y`."""
+    """Returns a panel as Grafana writes it, at column `x` and row `y`."""
     return {
         "id": number,
         "type": one.kind,
@@ -68,7 +68,7 @@ def panel(one: Panel, number: int, x: int, y: int) -> Json:
 
 
 def row(title: str, number: int, y: int) -> Json:
-    """The heading of the panels that follow."""
+    """Returns the heading of the panels that follow, as Grafana writes it."""
     position = {"x": 0, "y": y, "w": COLUMNS, "h": 1}
     return {"id": number, "type": "row", "title": title, "collapsed": False, "gridPos": position, "panels": []}
 

@@ -1,4 +1,4 @@
-"""The pieces that the dashboard's PromQL is made of."""
+"""Builds the expressions that the dashboard's PromQL is made of."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ METHOD = f'{MODEL}, method=~"$method"'
 CALL = f'{METHOD}, class=~"$class"'
 ANSWERED = f'{CALL}, code="OK"'
 RECORDED = 'job=~"$job", model=~"$model"'
-"""Recorded series are over all instances."""
+"""Labels of recorded series, which are over all instances."""
 
 
 def rate(metric: str, labels: str) -> str:
-    """How much a counter, or a part of a histogram, rises per second."""
+    """Returns how much a counter, or a series of a histogram, rises per second."""
     return f"rate({metric}{{{labels}}}[$__rate_interval])"
 
 
 def total_rate(metric: str, labels: str, by: str = "") -> str:
-    """The sum of the rates; `by` names the labels that stay."""
+    """Returns the sum of the rates; `by` names the labels that stay."""
     return f"sum{_by(by)}({rate(metric, labels)})"
 
 
 def over_range(metric: str, labels: str) -> str:
-    """How much a counter rose within the time range of the dashboard."""
+    """Returns how much a counter rose within the time range of the dashboard."""
     return f"sum(increase({metric}{{{labels}}}[$__range]))"
 
 
 def quantile(share: float, histogram: str, labels: str, by: str = "") -> str:
-    """What `share` of the observations do not exceed."""
+    """Returns the value that `share` of the observations do not exceed."""
     buckets = total_rate(f"{histogram}_bucket", labels, f"le, {by}" if by else "le")
     return f"histogram_quantile({share}, {buckets})"
 
 
 def mean(histogram: str, labels: str, by: str = "") -> str:
-    """The mean observation."""
+    """Returns the mean observation."""
     return f"{total_rate(f'{histogram}_sum', labels, by)} / {total_rate(f'{histogram}_count', labels, by)}"
 
 
 def gauge(metric: str, labels: str, by: str, how: str = "sum") -> str:
-    """A gauge, summed or otherwise joined; `by` names the labels that stay."""
+    """Returns a gauge, summed or otherwise joined; `by` names the labels that stay."""
     return f"{how} by ({by}) ({metric}{{{labels}}})"
 
 

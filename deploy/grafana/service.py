@@ -1,4 +1,4 @@
-"""The rows about what callers notice: objectives, traffic, latency."""
+"""Defines the rows about what callers notice: objectives, traffic, latency."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ _TRAFFIC = (
     ),
     Panel(
         "Refusals",
-        "Calls that were refused before any work: too many at once (requests), too many masked queries waiting "
-        "(queries), no hope to keep the deadline; token_* are the bounds of one token.",
+        "Calls that were refused before any work: too many at once (requests), too much work waiting (work), no hope "
+        "to keep the deadline (deadline); token_* are the bounds of one token.",
         "reqps",
         (Query(total_rate("camserve_refusals_total", MODEL, "reason"), "{{reason}}"),),
         stacked=True,
@@ -153,7 +153,7 @@ _LATENCY = (
     *(
         Panel(
             f"Latency p{round(100 * share)} by method",
-            f"{round(100 * share)} % of the answered requests of a method took at most so long, from arrival to "
+            f"{round(100 * share)} % of the answered requests of a method took at most this time, from arrival to "
             "answer. The points are single requests; each names the request id by which the log finds it.",
             "s",
             (Query(quantile(share, "camserve_request_seconds", ANSWERED, "method"), "{{method}}", exemplars=True),),
@@ -171,7 +171,7 @@ _LATENCY = (
     ),
     Panel(
         "Latency p95 by class",
-        "95 % of the answered requests of a class took at most so long.",
+        "95 % of the answered requests of a class took at most this time.",
         "s",
         (Query(quantile(0.95, "camserve_request_seconds", ANSWERED, "class"), "{{class}}", exemplars=True),),
         width=12,

@@ -1,4 +1,4 @@
-"""The rows about how the work is done: queue and planner, stages, cost in queries."""
+"""Defines the rows about how the work is done: queue and planner, stages, cost in queries."""
 
 from __future__ import annotations
 
@@ -15,23 +15,36 @@ _CACHED = "camserve_masked_queries_cached_total"
 _QUEUE = (
     Panel(
         "Waiting masked queries",
-        "Masked queries that no worker has been sent yet. Autoscalers look at this.",
+        "Masked queries that no worker has been sent yet. What one costs depends on the method; the panel beside this "
+        "one counts seconds.",
         "short",
         (Query(gauge("camserve_waiting_queries", MODEL, "model"), "{{model}}"),),
+        width=6,
     ),
     Panel(
-        "Work that waits",
-        "How long the waiting queries will take at the pace of the last five minutes, over all instances. An alert "
-        "fires above two minutes. From the recording rules.",
+        "Waiting work",
+        "Seconds for which one worker would be busy with the work that has not been sent yet, by prediction: openings, "
+        "gradients and masked queries alike. Autoscalers look at this.",
         "s",
-        (Query(f"model:camserve_waiting_work_seconds:ratio_rate5m{{{RECORDED}}}", "{{model}}"),),
+        (Query(gauge("camserve_waiting_work_seconds", MODEL, "model"), "{{model}}"),),
+        width=6,
+    ),
+    Panel(
+        "Time until the waiting work is done",
+        "By prediction, if all READY workers do nothing else; of the gateway where it takes longest. An alert fires "
+        "above two minutes, and a gateway refuses what would make it more than `max_waiting_s`. From the recording "
+        "rules.",
+        "s",
+        (Query(f"model:camserve_waiting_work_seconds_per_workers_ready:max_ratio{{{RECORDED}}}", "{{model}}"),),
+        width=6,
         thresholds=(Threshold(None, "transparent"), Threshold(120, "orange")),
     ),
     Panel(
         "Wait in the queue, p95 by class",
-        "95 % of the requests of a class waited at most so long until the first of their work was sent.",
+        "95 % of the requests of a class waited at most this time until the first of their work was sent.",
         "s",
         (Query(quantile(0.95, "camserve_queue_seconds", _CLASS, "class"), "{{class}}"),),
+        width=6,
     ),
     Panel(
         "Time of a step",
@@ -53,11 +66,11 @@ _QUEUE = (
     ),
     Panel(
         "Fill of a step",
-        "Mean share of the queries that a step could have had within its target time. Little while queries wait means "
-        "that something else bounds the steps: requests, bytes, or one request's share.",
+        "Mean predicted time of a step with masked queries, in proportion to the time that it may take. Little while "
+        "work waits means that something else bounds the steps: requests, bytes, or one request's share. More than "
+        "100 % means that single passes take longer than a step shall.",
         "percentunit",
         (Query(mean("camserve_step_fill_ratio", MODEL, "model"), "{{model}}"),),
-        greatest=1,
     ),
     Panel(
         "Steps",
@@ -93,7 +106,7 @@ _STAGES = (
     ),
     Panel(
         "p95 by stage",
-        "95 % of the answered requests spent at most so long in a stage.",
+        "95 % of the answered requests spent at most this time in a stage.",
         "s",
         (Query(quantile(0.95, "camserve_stage_seconds", METHOD, "stage"), "{{stage}}"),),
         width=12,

@@ -1,6 +1,7 @@
 """Writes the table of metrics anew: `python deploy/prometheus/metrics_table.py docs/operations.md`.
 
-It stands between `<!-- metrics: begin -->` and `<!-- metrics: end -->`, and says what `camserve.gateway.metrics` does.
+The table stands between `<!-- metrics: begin -->` and `<!-- metrics: end -->`, and says what
+`camserve.gateway.ops.metrics` says.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-from camserve.gateway.metrics import Metrics
+from camserve.gateway.ops.metrics import Metrics
 
 _BLOCK = re.compile(r"(<!-- metrics: begin -->\n).*?(<!-- metrics: end -->)", re.DOTALL)
 _ENDINGS = {"counter": "_total", "info": "_info"}
 
 
 def with_table(text: str) -> str:
-    """The page with the table as the gateway's metrics are now.
+    """Returns the page with the table of the gateway's metrics as they are now.
 
     Raises:
-        ValueError: the page has no place for it.
+        ValueError: the page has no markers of the table.
     """
     if not _BLOCK.search(text):
         raise ValueError("the page has no <!-- metrics: begin --> with a <!-- metrics: end -->")

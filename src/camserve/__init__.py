@@ -1,4 +1,4 @@
-"""camserve: predictions of an image classifier together with the saliency maps behind them.
+"""Serves predictions of an image classifier together with the saliency maps behind them.
 
 Importing this package imports neither torch nor grpc; `Engine`, `Client`, `AsyncClient` and `Tls` come on first use.
 """

@@ -1,16 +1,18 @@
-"""Explanations from a camserve server, synchronous and with asyncio. Needs grpcio, protobuf, numpy and Pillow only.
+"""Gets explanations from a camserve server, synchronous and with asyncio; needs grpcio, protobuf, numpy and Pillow.
 
 >>> with Client("127.0.0.1:8500") as client:
 ...     answer = client.explain("cat.jpg", methods=["grad_cam", ("group_cam", {"groups": 16})], targets=["tabby"])
 >>> answer.maps[0].overlay().save("tabby.png")
 >>> Client("camserve.example:443", tls=Tls(ca="ca.pem"), token="camserve_...")
 
-Both clients build requests and read replies with `camserve.messages`; only the call differs.
+Both clients build requests with `camserve.types.request` and read replies with `camserve.codecs.v1`; only the call
+differs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +20,15 @@ from typing import Any, Self, Unpack, cast
 
 import grpc
 
-from camserve import errors, messages
+from camserve import errors
+from camserve.codecs import v1
 from camserve.connection import Metadata, Tls, credentials, is_local, metadata, traced
-from camserve.errors import CamserveError, DeadlineExceeded, Internal, Unavailable
+from camserve.errors import CamserveError, DeadlineExceeded, Internal, InvalidOption, Unavailable
+from camserve.finalise.encode import ARRAYS
 from camserve.images import ImageLike
-from camserve.messages import Asked, Model, ModelSummary, Options, Progress
 from camserve.methods import MethodLike
-from camserve.types import Explanation, StreamOptions, TargetLike
+from camserve.types import Explanation, Model, ModelSummary, Progress, StreamOptions, TargetLike
+from camserve.types.request import ExplainRequest, Options, make_request
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1.explain_pb2_grpc import ExplanationServiceStub
 
@@ -32,19 +36,19 @@ __all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress", "Tls"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 ERROR_KEY = "camserve-error"
-"""Trailing metadata: the name of the server's class in `camserve.errors`."""
+"""Key in the trailing metadata: the name of the server's class in `camserve.errors`."""
 
 RETRY_KEY = "grpc-retry-pushback-ms"
-"""Trailing metadata of an overloaded server: when to try again."""
+"""Key in the trailing metadata of an overloaded server: after how many milliseconds to try again."""
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata of every call and answer: under this id the server's log has it."""
+"""Key in the metadata of every call and answer: the id under which the server's log has it."""
 
 _POLL_S = 0.1
 
 
 class Client:
-    """A connection to one server; safe to share between threads.
+    """Connects to one server; safe to share between threads.
 
     Args:
         address: host:port.
@@ -93,9 +97,10 @@ class Client:
         *,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
         **options: Unpack[Options],
     ) -> Explanation:
-        """Predictions, and one map for each method and target; all share one forward pass.
+        """Returns predictions, and one map for each method and target; all share one forward pass.
 
         Args:
             image: a path, a file's bytes, a PIL image (sent as PNG), or uint8 (H, W, 3). A uint8 array of the network's
@@ -103,8 +108,10 @@ class Client:
             methods: names, (name, parameters) or method specs.
             targets: class indices, labels or Targets; empty means the most probable class.
             timeout_s: deadline in seconds; None: the client's.
-            on_progress: called with masked queries (done, total) while the server works.
-            options: model, layer, size, priority and more: see `camserve.messages.Options`.
+            on_progress: function called with masked queries (done, total) while the server works.
+            request_id: id under which the server logs the call: 1..128 printable ASCII characters without spaces; empty
+                means a new one.
+            options: model, layer, size, priority and more: see `camserve.types.request.Options`.
 
         Raises:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
@@ -113,11 +120,11 @@ class Client:
             Overloaded, DeadlineExceeded, Unavailable: the same request may succeed later.
         """
         options.setdefault("stream", StreamOptions(max_maps=0))
-        asked = messages.ask(image, methods, targets, **options)
+        request = _request(image, methods, targets, **options)
         if on_progress is None:
-            reply = self._call(self._stub.Explain, asked.request, timeout_s, asked.request_id)
-            return messages.explanation(reply, asked)
-        for update in self._updates(asked, timeout_s):
+            reply = self._call(self._stub.Explain, v1.request_to_proto(request), timeout_s, request_id)
+            return v1.explanation_from_proto(reply, request)
+        for update in self._updates(request, timeout_s, request_id):
             if isinstance(update, Explanation):
                 return update
             on_progress(update.done, update.total)
@@ -130,26 +137,28 @@ class Client:
         targets: Sequence[TargetLike] = (),
         *,
         timeout_s: float | None = None,
+        request_id: str = "",
         **options: Unpack[Options],
     ) -> Iterator[Progress | Explanation]:
-        """As `explain`: predictions, progress and maps that sharpen while the server works, then the explanation.
+        """Yields predictions, progress and maps that sharpen while the server works, then the explanation.
 
-        How often there are maps is said by the option `stream`. Closing the iterator cancels the call.
+        Arguments and errors are those of `explain`; the option `stream` says how often there are maps. Closing the
+        iterator cancels the call.
         """
-        return self._updates(messages.ask(image, methods, targets, **options), timeout_s)
+        return self._updates(_request(image, methods, targets, **options), timeout_s, request_id)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
-        """The models that the server can explain."""
+        """Returns the models that the server can explain."""
         reply = self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
-        return messages.summaries(reply)
+        return v1.summaries_from_proto(reply)
 
     def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
-        """Labels, layers and methods of a model; the name may be empty when the server has exactly one.
+        """Returns labels, layers and methods of a model; the name may be empty when the server has exactly one.
 
         Raises:
             NotFound: no such model; the text names those that exist.
         """
-        return messages.model(self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
+        return v1.served_model_from_proto(self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
 
     def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
         """Returns once the model, or with an empty name every model of the server, has a worker that is ready.
@@ -165,7 +174,7 @@ class Client:
 
     def _readiness(self, model: str, timeout_s: float) -> str | None:
         try:
-            return messages.unready(self.models(timeout_s=timeout_s), model)
+            return unready(self.models(timeout_s=timeout_s), model)
         except (Unavailable, DeadlineExceeded) as error:
             return str(error)
 
@@ -174,20 +183,22 @@ class Client:
             sent = _sent(self._metadata, request_id)
             return method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
 
-    def _updates(self, asked: Asked, timeout_s: float | None) -> Iterator[Progress | Explanation]:
+    def _updates(
+        self, request: ExplainRequest, timeout_s: float | None, request_id: str
+    ) -> Iterator[Progress | Explanation]:
         timeout_s = _first(timeout_s, self.timeout_s)
-        sent = _sent(self._metadata, asked.request_id)
-        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=sent)
+        sent = _sent(self._metadata, request_id)
+        call = self._stub.StreamExplain(v1.request_to_proto(request), timeout=timeout_s, metadata=sent)
         try:
             with _typed_errors(self.address):
                 for message in call:
-                    yield messages.update(message, asked)
+                    yield v1.update_from_proto(message, request)
         finally:
             call.cancel()
 
 
 class AsyncClient:
-    """As `Client`, for asyncio; to be made inside the running event loop."""
+    """Does what `Client` does with asyncio; must be made inside the running event loop."""
 
     def __init__(
         self,
@@ -226,15 +237,16 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
         **options: Unpack[Options],
     ) -> Explanation:
-        """As `Client.explain`. The image is read and decoded in a thread."""
+        """Returns what `Client.explain` returns; the image is read and decoded in a thread."""
         options.setdefault("stream", StreamOptions(max_maps=0))
-        asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
+        request, message = await asyncio.to_thread(_made, image, methods, targets, **options)
         if on_progress is None:
-            reply = await self._call(self._stub.Explain, asked.request, timeout_s, asked.request_id)
-            return await asyncio.to_thread(messages.explanation, reply, asked)
-        async for update in self._updates(asked, timeout_s):
+            reply = await self._call(self._stub.Explain, message, timeout_s, request_id)
+            return await asyncio.to_thread(v1.explanation_from_proto, reply, request)
+        async for update in self._updates(request, message, timeout_s, request_id):
             if isinstance(update, Explanation):
                 return update
             on_progress(update.done, update.total)
@@ -247,24 +259,27 @@ class AsyncClient:
         targets: Sequence[TargetLike] = (),
         *,
         timeout_s: float | None = None,
+        request_id: str = "",
         **options: Unpack[Options],
     ) -> AsyncIterator[Progress | Explanation]:
-        """As `Client.stream`."""
-        asked = await asyncio.to_thread(messages.ask, image, methods, targets, **options)
-        async for update in self._updates(asked, timeout_s):
+        """Yields what `Client.stream` yields."""
+        request, message = await asyncio.to_thread(_made, image, methods, targets, **options)
+        async for update in self._updates(request, message, timeout_s, request_id):
             yield update
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
-        """As `Client.models`."""
+        """Returns the models that the server can explain."""
         reply = await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s)
-        return messages.summaries(reply)
+        return v1.summaries_from_proto(reply)
 
     async def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
-        """As `Client.model`."""
-        return messages.model(await self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
+        """Returns what `Client.model` returns, and raises what it raises."""
+        return v1.served_model_from_proto(
+            await self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s)
+        )
 
     async def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
-        """As `Client.wait_ready`."""
+        """Returns once `Client.wait_ready` would, and raises what it raises."""
         until = time.monotonic() + timeout_s
         while (seen := await self._readiness(model, max(until - time.monotonic(), _POLL_S))) is not None:
             if time.monotonic() + _POLL_S > until:
@@ -273,7 +288,7 @@ class AsyncClient:
 
     async def _readiness(self, model: str, timeout_s: float) -> str | None:
         try:
-            return messages.unready(await self.models(timeout_s=timeout_s), model)
+            return unready(await self.models(timeout_s=timeout_s), model)
         except (Unavailable, DeadlineExceeded) as error:
             return str(error)
 
@@ -282,16 +297,41 @@ class AsyncClient:
             sent = _sent(self._metadata, request_id)
             return await method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
 
-    async def _updates(self, asked: Asked, timeout_s: float | None) -> AsyncIterator[Progress | Explanation]:
+    async def _updates(
+        self, request: ExplainRequest, message: pb.ExplainRequest, timeout_s: float | None, request_id: str
+    ) -> AsyncIterator[Progress | Explanation]:
         timeout_s = _first(timeout_s, self.timeout_s)
-        sent = _sent(self._metadata, asked.request_id)
-        call = self._stub.StreamExplain(asked.request, timeout=timeout_s, metadata=sent)
+        sent = _sent(self._metadata, request_id)
+        call = self._stub.StreamExplain(message, timeout=timeout_s, metadata=sent)
         try:
             with _typed_errors(self.address):
-                async for message in call:
-                    yield await asyncio.to_thread(messages.update, message, asked)
+                async for update in call:
+                    yield await asyncio.to_thread(v1.update_from_proto, update, request)
         finally:
             call.cancel()
+
+
+def _request(*asked: Any, **options: Any) -> ExplainRequest:
+    """Returns the request; raises as `make_request`, and for an encoding that no array can be read from."""
+    request = make_request(*asked, **options)
+    if request.output.encoding not in ARRAYS:
+        raise InvalidOption(f"encoding must be one of {', '.join(ARRAYS)}, got {request.output.encoding!r}")
+    return request
+
+
+def _made(*asked: Any, **options: Any) -> tuple[ExplainRequest, pb.ExplainRequest]:
+    """Returns the request and its message; both take long for a large image."""
+    request = _request(*asked, **options)
+    return request, v1.request_to_proto(request)
+
+
+def unready(models: Sequence[ModelSummary], name: str = "") -> str | None:
+    """Returns a text about what is not ready, of one model or with an empty name of all; None when everything is."""
+    wanted = [model for model in models if name in ("", model.name)]
+    if not wanted:
+        return f"there is no model {name!r}" if name else "no model is served"
+    waiting = [model.name for model in wanted if not model.ready]
+    return f"no worker is ready for {', '.join(waiting)}" if waiting else None
 
 
 def _seconds(milliseconds: str | bytes | None) -> float | None:
@@ -303,7 +343,9 @@ def _first(value: float | None, default: float | None) -> float | None:
 
 
 def _sent(own: Metadata, request_id: str) -> Metadata:
-    """Metadata of a call: the client's own, its id, and the span that it is made in."""
+    """Returns the metadata of a call: the client's own, its id, and the span that it is made in."""
+    if not re.fullmatch(r"[!-~]{0,128}", request_id):
+        raise InvalidOption(f"a request id is 1..128 printable ASCII characters without spaces, got {request_id!r}")
     return (*own, *(((REQUEST_ID_KEY, request_id),) if request_id else ()), *traced())
 
 
@@ -357,7 +399,7 @@ _SENTENCES = {
 
 
 def as_error(error: grpc.Call, address: str) -> CamserveError:
-    """The error of `camserve.errors` for a failed call: the server's own class if it says so, else by status code."""
+    """Returns the error of a failed call: the server's own class if it names one, else a class by status code."""
     details = error.details() or error.code().name
     # Not dict(...): the metadata of grpc.aio has `keys`, but is no mapping.
     metadata = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416

@@ -1,4 +1,4 @@
-"""How a client reaches a server: plain text on this machine, TLS or mutual TLS elsewhere, with or without a token."""
+"""Secures a client's way to a server: plain text on this machine, TLS or mutual TLS elsewhere, perhaps a token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS as a client uses it; the files are PEM."""
+    """Names the PEM files of a client's TLS.
+
+    Raises:
+        InvalidOption: on construction, when only one of `cert` and `key` is given.
+    """
 
     ca: str | Path | None = None
     """Authorities that the server's certificate has to be from; None: the public ones that gRPC knows."""
@@ -31,12 +35,12 @@ class Tls:
             raise InvalidOption("the certificate and the key of a client belong together: give both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel. Raises InvalidOption when a file cannot be read."""
+        """Returns the credentials of a channel; raises InvalidOption when a file cannot be read."""
         return grpc.ssl_channel_credentials(_content(self.ca), _content(self.key), _content(self.cert))
 
 
 def credentials(address: str, tls: Tls | None, token: str | None) -> grpc.ChannelCredentials | None:
-    """What a channel is secured with; None: plain text.
+    """Returns the credentials of a channel; None: plain text.
 
     Raises:
         InvalidOption: a token would leave this machine in plain text, or a file cannot be read.
@@ -51,7 +55,7 @@ def credentials(address: str, tls: Tls | None, token: str | None) -> grpc.Channe
 
 
 def metadata(token: str | None) -> Metadata:
-    """What every call sends along.
+    """Returns the metadata that every call sends along.
 
     Raises:
         InvalidOption: the token is not printable ASCII without spaces.
@@ -64,7 +68,7 @@ def metadata(token: str | None) -> Metadata:
 
 
 def traced() -> Metadata:
-    """The W3C trace context of the span that this runs in, if the program uses OpenTelemetry."""
+    """Returns the W3C trace context of the current span, if the program uses OpenTelemetry."""
     if "opentelemetry.trace" not in sys.modules:
         return ()
     from opentelemetry import propagate
@@ -75,12 +79,12 @@ def traced() -> Metadata:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, without the line's end. Raises InvalidOption when it cannot be read."""
+    """Returns the token in a file, without the line's end; raises InvalidOption when it cannot be read."""
     return _bytes(path).decode("ascii", "replace").strip()
 
 
 def is_local(address: str) -> bool:
-    """A target as gRPC takes it is on this machine, so that nobody reads along."""
+    """Returns whether a target as gRPC takes it is on this machine, so that nobody reads along."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = re.sub(r"^(dns:(///)?|ipv4:|ipv6:)", "", address)

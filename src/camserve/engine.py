@@ -1,4 +1,4 @@
-"""Explanations without a server: for notebooks, scripts and `camserve explain --local`.
+"""Explains without a server: for notebooks, scripts and `camserve explain --local`.
 
 The engine runs the same executor as the worker and the same final step as the gateway.
 """
@@ -7,31 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
 import torch
 from torch import nn
 
 from camserve.archive import ensure_archive, model_store
-from camserve.errors import CamserveError
-from camserve.images import ImageLike, read_image
-from camserve.methods import MethodLike, as_method
-from camserve.types import (
-    DEFAULT_CURVE_STEPS,
-    BoxOptions,
-    Explanation,
-    Fusion,
-    Item,
-    ItemResult,
-    MapSize,
-    ModelInfo,
-    Precision,
-    Preprocessing,
-    StepResult,
-    Target,
-    TargetLike,
-)
-from camserve.worker.answers import curves_item, explanation, whole_request, with_curves
+from camserve.finalise.results import Results
+from camserve.images import ImageLike
+from camserve.methods import MethodLike
+from camserve.types import Explanation, ModelInfo, Preprocessing, TargetLike
+from camserve.types.request import Options, make_request
+from camserve.worker.answers import explanation
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network, load_network
 
@@ -44,12 +31,12 @@ class Engine:
     >>> answer.maps[0].overlay().save("tabby.png")
 
     Args:
-        module: (n, 3, H, W) to logits (n, classes). It is left as it was found: no hook or mode
-            stays after a call.
+        module: maps (n, 3, H, W) to logits (n, classes). It is left as it was found: no hook or mode stays after a
+            call.
         preprocessing: how an image becomes its input.
         labels: name of each class by index.
         layer: default layer by name; None: the last spatial feature layer.
-        device: moves the module there; None: it stays where it is.
+        device: device to move the module to; None: it stays where it is.
         micro_batch: masked queries per forward pass; None: a default for the device.
 
     Raises:
@@ -80,13 +67,13 @@ class Engine:
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
     ) -> Self:
-        """A model of the model store, built first if the store's `models.toml` lists it and it is missing.
+        """Returns an engine with a model of the model store; a listed model that is missing is built first.
 
         Args:
-            name: of the model, `lite0` for instance.
+            name: name of the model, `lite0` for instance.
             store: directory; None: `CAMSERVE_MODEL_STORE`, else `./model_store`.
-            device: None: CUDA where there is one, else the CPU.
-            micro_batch: as for the class.
+            device: device of the model; None: CUDA where there is one, else the CPU.
+            micro_batch: masked queries per forward pass; None: a default for the device.
 
         Raises:
             NotFound: no such model.
@@ -112,62 +99,26 @@ class Engine:
         methods: Sequence[MethodLike] = ("grad_cam",),
         targets: Sequence[TargetLike] = (),
         *,
-        layer: str | Sequence[str] = "",
-        fusion: Fusion = "mean",
-        precision: Precision = "exact",
-        size: MapSize = "input",
-        boxes: BoxOptions | None = None,
-        top_predictions: int = 5,
-        evaluate: bool = False,
-        evaluation_steps: int = DEFAULT_CURVE_STEPS,
         on_progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
     ) -> Explanation:
-        """Predictions, and one map for each method and target; all share one forward pass.
+        """Returns predictions, and one map for each method and target; all share one forward pass.
 
         Args:
             image: a path, a file's bytes, a PIL image, or uint8 (H, W, 3). A uint8 array of the network's own input
                 size is taken as it is; everything else is resized and cropped.
             methods: names, (name, parameters) or method specs.
             targets: class indices, labels or Targets; empty means the most probable class.
-            layer: name of the layer; empty means the default layer. Of several, each has its pass, and their maps are
-                fused.
-            fusion: "mean" or "max" of several layers' maps.
-            precision: "exact" is float32 (or the module's own dtype) throughout; "bfloat16" only for masked queries.
-            size: of the maps: "input", "layer" or "original".
-            boxes: adds bounding boxes to the maps.
-            top_predictions: how many of the most probable classes to list.
-            evaluate: adds deletion and insertion (RISE protocol) of every map, as further masked queries.
-            evaluation_steps: of each curve.
-            on_progress: called with masked queries (done, total), without those of the curves.
+            on_progress: function called with masked queries (done, total), without those of the curves.
+            options: layer, size, boxes, evaluate and more: see `camserve.types.request.Options`. Those that concern a
+                server (priority, allow_partial, stream) change nothing here.
 
         Raises:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
             Unsupported: a method that this network cannot serve.
         """
-        whole = whole_request(
-            self.info,
-            read_image(image),
-            [as_method(method) for method in methods],
-            [Target.of(target) for target in targets],
-            layer=layer,
-            fusion=fusion,
-            precision=precision,
-            top_predictions=top_predictions,
-            size=size,
-            boxes=boxes,
-            evaluate=evaluate,
-            evaluation_steps=evaluation_steps,
-        )
-        step, result = self._answer(whole.item, on_progress)
-        answer = explanation(whole, result, step.stage_seconds, step.worker)
-        curves = curves_item(whole, result)
-        return answer if curves is None else with_curves(answer, *self._answer(curves))
-
-    def _answer(
-        self, item: Item, on_progress: Callable[[int, int], None] | None = None
-    ) -> tuple[StepResult, ItemResult]:
-        step = self._executor.execute([item], on_progress)
-        (outcome,) = step.outcomes
-        if isinstance(outcome, CamserveError):
-            raise outcome
-        return step, outcome
+        results = Results(make_request(image, methods, targets, **options).fit(self.info))
+        item = results.next_item()
+        assert item is not None, "the first item of a request asks something"
+        step, outcome = self._executor.answer(item, on_progress)
+        return explanation(results, item, step, outcome, self._executor.answer)

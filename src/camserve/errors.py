@@ -1,15 +1,15 @@
-"""Every failure that camserve reports, as a tree that says whose fault it is.
+"""Defines every failure that camserve reports, as a tree that says whose fault it is.
 
-No class here knows gRPC or HTTP; `camserve.gateway.convert` has the one table of status codes. A message says what was
-allowed and what came, and is safe to show to a client.
+No class here knows gRPC or HTTP; `camserve.gateway.api.status` has the one table of status codes. A message says what
+was allowed and what came, and is safe to show to a client.
 """
 
 
 class CamserveError(Exception):
-    """Root of the tree.
+    """Something that camserve reports failed; this is the root of the tree.
 
     Attributes:
-        request_id: of the call that failed, under which the server's log has it; "" outside of clients.
+        request_id: id under which the server's log has the failed call; "" outside of clients.
     """
 
     request_id = ""
@@ -32,7 +32,7 @@ class NotFound(CamserveError):
 
 
 class Unsupported(CamserveError):
-    """A sound request that this model cannot serve: CAM without a pooling head, for instance."""
+    """The request is sound, but this model cannot serve it: CAM without a pooling head, for instance."""
 
 
 class Unauthenticated(CamserveError):
@@ -43,8 +43,8 @@ class Overloaded(CamserveError):
     """More work is waiting than the server, or the caller's token, takes on; try again later.
 
     Attributes:
-        retry_after_s: when there may be room, in seconds; None: unknown.
-        reason: which bound it was, as one word; "" is unknown, as on the client's side.
+        retry_after_s: seconds after which there may be room; None: unknown.
+        reason: the bound that was reached, as one word; "": unknown, as on the client's side.
     """
 
     def __init__(self, message: str = "", retry_after_s: float | None = None, reason: str = "") -> None:
@@ -65,8 +65,16 @@ class Unavailable(CamserveError):
     """No worker could answer; the same request may succeed later."""
 
 
+class ModelChanged(Unavailable):
+    """The model was replaced by another version while the request ran; sums of two models are never merged."""
+
+
+class ImageMissing(Unavailable):
+    """A worker does not have the image of a digest, so it must be sent; this stays between gateway and workers."""
+
+
 class Internal(CamserveError):
-    """A fault of camserve. The message is a fixed sentence; the traceback is in the log."""
+    """Something failed through camserve's own fault; the message is a fixed sentence, the traceback is in the log."""
 
 
 def _subclasses(cls: type[CamserveError]) -> dict[str, type[CamserveError]]:
@@ -77,7 +85,7 @@ def _subclasses(cls: type[CamserveError]) -> dict[str, type[CamserveError]]:
 
 
 KINDS: dict[str, type[CamserveError]] = _subclasses(CamserveError)
-"""Class by name: how an error travels between worker and gateway."""
+"""Every class of the tree by its name, which is how an error travels between worker and gateway."""
 
 INTERNAL_MESSAGE = "internal error; the server's log has the details"
-"""What a client reads of a fault that has no type."""
+"""The message that a client gets of a fault that has no type."""

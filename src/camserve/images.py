@@ -1,9 +1,10 @@
-"""Images as they come in: checked before decoding, decoded to RGB, cut to what the network sees. Pillow, no torch."""
+"""Reads images: checked before decoding, decoded to RGB, cut to what the network sees. Pillow, no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from camserve.errors import InvalidImage
 from camserve.types import InputView, Preprocessing
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
-"""What Python callers may pass as an image."""
+"""Image as Python callers may pass it."""
+
+ImageContent = bytes | Image.Image | np.ndarray
+"""Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3), or float32 (H,
+W, 3) in [0, 1] of the network's input size."""
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 16 * 2**20
@@ -30,7 +35,7 @@ _RESAMPLING = {
 
 
 def probe(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) from the file's header, before EXIF orientation; nothing is decompressed.
+    """Returns (height, width) from the file's header, before EXIF orientation; nothing is decompressed.
 
     Raises:
         InvalidImage: empty, not JPEG, PNG or WebP, or over a limit; the text names the limit and what came.
@@ -40,20 +45,17 @@ def probe(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS)
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as RGB, EXIF orientation applied; palette, grey and CMYK converted, alpha laid on white.
+    """Returns the image as RGB, EXIF orientation applied; palette, grey and CMYK converted, alpha laid on white.
 
     Raises:
         InvalidImage: as `probe`, and when the file is truncated or broken.
     """
     with _opened(data, max_bytes, max_pixels) as image:
-        try:
-            return _rgb(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
-            raise InvalidImage(f"the {image.format} file is broken or truncated: {error}") from None
+        return _decoded(image)
 
 
 def from_array(array: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A uint8 (H, W, 3) array as an image.
+    """Returns a uint8 (H, W, 3) array as an image.
 
     Raises:
         InvalidImage: another dtype or shape, or over the pixel limit.
@@ -71,12 +73,14 @@ def _opened(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {len(data)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter, below
+            # The limit on pixels below takes the place of Pillow's warning.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise InvalidImage(f"not a {', '.join(FORMATS)} image ({len(data)} bytes)") from None
     except Image.DecompressionBombError:
-        raise InvalidImage(f"an image may have at most {max_pixels} pixels") from None
+        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow itself takes no more than this
+        raise InvalidImage(f"an image may have at most {most} pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InvalidImage(f"the image file is broken or truncated: {error}") from None
     _check_pixels(image.height, image.width, max_pixels)
@@ -86,6 +90,18 @@ def _opened(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise InvalidImage(f"an image may have at most {max_pixels} pixels, got {width} x {height} = {width * height}")
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """Returns the image as RGB, upright; Pillow reads what is behind the header only now.
+
+    Raises:
+        InvalidImage: that is broken or truncated.
+    """
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
+        raise InvalidImage(f"the {image.format or 'image'} file is broken or truncated: {error}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -103,16 +119,18 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Image.Image, InputView]:
-    """What the network sees of an RGB image: shorter side resized, centre cropped; and where that lies in the image.
+    """Returns what the network sees of an RGB image, and where that lies in the image.
 
-    Equal to torchvision's Resize and CenterCrop on a PIL image (antialiased).
+    The shorter side is resized and the centre cropped, equal to torchvision's Resize and CenterCrop on a PIL image
+    (antialiased).
 
     Raises:
         InvalidImage: the image is so elongated that resizing its shorter side makes it larger than `MAX_PIXELS`.
     """
     height, width = preprocessing.crop_px
     short, long = min(image.size), max(image.size)
-    goal = max(preprocessing.resize_px, height, width)  # never smaller than the crop: nothing is padded
+    # Never smaller than the crop, so that nothing is padded.
+    goal = max(preprocessing.resize_px, height, width)
     if goal * (goal * long // short) > MAX_PIXELS:
         raise InvalidImage(f"an image of {image.width} x {image.height} is too elongated to be resized")
     resized = (int(goal * image.width / short), int(goal * image.height / short))
@@ -125,13 +143,13 @@ def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Imag
 
 
 def whole_view(size: tuple[int, int]) -> InputView:
-    """The view of an image that is the network's input as it is."""
+    """Returns the view of an image that is the network's input without resizing or cropping."""
     height, width = size
     return InputView(original_size=size, crop=(0.0, 0.0, float(width), float(height)), size=size)
 
 
 def seen_part(image: Image.Image, view: InputView) -> Image.Image:
-    """The part of the sent image that the network saw, resized (bicubic) to the network's input size."""
+    """Returns the part of the sent image that the network saw, resized (bicubic) to the network's input size."""
     height, width = view.size
     if (image.height, image.width) == view.size == view.original_size:
         return image
@@ -141,32 +159,73 @@ def seen_part(image: Image.Image, view: InputView) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, box=inside)
 
 
-def read_image(image: ImageLike) -> bytes | np.ndarray:
-    """A file's bytes or an array of pixels, from what callers have. A PIL image becomes a PNG file.
+def checked_size(image: Image.Image | np.ndarray, max_bytes: int, max_pixels: int) -> tuple[int, int]:
+    """Returns (height, width) of a picture or of an array of pixels.
+
+    Raises:
+        InvalidImage: the array has another dtype or shape, or it is larger than allowed.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype not in (np.uint8, np.float32) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InvalidImage(
+                f"an image array must be uint8 or float32 (height, width, 3), got {image.dtype} {list(image.shape)}"
+            )
+        if image.nbytes > max_bytes:
+            raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {image.nbytes}")
+        height, width = image.shape[:2]
+    else:
+        height, width = image.height, image.width
+    _check_pixels(height, width, max_pixels)
+    return height, width
+
+
+def read_image(image: ImageLike) -> ImageContent:
+    """Returns the content of what callers have; a path is read.
 
     Raises:
         InvalidImage: the file cannot be read.
     """
-    if isinstance(image, (bytes, np.ndarray)):
+    if isinstance(image, (bytes, np.ndarray, Image.Image)):
         return image
-    if isinstance(image, Image.Image):
-        return _png(image)
     try:
         return Path(image).read_bytes()
     except OSError as error:
         raise InvalidImage(f"cannot read {image}: {error.strerror}") from None
 
 
-def digest(image: bytes | np.ndarray) -> bytes:
-    """Names an image by its content."""
+def digest(image: ImageContent) -> bytes:
+    """Returns 16 bytes that name an image by its content; a picture is named by what is seen of it.
+
+    Raises:
+        InvalidImage: the file behind a picture is broken.
+    """
+    if isinstance(image, Image.Image):
+        # The picture's bytes alone would say nothing of palette, alpha and orientation.
+        image = np.asarray(_decoded(image))
+    found = hashlib.blake2b(digest_size=16)
+    if isinstance(image, np.ndarray):
+        found.update(f"{image.dtype.str} {image.shape}".encode())
+    found.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).data)
+    return found.digest()
+
+
+def size_bytes(image: ImageContent) -> int:
+    """Returns how many bytes an image takes in a message."""
     if isinstance(image, bytes):
-        return hashlib.blake2b(image, digest_size=16).digest()
-    header = f"{image.dtype.str} {image.shape}".encode()
-    return hashlib.blake2b(header + image.tobytes(), digest_size=16).digest()
+        return len(image)
+    return image.nbytes if isinstance(image, np.ndarray) else image.width * image.height * len(image.getbands())
 
 
-def _png(image: Image.Image) -> bytes:
-    upright = ImageOps.exif_transpose(image)
+def png(image: Image.Image) -> bytes:
+    """Returns a picture as a PNG file, upright.
+
+    Raises:
+        InvalidImage: the file behind the picture is broken.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+        raise InvalidImage(f"the {image.format or 'image'} file is broken or truncated: {error}") from None
     if upright.mode not in _PNG_MODES:
         upright = upright.convert("I;16" if upright.mode.startswith("I") else "RGB")  # 16-bit grey stays that
     file = io.BytesIO()
@@ -174,14 +233,16 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def picture(content: bytes | np.ndarray, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """What was sent, for people to look at: a file, uint8 (H, W, 3), or float32 (H, W, 3) in [0, 1].
+def picture(content: ImageContent, max_bytes: int = sys.maxsize, max_pixels: int = sys.maxsize) -> Image.Image:
+    """Returns what was sent as RGB, upright, for people and networks to look at.
 
     Raises:
-        InvalidImage: as `decode` and `from_array`.
+        InvalidImage: the file or the array is broken, or larger than allowed.
     """
     if isinstance(content, bytes):
         return decode(content, max_bytes, max_pixels)
+    if isinstance(content, Image.Image):
+        return _decoded(content)
     if content.dtype != np.uint8:
         content = (content.clip(0, 1) * 255).round().astype(np.uint8)
     return from_array(content, max_pixels)

@@ -1,4 +1,4 @@
-"""Class names to class indices."""
+"""Turns class names into class indices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from camserve.types import Prediction, Target
 
 
 def parse_target_text(text: str) -> Target:
-    """`281`: a class index; `top3`: the three most probable classes; anything else: a label."""
+    """Returns the target of a text: `281` a class index, `top3` the three most probable classes, all else a label."""
     if re.fullmatch(r"\d{1,18}", text, re.ASCII):
         return Target(index=int(text))
     top = re.fullmatch(r"top(\d{1,18})", text, re.ASCII)
@@ -21,7 +21,7 @@ def parse_target_text(text: str) -> Target:
 
 
 def resolve_target(target: Target, labels: Sequence[str]) -> Target:
-    """The target with its label, if it has one, replaced by the index; an index is checked against the range.
+    """Returns the target with its label, if it has one, replaced by the index; an index is checked against the range.
 
     Raises:
         InvalidOption: unknown or ambiguous label, or index out of range.
@@ -36,7 +36,7 @@ def resolve_target(target: Target, labels: Sequence[str]) -> Target:
 
 
 def resolve_label(label: str, labels: Sequence[str]) -> int:
-    """Index of a label; case, and '_' and '-' against ' ', do not matter.
+    """Returns the index of a label; case, and '_' and '-' against ' ', do not matter.
 
     Raises:
         InvalidOption: no such label (the text names close ones), or several classes share it (it names their indices).
@@ -53,7 +53,7 @@ def resolve_label(label: str, labels: Sequence[str]) -> int:
 
 
 def with_label(prediction: Prediction, labels: Sequence[str]) -> Prediction:
-    """The prediction with its class name filled in."""
+    """Returns the prediction with its class name filled in."""
     return replace(prediction, label=labels[prediction.index])
 
 

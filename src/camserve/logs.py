@@ -1,8 +1,8 @@
-"""The log of a command: JSON lines for machines, or coloured lines for a terminal.
+"""Writes the log of a command: JSON lines for machines, or coloured lines for a terminal. Needs structlog.
 
-Everything logs with the standard library; here, and only here, it is said where that goes. Commands call `set_up` once,
-libraries never do. Inside a call each line has its `request_id` (see `camserve.gateway.requestid`), inside a step the
-`request_ids` of all calls whose work is in it. Needs structlog.
+Everything logs with the standard library; this module alone says where that goes. Commands call `set_up` once,
+libraries never do. Each line inside a call has its `request_id` (see `camserve.gateway.api.request_ids`), each line
+inside a step the `request_ids` of all calls whose work is in it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FIRST = ("timestamp", "level", "logger", "event", "request_id")
 
 
 def set_up(log_format: Format, log_level: str, stream: TextIO | None = None) -> None:
-    """From now on every logger of this process writes to one stream; what was set up before no longer counts.
+    """Makes every logger of this process write to one stream; what was set up before no longer counts.
 
     Args:
         log_format: json or console; auto: console on a terminal, else json.
         log_level: the least level that is written: debug, info, warning or error.
-        stream: None: the standard error.
+        stream: where the log goes; None: to the standard error.
     """
     stream = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(stream)
@@ -36,7 +36,7 @@ def set_up(log_format: Format, log_level: str, stream: TextIO | None = None) -> 
 
 
 def formatter(log_format: Format, terminal: bool) -> logging.Formatter:
-    """One line for each record, whoever made it; `terminal` is where it goes."""
+    """Returns what makes one line of each record, whoever made it; `terminal` says whether one reads it."""
     console = log_format == "console" or (log_format == "auto" and terminal)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
@@ -59,5 +59,5 @@ def _rendering(console: bool, colours: bool) -> list[Processor]:
 
 
 def _ordered(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What every line has comes first, for those who read them unaided."""
+    """Returns the event with what every line has first, for those who read the log unaided."""
     return {key: event[key] for key in (*_FIRST, *event) if key in event}

@@ -1,4 +1,4 @@
-"""Where settings come from: defaults, one TOML file, environment variables, flags; the later wins.
+"""Reads settings from defaults, one TOML file, environment variables and flags, of which the later wins.
 
 The gateway and the worker have a class of settings each, with a table in the file and a prefix in the environment. What
 is unknown or bad stops the start; the text names the setting, where it was set, its value and what is expected.
@@ -23,7 +23,7 @@ from camserve.errors import InvalidOption
 
 PREFIX = "CAMSERVE_"
 FILE_VARIABLE = "CAMSERVE_CONFIG"
-"""Path of the file, where no flag says it."""
+"""Variable with the path of the file, which counts where no flag names one."""
 
 TABLES = ("gateway", "worker")
 
@@ -37,25 +37,25 @@ _FILES = (".toml", ".pem", ".crt", ".cer", ".key")
 
 
 class Layered(BaseSettings):
-    """Settings that `load` can fill. A value that is given to the constructor wins over the environment."""
+    """Holds settings that `load` can fill. A value that is given to the constructor wins over the environment."""
 
     table: ClassVar[str]
-    """Its table in the file."""
+    """Name of the table in the file."""
     others: ClassVar[frozenset[str]] = frozenset()
-    """Variables with our prefix that are not ours; those that end with "_" are beginnings of names."""
+    """Variables with this prefix that belong to others; those that end with "_" are beginnings of names."""
 
     @classmethod
     def variable(cls, name: str) -> str:
-        """The environment variable of a setting."""
+        """Returns the environment variable of a setting."""
         return f"{cls.model_config['env_prefix']}{name.upper()}"
 
     @classmethod
     def load(cls, file: Path | None = None, /, **flags: Any) -> Self:
-        """Settings from the file, the environment and flags.
+        """Returns the settings from the file, the environment and flags.
 
         Args:
             file: a TOML file; None: the one that `CAMSERVE_CONFIG` names, if it does.
-            flags: win over everything; None among them means "not given".
+            flags: values that win over everything; None means "not given".
 
         Raises:
             InvalidOption: something is unknown or not of the expected form; the text names all of it.
@@ -72,7 +72,7 @@ class Layered(BaseSettings):
             raise InvalidOption("; ".join(problems)) from None
 
     def lines(self, file: Path | None = None) -> Iterator[str]:
-        """The settings as a commented table of a TOML file, each with its meaning and origin; secrets are hidden."""
+        """Yields the lines of a commented TOML table of the settings, with meaning and origin; secrets are hidden."""
         table = read_file(file).get(self.table, {})
         yield f"[{self.table}]"
         for name, field in type(self).model_fields.items():
@@ -82,7 +82,7 @@ class Layered(BaseSettings):
             yield f"{line}  # from {origin}" if origin else line
 
     def _origin(self, name: str, table: Mapping[str, Any], file: Path | None) -> str:
-        """Where the value was set; "" for a default."""
+        """Returns where the value was set; "" for a default."""
         if os.environ.get(self.variable(name)):
             return self.variable(name)
         if name in table:
@@ -120,13 +120,13 @@ class Layered(BaseSettings):
 
 
 def file_path(file: Path | None) -> Path | None:
-    """The file of settings: the argument, else what `CAMSERVE_CONFIG` says."""
+    """Returns the file of settings: the argument, else what `CAMSERVE_CONFIG` says."""
     named = os.environ.get(FILE_VARIABLE)
     return file or (Path(named) if named else None)
 
 
 def read_file(file: Path | None) -> dict[str, dict[str, Any]]:
-    """The tables of the file; none without a file.
+    """Returns the tables of the file by name; none without a file.
 
     Raises:
         InvalidOption: it cannot be read, is no TOML, or has something besides the tables `gateway` and `worker`.
@@ -145,7 +145,7 @@ def read_file(file: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def shown(name: str, value: Any) -> Any:
-    """The value, or "(hidden)" where it may be a secret: of such a name, and no path."""
+    """Returns the value, or "(hidden)" where it may be a secret, by its name and because it is no path."""
     if not _SECRET.search(name) or value in (None, ""):
         return value
     text = str(value)
@@ -160,7 +160,7 @@ def _toml(value: Any) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether "host:port" is reached from this machine only."""
+    """Returns whether "host:port" is reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -14,7 +14,7 @@ import promql
 import pytest
 import yaml
 
-from camserve.gateway.metrics import catalogue
+from camserve.gateway.ops.metrics import catalogue
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

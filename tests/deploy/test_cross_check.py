@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client.utils import floatToGoString
 
-from camserve.gateway.metrics import REFUSALS, SECONDS, SEVERAL, STAGES, UNKNOWN, catalogue
+from camserve.gateway.ops.metrics import REFUSALS, SECONDS, SEVERAL, STAGES, UNKNOWN, catalogue
 from camserve.methods import METHODS
 from camserve.planning.limits import CLASSES
 

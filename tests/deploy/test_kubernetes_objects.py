@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import manifests
+import monitoring
 import pytest
 import yaml
 from manifests import LABELS, Rendered, Resource, chosen, rendered
 
 from camserve import __version__
-from camserve.gateway.metrics import catalogue
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.metrics import catalogue
+from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import WorkerSettings
 
+WORK = "camserve_waiting_work_seconds"
 ALL = "+".join(manifests.COMPONENTS)
 NAMES = ["base", "overlays/dev", "overlays/prod", "split", "keda", "keda+split", "tls+split", ALL]
 
@@ -133,23 +135,36 @@ def test_replicas_are_the_autoscalers_to_say(result: Rendered):
 def test_work_that_waits_scales_where_torchserve_runs(result: Rendered):
     scalers = list(queue_scalers(result))
     if result.name != "overlays/dev":
-        ((name, metric),) = scalers
+        ((name, metric, _),) = scalers
         assert name == ("camserve-worker" if "split" in result.name else "camserve")
-        assert "camserve_waiting_queries" in metric
-        assert catalogue()["camserve_waiting_queries"][0] == "gauge"
+        assert metric in (WORK, f'sum({WORK}{{job="camserve"}})')
+        assert catalogue()[WORK].type == "gauge"
 
 
-def queue_scalers(result: Rendered) -> Iterator[tuple[str, str]]:
-    """What is scaled on queries, with the name of the metric, or the PromQL."""
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "overlays/dev"])
+def test_more_pods_come_before_the_alert_and_the_alert_before_anything_is_refused(name: str):
+    """All three count seconds of work, so that no component has a figure of its own: a GPU's seconds are as long."""
+    ((_, _, work_s),) = queue_scalers(rendered(name))
+    (alert,) = (rule for rule in monitoring.alerts() if rule["alert"] == "CamserveQueueSaturated")
+    alert_s = float(alert["expr"].rpartition(">")[2])
+    assert work_s == 15
+    assert 2 * work_s < alert_s < Settings.model_fields["max_waiting_s"].default / 2
+
+
+def queue_scalers(result: Rendered) -> Iterator[tuple[str, str, float]]:
+    """Yields what is scaled on waiting work, the metric's name or the PromQL, and how much may wait for each pod."""
     for scaler in result.of("HorizontalPodAutoscaler"):
         for metric in scaler["spec"]["metrics"]:
             if metric["type"] != "Resource":
                 one = metric[metric["type"].lower()]
                 assert one["target"]["type"] == "AverageValue"
-                yield scaler["spec"]["scaleTargetRef"]["name"], one["metric"]["name"]
+                target = float(one["target"]["averageValue"])
+                yield scaler["spec"]["scaleTargetRef"]["name"], one["metric"]["name"], target
     for scaler in result.of("ScaledObject"):
         for trigger in scaler["spec"]["triggers"]:
-            yield scaler["spec"]["scaleTargetRef"]["name"], trigger["metadata"]["query"]
+            assert trigger["metricType"] == "AverageValue"
+            told = trigger["metadata"]
+            yield scaler["spec"]["scaleTargetRef"]["name"], told["query"], float(told["threshold"])
 
 
 def test_scaling_down_is_slow(result: Rendered):
@@ -177,7 +192,7 @@ def test_development_is_one_replica_without_what_a_laptop_lacks():
 def test_the_adapter_has_rules_for_what_the_autoscalers_ask():
     rules = yaml.safe_load((manifests.KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]
     for kind, name in (("custom", "base"), ("external", "split")):
-        asked = {metric for _, metric in queue_scalers(rendered(name))}
+        asked = {metric for _, metric, _ in queue_scalers(rendered(name))}
         assert {rule["seriesQuery"].partition("{")[0] for rule in rules[kind]} == asked
 
 

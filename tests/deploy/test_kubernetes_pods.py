@@ -9,9 +9,9 @@ import manifests
 import pytest
 from manifests import Rendered, rendered
 
+from camserve.cli.serving import COMMANDS
+from camserve.gateway.ops.settings import Settings
 from camserve.gateway.server import SERVICE
-from camserve.gateway.settings import Settings
-from camserve.serving_commands import COMMANDS
 from camserve.supervisor import WorkerSettings
 
 NAMES = ["base", "overlays/dev", "overlays/prod", "split", "tls", "tls+split", "+".join(manifests.COMPONENTS)]

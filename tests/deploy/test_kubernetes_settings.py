@@ -11,7 +11,7 @@ from manifests import Rendered, rendered
 
 from camserve import __version__
 from camserve.errors import InvalidOption
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
 from camserve.settings import is_loopback
 from camserve.supervisor import WorkerSettings
 from camserve.supervisor.config import Addresses, properties, render

@@ -173,7 +173,7 @@ def test_nothing_is_left_on_the_module(frozen, fails):
 
 
 def test_another_thread_in_the_same_module_is_not_disturbed():
-    """Its attention neither returns weights nor appears in the map: its forward runs in the middle of ours."""
+    """The other thread's attention neither returns weights nor appears in the map: it runs in the middle of ours."""
     module, (image, x) = transformer(), image_of()
     spec, twin = METHODS["gradient_weighted_attention"]
     expected_logits, other = module(x[None].flip(-1)), []

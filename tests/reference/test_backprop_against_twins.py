@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import twins
 from reference import twins_backprop as twin
+from reference.finished import maps_of
 from reference.models import HEIGHT, MODELS, PREPROCESSING, WIDTH, build, picture, silence
 from torch import nn
 
@@ -36,7 +37,7 @@ FLOAT32_SIGNED = 2e-2
 
 
 def smooth(module, image, layer, target, pixels, samples=4, sigma=0.15, seed=3):
-    return twin.smooth_grad(module, image, target, gaussian(seed, 0, samples, image), sigma)
+    return twin.smooth_grad(module, image, target, gaussian(seed, range(samples), image), sigma)
 
 
 def integrated(module, image, layer, target, pixels, steps=7):
@@ -49,7 +50,7 @@ def integrated_from_black(module, image, layer, target, pixels, steps=7):
 
 
 def _statistics(pixels):
-    """Of the default model or of the small ones, which are known by the size of their images."""
+    """Returns mean and deviation of the default model or of the small ones, told by the size of their images."""
     return ((0.498,) * 3, (0.502,) * 3) if pixels.shape[0] == 224 else (PREPROCESSING.mean, PREPROCESSING.std)
 
 
@@ -75,15 +76,14 @@ def rough(seed: int) -> np.ndarray:
 
 
 def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
-    """What a worker adds up, (H, W)."""
+    """Returns what is upsampled and scaled at the end, (H, W)."""
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(0, 1), layer),))
-    (outcome,) = Executor(Network(module, preprocessing=preprocessing)).execute([item]).outcomes
-    (partial,) = outcome.partials
-    return partial.sums[0]
+    (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
+    return found[0]
 
 
 def assert_equal(module, layer, spec, twin_of_it, target, seed=0):
-    """The engine's final map, and before it the sums, against the twin. Returns the final map."""
+    """Holds the engine's final map, and before it the sums, against the twin; returns the final map."""
     pixels = rough(seed)
     image = twins.normalised(pixels, PREPROCESSING.mean, PREPROCESSING.std)
     raw = twin_of_it(module, image, layer, target, pixels)
@@ -100,7 +100,7 @@ def assert_equal(module, layer, spec, twin_of_it, target, seed=0):
 
 
 def untied(module: nn.Module) -> nn.Module:
-    """With mean poolings: XRAI begins with constant images, in which all places of a window tie."""
+    """Returns the module with mean poolings: XRAI begins with constant images, in which all cells of a window tie."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.MaxPool2d):

@@ -43,7 +43,7 @@ class ClippedReLU(nn.ReLU):
 
 
 def for_captum(module: nn.Module) -> nn.Module:
-    """A copy with ReLU6 as Captum sees it."""
+    """Returns a copy with ReLU6 as Captum sees it."""
     copied = copy.deepcopy(module)
     for parent in list(copied.modules()):
         for name, child in parent.named_children():
@@ -53,7 +53,7 @@ def for_captum(module: nn.Module) -> nn.Module:
 
 
 def captums(method: str, module: nn.Module, layer: str, x: Tensor, target: int, steps: int = 50) -> Tensor:
-    """(3, H, W)."""
+    """Returns Captum's attributions, (3, H, W)."""
     x = x.to(next(module.parameters())).clone().requires_grad_()
     if method == "guided_backprop":
         found = CaptumsGuidedBackprop(module).attribute(x, target)
@@ -75,7 +75,7 @@ BY_CAPTUM = {
 
 
 def as_map(method: str, attribution: Tensor) -> np.ndarray:
-    """Of Captum's three channels."""
+    """Makes a map of Captum's three channels."""
     merged = attribution.sum(dim=0) if method == "integrated_gradients" else attribution.abs().amax(dim=0)
     return twins.final(merged)
 
@@ -105,9 +105,9 @@ def test_small_network_by_captum(name, layer, method):
 
 
 @pytest.mark.parametrize("method", BY_CAPTUM)
-def test_lite0_by_captum(lite0, lite0_float64, photo, method):
-    """In float64, because in float32 a ReLU6 whose input is 0 to rounding opens in one and not in the other."""
-    preprocessing, target, layer = lite0[1].preprocessing, 281, "_blocks.10"
+def test_lite0_by_captum(lite0_float64, small_photo, method):
+    """Runs in float64, because in float32 a ReLU6 whose input is 0 to rounding opens in one and not in the other."""
+    (photo, preprocessing), target, layer = small_photo, 281, "_blocks.10"
     x = normalised(photo, preprocessing)
     expected = captums(method, for_captum(lite0_float64), layer, x, target, steps=10)
     spec = IntegratedGradients(steps=10) if method == "integrated_gradients" else BY_CAPTUM[method]
@@ -117,7 +117,7 @@ def test_lite0_by_captum(lite0, lite0_float64, photo, method):
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvolution"])
 def test_captum_leaves_relu6_and_functional_relus_as_they_are(lite0, photo, method):
-    """Its guided backpropagation of the default model is the plain gradient."""
+    """Captum's guided backpropagation of the default model is the plain gradient."""
     x = normalised(photo, lite0[1].preprocessing).float()
     plain = Saliency(lite0[0]).attribute(x.clone().requires_grad_(), target=281, abs=False)[0]
     torch.testing.assert_close(captums(method, lite0[0], "", x, 281), plain)
@@ -138,7 +138,10 @@ def test_smooth_grad_without_noise_is_captums_saliency():
 
 
 def by_library(module: nn.Module, image: np.ndarray, preprocessing, target: int, steps: int) -> np.ndarray:
-    """The library's map, before the last min-max. It segments the image itself, its Integrated Gradients the input."""
+    """Returns the library's map before the last min-max.
+
+    The library segments the image itself, its Integrated Gradients take the input.
+    """
 
     def gradients(batch, call_model_args=None, expected_keys=None):
         x = torch.from_numpy(np.asarray(batch)).permute(0, 3, 1, 2).to(weight).requires_grad_()
@@ -162,7 +165,7 @@ def test_small_network_by_saliency(name, target):
 
 
 def test_lite0_by_saliency(lite0, lite0_float64, photo):
-    """Few steps, because its order of taking masks hangs on all digits of the attribution, and float64 takes long."""
+    """Takes few steps: the order of taking masks hangs on all digits of the attribution, and float64 takes long."""
     preprocessing = lite0[1].preprocessing
     found = ours(Engine(lite0_float64, preprocessing=preprocessing), photo, Xrai(steps=2), 281)
     expected = by_library(lite0_float64, photo, preprocessing, 281, steps=2)
@@ -179,7 +182,7 @@ def test_segments_are_those_of_saliency(photo):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_ranking_is_that_of_saliency(photo, seed):
-    """The very same numbers: each is the mean of the same pixels."""
+    """Both have the very same numbers: each is the mean of the same pixels."""
     attribution = F.avg_pool2d(torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 226, 226))), 3, 1)[
         0
     ].numpy()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import twins
 from reference import twins_gradient as twin
+from reference.finished import maps_of
 from reference.models import CHANNELS, CLASSES, MODELS, PREPROCESSING, build, picture, silence
 from torch import nn
 from torch.nn import functional as F
@@ -38,7 +39,7 @@ def _black(image, preprocessing=PREPROCESSING):
 
 
 def smooth(module, image, layer, target, samples=4, sigma=0.15, seed=3):
-    return twin.smooth_grad_cam_plus_plus(module, image, layer, target, gaussian(seed, 0, samples, image), sigma)
+    return twin.smooth_grad_cam_plus_plus(module, image, layer, target, gaussian(seed, range(samples), image), sigma)
 
 
 METHODS = {
@@ -63,16 +64,15 @@ METHODS = {
 def sums_of(
     module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing
 ) -> np.ndarray:
-    """What a worker adds up, at the layer's resolution, in float64."""
+    """Returns what is upsampled and scaled at the end, at the layer's resolution, in float64."""
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(CHANNELS, 1), layer),))
-    (outcome,) = Executor(Network(module, preprocessing=preprocessing)).execute([item]).outcomes
-    (partial,) = outcome.partials
-    assert partial.sums.dtype == np.float64
-    return partial.sums[0]
+    (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
+    assert found.dtype == np.float64
+    return found[0]
 
 
 def assert_equal(module, layer, spec, twin_of_it, target, seed=0):
-    """The engine's final map, and before it the sums, against the twin. Returns the final map."""
+    """Holds the engine's final map, and before it the sums, against the twin; returns the final map."""
     pixels = picture(seed)
     image = twins.normalised(pixels, PREPROCESSING.mean, PREPROCESSING.std)
     raw = twin_of_it(module, image, layer, target)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import twins
 from reference import twins_perturbation as twin
+from reference.finished import maps_of
 from reference.models import CHANNELS, CLASSES, HEIGHT, MODELS, PREPROCESSING, WIDTH, build, picture, silence
 from torch import nn
 
@@ -98,18 +99,17 @@ def normalised(image: np.ndarray, preprocessing=PREPROCESSING) -> torch.Tensor:
 
 
 def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
-    """What a worker adds up, in float64."""
+    """Returns what is upsampled and scaled at the end, in float64."""
     network = Network(module, preprocessing=preprocessing)
     total = spec.queries(network.info.layer(layer).channels, 1)
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, total, layer),))
-    (outcome,) = Executor(network).execute([item]).outcomes
-    (partial,) = outcome.partials
-    assert partial.sums.dtype == np.float64
-    return partial.sums[0]
+    (found,) = maps_of(Executor(network), item)
+    assert found.dtype == np.float64
+    return found[0]
 
 
 def assert_equal(module, layer, spec, by_twin, target, image, preprocessing=PREPROCESSING):
-    """The final map, and before it the sums up to a positive factor, against the twin. Returns the final map."""
+    """Holds the final map, and before it the sums up to a positive factor, against the twin; returns the final map."""
     raw = by_twin(module, normalised(image, preprocessing), layer, target)
     sums = sums_of(module, layer, spec, target, image, preprocessing)
     large = upsample(sums, tuple(raw.shape))

@@ -121,7 +121,7 @@ def equal_weights(target: int, seed: int) -> nn.Module:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_where_channels_weigh_the_same_it_is_score_cam(no_blur, seed):
-    """Then w_k is one positive factor, and p_c(black) is nothing: what is left of Group-CAM is Score-CAM."""
+    """There w_k is one positive factor, and p_c(black) is nothing: what is left of Group-CAM is Score-CAM."""
     module = equal_weights(3, seed)
     group = partial(module, GroupCam(groups=CHANNELS, variant="reference"), layer="0", seed=seed)
     score = partial(module, ScoreCam(), layer="0", seed=seed)
@@ -138,7 +138,7 @@ SMALL = Preprocessing(9, (9, 11), (0.45, 0.5, 0.55), (0.25, 0.3, 0.2), "bilinear
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 30])
 @pytest.mark.parametrize("positions", [1, 2, 3, 5, 9, 10, 13])
 def test_occlusion_windows_of_any_number_and_size(positions, window):
-    """Also cells of different sizes, more cells than pixels, and windows larger than the image."""
+    """The cases have cells of different sizes, more cells than pixels, and windows larger than the image."""
     torch.manual_seed(positions)
     module = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 5)

@@ -1,6 +1,6 @@
 """The perturbation family against its twins on EfficientNet-Lite0 and two photographs, in float64.
 
-At an early layer of few channels and with few samples: a twin's passes take a tenth of a second each.
+At an early layer of few channels, with few samples and small photographs: a twin makes its passes one by one.
 """
 
 import functools
@@ -17,11 +17,11 @@ from camserve.methods import AblationCam, GroupCam, IsCam, Occlusion, Rise, Scor
 pytest_plugins = ["reference.default_model"]
 
 LAYER = "_blocks.0"
-"""16 channels of 112 x 112, some of their values negative."""
+"""16 channels of 48 x 48, some of their values negative."""
 RISE = Rise(masks=4, grid=4, keep_prob=0.4, seed=2)
 OCCLUSION = Occlusion(positions=3, window=2)
-KMEANS = GroupCam(groups=5, grouping="kmeans")
-AGGLOMERATIVE = GroupCam(groups=5, grouping="agglomerative", variant="reference")
+KMEANS = GroupCam(groups=8, grouping="kmeans")
+AGGLOMERATIVE = GroupCam(groups=8, grouping="agglomerative", variant="reference")
 METHODS = {
     "score_cam_paper": (ScoreCam(variant="paper"), functools.partial(twin.score_cam, variant="paper")),
     "ss_cam": (SsCam(samples=1, std=0.5), functools.partial(ss_cam, samples=1, std=0.5, seed=0)),
@@ -36,13 +36,13 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def engine(lite0, lite0_float64) -> Engine:
-    return Engine(lite0_float64, preprocessing=lite0[1].preprocessing, layer=LAYER, micro_batch=1)
+def engine(lite0_float64, small_photo) -> Engine:
+    return Engine(lite0_float64, preprocessing=small_photo[1], layer=LAYER, micro_batch=1)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_method_equals_its_twin(engine, lite0, lite0_float64, photo, method):
-    (spec, by_twin), preprocessing = METHODS[method], lite0[1].preprocessing
+def test_method_equals_its_twin(engine, lite0_float64, small_photo, method):
+    (spec, by_twin), (photo, preprocessing) = METHODS[method], small_photo
     (found,) = engine.explain(photo, methods=[spec]).maps
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std)
     expected = twins.final(by_twin(lite0_float64, image, LAYER, found.target.index))

@@ -40,7 +40,7 @@ Maps of other definitions are further off by far: 0.1 for masks normalised after
 
 
 def inputs(image: np.ndarray, preprocessing) -> torch.Tensor:
-    """(1, 3, H, W), float64."""
+    """Returns the normalised image, (1, 3, H, W), float64."""
     return twins.normalised(image, preprocessing.mean, preprocessing.std)[None]
 
 
@@ -52,7 +52,7 @@ def ours(module, spec: MethodSpec, image, target: int, layer: str, preprocessing
 
 
 def by_torchcam(method: type, module: nn.Module, layer: str, x: torch.Tensor, target: int, **options) -> np.ndarray:
-    """(u, v)."""
+    """Returns torchcam's map, (u, v)."""
     with method(module, layer, input_shape=tuple(x.shape[1:]), **options) as extractor:
         if method is SSCAM:
             extractor._distrib = OurNoise(options["num_samples"], options["std"], x.dtype)
@@ -89,7 +89,7 @@ def test_small_network_by_torchcam(name, target, method):
 
 
 def test_torchcam_sees_what_an_in_place_relu_made_of_a_layer():
-    """It keeps the layer's output without copying it: layer 7 is a convolution with an in-place ReLU, 8, behind it."""
+    """torchcam keeps the layer's output without copying it: layer 7 is a convolution, 8 an in-place ReLU behind it."""
     module, x = build("signed", 2, torch.float64), inputs(picture(2), PREPROCESSING)
     seventh, eighth = (by_torchcam(TorchcamsScoreCAM, module, layer, x, 6) for layer in ("features.7", "features.8"))
     np.testing.assert_array_equal(seventh, eighth)
@@ -100,7 +100,7 @@ def test_torchcam_sees_what_an_in_place_relu_made_of_a_layer():
 
 
 def test_torchcam_normalises_masks_before_it_upsamples_them():
-    """So the largest value of a mask is below 1, and the map another than that of the definition."""
+    """The largest value of torchcam's mask is below 1, and its map another than that of the definition."""
     module, x = build("perceptron", 2, torch.float64), inputs(picture(2), PREPROCESSING)
     theirs = by_torchcam(TorchcamsScoreCAM, module, "features.8", x, 5)
     for normalise, agrees in (("before", True), ("after", False)):
@@ -115,14 +115,14 @@ def test_torchcam_normalises_masks_before_it_upsamples_them():
 
 
 def by_grad_cam(method: type, module: nn.Module, layer: str, x: torch.Tensor, target: int, **options) -> np.ndarray:
-    """(H, W): its final map at the layer's resolution, upsampled, and scaled once more."""
+    """Returns grad-cam's final map at the layer's resolution, upsampled and scaled once more, (H, W)."""
     options |= {"ablation_layer": AblationLayer()} if method is AblationCAM else {}  # else one serves all networks
     with method(module, [module.get_submodule(layer)], **options) as extractor:
         return extractor(x, [ClassifierOutputTarget(target)])[0]
 
 
 def as_grad_cam(small: np.ndarray, x: torch.Tensor) -> np.ndarray:
-    """What it makes of a map (u, v): ReLU and min-max come before upsampling."""
+    """Makes of a map (u, v) what grad-cam makes of it: ReLU and min-max come before upsampling."""
     return twins.final(twins.up(torch.from_numpy(small).double(), x))
 
 
@@ -147,7 +147,7 @@ def test_score_cam_of_a_small_network_by_grad_cam_but_for_its_aligned_corners(mo
 
 @pytest.mark.parametrize(("name", "target"), [("pooled", 1), ("pooled", 6), ("perceptron", 5), ("perceptron", 0)])
 def test_ablation_cam_of_a_small_network_by_grad_cam(name, target):
-    """Behind a ReLU, where it sets channels to zero as the paper does."""
+    """The layer is behind a ReLU, where grad-cam sets channels to zero as the paper does."""
     module, x = build(name, 2, torch.float64), inputs(picture(2), PREPROCESSING)
     expected = by_grad_cam(AblationCAM, module, "features.8", x, target)
     found = ours(module, AblationCam(), picture(2), target, "features.8")
@@ -155,7 +155,7 @@ def test_ablation_cam_of_a_small_network_by_grad_cam(name, target):
 
 
 def test_grad_cams_ablation_depends_on_its_batch_where_activations_are_negative_and_ours_does_not():
-    """It sets the n-th channel of a batch to the smallest activation so far - 1e7: to -1e7, -2e7, -3e7, ..."""
+    """grad-cam sets the n-th channel of a batch to the smallest activation so far - 1e7: to -1e7, -2e7, -3e7, ..."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh())
     module = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).double().eval()
@@ -171,7 +171,10 @@ def test_grad_cams_ablation_depends_on_its_batch_where_activations_are_negative_
 
 
 def by_captum(module: nn.Module, x: torch.Tensor, target: int, spec: Occlusion) -> np.ndarray:
-    """(H, W). It cuts no window off: so the image is given a border of zeros, which the network does not see."""
+    """Returns Captum's map, (H, W).
+
+    Captum cuts no window off: so the image is given a border of zeros, which the network does not see.
+    """
     height, width = x.shape[-2:]
     stride = (height // spec.positions, width // spec.positions)
     before, after = (spec.window - 1) // 2, spec.window // 2
@@ -204,7 +207,7 @@ def test_occlusion_of_a_small_network_by_captum(name, target, window):
 
 @pytest.mark.parametrize("groups", [2, 6])
 def test_the_authors_group_cam_is_ours_where_it_is_a_number_at_all(groups):
-    """At HEAD it divides 0 by 0 as soon as one group is nowhere positive, and the whole map is NaN."""
+    """The code at HEAD divides 0 by 0 as soon as one group is nowhere positive, and the whole map is NaN."""
     spec, numbers = GroupCam(groups=groups, variant="reference"), 0
     for seed in range(4):
         module, x = build("perceptron", seed, torch.float64), inputs(picture(seed), PREPROCESSING)[0]
@@ -229,7 +232,7 @@ BEHIND_RELU6 = "_blocks.0._swish"
 
 @pytest.fixture
 def asked(lite0, photo):
-    """Module, its input in float32, its most probable class, and our maps of it, (u, v)."""
+    """Returns module, its input in float32, its most probable class, and our maps of it, (u, v)."""
     module, preprocessing = lite0[0], lite0[1].preprocessing
     x = inputs(photo, preprocessing).float()
     with torch.no_grad():

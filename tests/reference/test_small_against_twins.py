@@ -46,7 +46,7 @@ def most_probable(module: nn.Module, image: np.ndarray) -> int:
 
 
 def assert_equal(module, layer, spec, twin, target, seed=0):
-    """The engine's final map, and before it the sums, against the twin. Returns the final map."""
+    """Holds the engine's final map, and before it the sums, against the twin; returns the final map."""
     image = picture(seed)
     raw = twin(module, normalised(image), layer, target)
     sums = sums_of(module, layer, spec, target, image)
@@ -62,7 +62,7 @@ def assert_equal(module, layer, spec, twin, target, seed=0):
 
 
 def sums_of(module, layer, spec, target, image) -> np.ndarray:
-    """What a worker adds up, at the layer's resolution, in float64."""
+    """Returns what a worker adds up, at the layer's resolution, in float64."""
     channels = Network(module, preprocessing=PREPROCESSING).info.layer(layer).channels
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(channels, 1), layer),))
     (outcome,) = Executor(Network(module, preprocessing=PREPROCESSING)).execute([item]).outcomes

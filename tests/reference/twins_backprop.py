@@ -27,7 +27,7 @@ def gradient(module: nn.Module, image: Tensor, target: int) -> Tensor:
 
 
 def largest(gradients: Tensor) -> Tensor:
-    """(H, W): over channels, of the absolute values."""
+    """Returns the largest absolute value over channels, (H, W)."""
     return torch.stack([channel.abs() for channel in gradients]).max(dim=0).values
 
 
@@ -49,7 +49,7 @@ class GuidedReLU(nn.Module):
 
 
 class DeconvolutionReLU(GuidedReLU):
-    """The same, and the ReLU's own backward is the identity."""
+    """The gradient of the output loses its negative values, and the ReLU's own backward is the identity."""
 
     def clipped(self, z: Tensor) -> Tensor:
         clipped = super().clipped(z).detach()
@@ -110,7 +110,7 @@ def smooth_grad(module: nn.Module, image: Tensor, target: int, noise: Tensor, si
 
 
 def xrai(module: nn.Module, image: Tensor, target: int, pixels: np.ndarray, steps: int) -> Tensor:
-    """pixels: (H, W, 3) uint8, as the network sees them."""
+    """Takes pixels (H, W, 3), uint8, as the network sees them."""
     return torch.from_numpy(xrai_ranking(xrai_attribution(module, image, target, steps).numpy(), xrai_masks(pixels)))
 
 

@@ -24,7 +24,7 @@ def order(saliency: np.ndarray) -> list[tuple[int, int]]:
 
 
 def curve(module: nn.Module, begin: Tensor, end: Tensor, saliency: np.ndarray, index: int, step_px: int) -> list[float]:
-    """RISE, `evaluation.py`, `CausalMetric.single_run`."""
+    """Follows `CausalMetric.single_run` of `evaluation.py` in the code of RISE."""
     image, places = begin.clone(), order(saliency)
     scores = [probability(module, image, index)]
     while places:
@@ -42,7 +42,7 @@ def area(scores: list[float]) -> float:
 
 
 def rise_blur(image: Tensor) -> Tensor:
-    """RISE, `evaluation.py`: conv2d with `gkern(11, 5)`, padding 5."""
+    """Blurs as `evaluation.py` of RISE does: conv2d with `gkern(11, 5)`, padding 5."""
     impulse = np.zeros((11, 11))
     impulse[5, 5] = 1
     kernel = gaussian_filter(impulse, 5)
@@ -101,7 +101,7 @@ def energy(saliency: np.ndarray, boxes: list[Region]) -> float:
 
 
 def size_adaptive_share(saliency: np.ndarray, boxes: list[Region]) -> float:
-    """For maps without equal values."""
+    """Returns the share of the N most salient pixels in the region, for maps without equal values."""
     height, width = saliency.shape
     area = sum(in_region(row, column, boxes) for row in range(height) for column in range(width))
     return sum(in_region(*place, boxes) for place in order(saliency)[:area]) / area

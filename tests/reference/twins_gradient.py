@@ -53,7 +53,7 @@ def grad_cam_plus_plus_paper(module: nn.Module, image: Tensor, layer: str, targe
 
 
 def grad_cam_plus_plus_product(module: nn.Module, image: Tensor, layer: str, target: int) -> Tensor:
-    """As `grad_cam_plus_plus_paper` with sum(A g^3) in the denominator, and 1e-8."""
+    """Differs from `grad_cam_plus_plus_paper` by sum(A g^3) in the denominator, and 1e-8."""
     activations, gradients = activations_and_gradients(module, image, layer, target)
     weights = []
     for a, g in zip(activations, gradients, strict=True):
@@ -129,7 +129,7 @@ def first_component(rows: Tensor) -> Tensor:
 
 
 def eigen_cam_sign(rows: Tensor) -> int:
-    """What the scores of `first_component` are multiplied with, by the rule's three cases in their order."""
+    """Returns the factor of `first_component`'s scores, 1 or -1, by the rule's three cases in their order."""
     scores = [float(score) for score in first_component(rows)]
     brightness = [float(row.mean()) for row in rows]
     size = math.sqrt(sum(float(value) ** 2 for value in rows.flatten()) / rows.numel())

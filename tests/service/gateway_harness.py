@@ -14,23 +14,26 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from camserve.gateway.fake import FakeUpstream
-from camserve.gateway.places import fixed
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.fake import FakeBackend
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import Settings
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
 
 GRAD = pb.MethodSpec(grad_cam={})
 GROUP = pb.MethodSpec(group_cam={})
 SCORE = pb.MethodSpec(score_cam={})
+PATIENT = {"default_deadline_s": 600, "partial_margin_s": 100, "step_timeout_s": 10_000}
+"""Nothing ends before a `jump`; after `TO_THE_MARGIN`, partial answers are made while there is time enough for them."""
+TO_THE_MARGIN = 550
 QUICK = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "poll_s": 0.01, "drain_s": 5.0}
 
 
 @dataclass
 class Harness:
     gateway: Gateway
-    upstream: FakeUpstream
+    upstream: FakeBackend
     channel: grpc.aio.Channel
     stub: Any
 
@@ -49,8 +52,8 @@ class Harness:
 
 
 @asynccontextmanager
-async def serving(upstream: FakeUpstream | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Harness]:
-    upstream = upstream or FakeUpstream()
+async def serving(upstream: FakeBackend | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Harness]:
+    upstream = upstream or FakeBackend()
     async with Gateway(Settings(**(QUICK | settings)), fixed({"fake": upstream})) as gateway:
         if ready:
             await gateway.wait_ready(30)
@@ -91,6 +94,17 @@ async def until(condition: Callable[[], bool], changes: Callable[[], Awaitable[A
     """Returns once the condition holds; the test's own timeout is the bound."""
     while not condition():
         await (changes() if changes else asyncio.sleep(0.001))
+
+
+def jump(seconds: float) -> None:
+    """Puts the event loop's clock forward: whatever waits for a time until then goes on at once.
+
+    So a deadline passes at a moment that the test chooses, however slow the machine is. A client's own deadline is not
+    the loop's: give it a much longer one than the server has, or none.
+    """
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
 
 
 def same(left: pb.ExplainReply, right: pb.ExplainReply) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import re
 import sys
@@ -14,14 +15,15 @@ import trustme
 from gateway_harness import photo, serving
 from google.protobuf.json_format import Parse
 
-from camserve.errors import KINDS, InvalidOption
-from camserve.gateway.convert import status
-from camserve.gateway.fake import MODEL
-from camserve.gateway.oip_convert import metadata
-from camserve.gateway.oip_parameters import set_options
-from camserve.gateway.tokens import Entry, new_token
+from camserve.codecs import oip as oip_codec
+from camserve.codecs import plain as plain_codec
+from camserve.errors import KINDS
+from camserve.gateway.api.access import Entry, new_token
+from camserve.gateway.api.status import status
+from camserve.gateway.pool.fake import MODEL
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
+from camserve.types import Cost
 from camserve.v1 import explain_pb2 as pb
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -87,22 +89,29 @@ def test_the_service_config_is_json():
 
 def test_every_error_has_its_row():
     rows = table("class in `camserve.errors`")
-    expected = {
-        name: status(kind("")).name for name, kind in KINDS.items() if name not in ("CamserveError", "Cancelled")
-    }
+    no_client_sees = ("CamserveError", "Cancelled", "ImageMissing")
+    expected = {name: status(kind("")).name for name, kind in KINDS.items() if name not in no_client_sees}
     assert {name: cells[0] for name, cells in rows.items()} == expected
 
 
 def test_every_parameter_of_an_inference_has_its_row():
-    with pytest.raises(InvalidOption) as caught:
-        set_options(pb.ExplainRequest(), {"none": oip.InferParameter()})
-    allowed = str(caught.value).partition("there are ")[2].split(", ")
-    assert list(table("parameter")) == allowed
+    assert list(table("parameter")) == [*oip_codec.PARAMETERS, "timeout"]
+
+
+def test_every_figure_of_what_an_answer_cost_is_named():
+    (_, meaning) = table("parameter of the response")["cost"]
+    assert set(re.findall(r"`(\w+)`", meaning)) == {field.name for field in dataclasses.fields(Cost)}
+
+
+def test_every_option_of_the_plain_api_and_every_format_has_its_row():
+    rows = table("option")
+    assert list(rows) == [*plain_codec.OPTIONS, "format"]
+    assert re.findall(r"`(\w+)`", rows["format"][0]) == list(plain_codec.FORMATS)
 
 
 def test_every_output_has_its_row():
     rows = table("output")
-    described = {tensor.name: tensor.datatype for tensor in metadata(MODEL).outputs}
+    described = {tensor.name: tensor.datatype for tensor in oip_codec.metadata(MODEL).outputs}
     assert {name: cells[0] for name, cells in rows.items()} == described
 
 

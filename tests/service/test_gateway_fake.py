@@ -9,20 +9,36 @@ import zlib
 
 import numpy as np
 import pytest
-from gateway_harness import GRAD, GROUP, QUICK, SCORE, Harness, arrays, ask, failure, photo, same, serving, until
+from gateway_harness import (
+    GRAD,
+    GROUP,
+    PATIENT,
+    QUICK,
+    SCORE,
+    TO_THE_MARGIN,
+    Harness,
+    arrays,
+    ask,
+    failure,
+    jump,
+    photo,
+    same,
+    serving,
+    until,
+)
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
+from camserve.codecs.v1 import view_from_proto
 from camserve.errors import InvalidOption, Unsupported
 from camserve.finalise.maps import final_map
-from camserve.gateway.fake import MODEL, FakeUpstream, Faults
-from camserve.gateway.places import fixed
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.fake import MODEL, FakeBackend, Faults
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import Settings
 from camserve.methods import GroupCam, ScoreCam
 from camserve.types import MapCurves, ModelInfo, Prediction, Target
 from camserve.v1 import explain_pb2 as pb
-from camserve.wire import view_from_proto
 
 
 async def test_one_request_brings_predictions_and_a_map_for_each_method_and_target():
@@ -51,7 +67,7 @@ async def test_the_map_is_that_of_every_query_counted_once(message: pb.MethodSpe
     image = photo(3)
     async with serving(step_queries=7) as server:
         reply = await server.stub.Explain(ask(message, image=image, targets=[pb.Target(index=4), pb.Target(index=1)]))
-    sums = FakeUpstream.whole(image, spec, MODEL, "", [4, 1])
+    sums = FakeBackend.whole(image, spec, MODEL, "", [4, 1])
     for row, (array, index) in enumerate(zip(arrays(reply), [4, 1], strict=True)):
         target = Prediction(index, "", 0.0)
         view = view_from_proto(reply.input)
@@ -98,7 +114,7 @@ async def test_evaluation_asks_the_curves_of_the_very_maps_that_are_returned():
 
 
 async def test_a_lost_step_of_an_evaluation_is_asked_again():
-    upstream = FakeUpstream(faults=Faults(lost_steps={3, 5}))
+    upstream = FakeBackend(faults=Faults(lost_steps={3, 5}))
     request = ask(SCORE, evaluate=True)
     async with serving(step_queries=48) as server:
         expected = await server.stub.Explain(request)
@@ -115,9 +131,9 @@ async def test_the_progress_of_an_evaluation_never_goes_back():
 
 
 async def test_a_stream_sharpens_its_maps():
-    async with serving(FakeUpstream(faults=Faults(latency_s=0.02)), step_queries=16, steps_per_worker=1) as server:
+    async with serving(step_queries=16, steps_per_worker=1) as server:
         request = ask(SCORE, GRAD, stream={"max_maps": 100, "min_interval_s": 0})
-        *updates, last = [update async for update in server.stub.StreamExplain(request)]
+        *updates, last = await step_by_step(server, request)
         reply = await server.stub.Explain(request)
     assert same(last.reply, reply)
     fractions = [update.progress.maps[0].fraction for update in updates]
@@ -133,6 +149,18 @@ async def test_a_stream_sharpens_its_maps():
     assert early < late
 
 
+async def step_by_step(server: Harness, request: pb.ExplainRequest) -> list[pb.ExplainUpdate]:
+    """The updates of a stream; a step is answered when the update of the one before it has come."""
+    server.upstream.hold()
+    server.upstream.release(1)
+    updates = []
+    async for update in server.stub.StreamExplain(request):
+        updates.append(update)
+        server.upstream.release(1)
+    server.upstream.release()
+    return updates
+
+
 def correlation(one: pb.SaliencyMap, other: pb.SaliencyMap) -> float:
     return float(np.corrcoef(np.frombuffer(one.data, "<f4"), np.frombuffer(other.data, "<f4"))[0, 1])
 
@@ -141,9 +169,8 @@ def correlation(one: pb.SaliencyMap, other: pb.SaliencyMap) -> float:
     ("stream", "maps"), [({"max_maps": 0}, 0), ({"max_maps": 2, "min_interval_s": 0}, 2), ({"min_interval_s": 60}, 1)]
 )
 async def test_a_stream_has_maps_as_often_as_was_asked(stream: dict[str, float], maps: int):
-    async with serving(FakeUpstream(faults=Faults(latency_s=0.01)), step_queries=8) as server:
-        call = server.stub.StreamExplain(ask(SCORE, stream=stream))
-        updates = [update async for update in call]
+    async with serving(step_queries=8) as server:
+        updates = await step_by_step(server, ask(SCORE, stream=stream))
     assert len(updates) > 4
     assert sum(bool(update.progress.maps) for update in updates[:-1]) == maps
 
@@ -156,9 +183,12 @@ async def test_stream_options_out_of_range_are_refused(field: dict[str, float]):
 
 
 async def test_at_the_deadline_a_partial_answer_has_what_is_known():
-    upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({2, 3})))
-    async with serving(upstream, step_queries=16, steps_per_worker=1, partial_margin_s=0.5) as server:
-        reply = await server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True), timeout=2)
+    upstream = FakeBackend(faults=Faults(hanging_steps=frozenset({2, 3})))
+    async with serving(upstream, step_queries=16, steps_per_worker=1, **PATIENT) as server:
+        call = server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True))
+        await upstream.received(3)
+        jump(TO_THE_MARGIN)
+        reply = await call
         metrics = await server.metrics()
     by_name = {map_.method.WhichOneof("method"): map_ for map_ in reply.maps}
     assert [(map_.complete, map_.degenerate) for map_ in by_name.values()] == [
@@ -170,12 +200,12 @@ async def test_at_the_deadline_a_partial_answer_has_what_is_known():
     assert by_name["grad_cam"].fraction == 1
     assert by_name["group_cam"].fraction == 0
     assert not any(by_name["group_cam"].data)
-    assert reply.cost.queries == 32
+    assert reply.cost.queries == round(96 * by_name["score_cam"].fraction)
     assert 'camserve_partial_answers_total{model="fake"} 1.0' in metrics
 
 
 async def test_without_any_answer_there_is_nothing_partial():
-    upstream = FakeUpstream(faults=Faults(hanging_steps=frozenset({0})))
+    upstream = FakeBackend(faults=Faults(hanging_steps=frozenset({0})))
     async with serving(upstream) as server:
         code, _, _ = await failure(server.stub.Explain(ask(SCORE, allow_partial=True), timeout=0.3))
     assert code == "DEADLINE_EXCEEDED"
@@ -286,7 +316,7 @@ BAD_IMAGES: list[tuple[pb.ExplainRequest, dict[str, int], str]] = [
     (ask(), {"max_image_bytes": 500}, "at most 500 bytes"),
     (pb.ExplainRequest(image=TENSOR), {"max_image_bytes": 500}, "at most 500 bytes, got 1200"),
     (ask(image=HUGE), {}, "at most 64000000 pixels"),
-    (pb.ExplainRequest(image=TENSOR), {"max_image_pixels": 399}, "at most 399 pixels, got 400"),
+    (pb.ExplainRequest(image=TENSOR), {"max_image_pixels": 399}, "at most 399 pixels, got 20 x 20 = 400"),
     (pb.ExplainRequest(image=FLOAT), {}, "must have the network's input size [32, 48], got [1, 1]"),
     (pb.ExplainRequest(image=TWOS), {}, "pixels in [0, 1]"),
 ]
@@ -311,7 +341,7 @@ BAD_OPTIONS: list[tuple[pb.ExplainRequest, dict[str, int], str]] = [
     (ask(output={"colormap": "pink"}), {}, "got 'pink'"),
     (ask(output={"opacity": 1.5}), {}, "0..1, got 1.5"),
     (ask(output={"boxes": {"threshold": 2}}), {}, "0..1, got 2"),
-    (ask(output={"size": "LAYER", "encoding": "OVERLAY_PNG"}), {}, "INPUT or ORIGINAL"),
+    (ask(output={"size": "LAYER", "encoding": "OVERLAY_PNG"}), {}, "input or original"),
     (ask(output={"size": "ORIGINAL"}), {"max_map_pixels": 4799}, "at most 4799 pixels; 1 maps of 60 x 80 have 4800"),
     (
         ask(image=photo(0, (400, 800)), targets=[pb.Target(top_k=2)], output={"size": "ORIGINAL"}),
@@ -347,7 +377,7 @@ async def test_bad_input_is_refused_and_changes_nothing(
 
 async def test_a_worker_that_says_that_the_model_cannot_do_it():
     image = photo(9)
-    upstream = FakeUpstream(faults=Faults(item_errors={image: Unsupported("cam needs a pooling head")}))
+    upstream = FakeBackend(faults=Faults(item_errors={image: Unsupported("cam needs a pooling head")}))
     async with serving(upstream) as server:
         answer = await failure(server.stub.Explain(ask(pb.MethodSpec(cam={}), image=image)))
         assert answer == ("FAILED_PRECONDITION", "cam needs a pooling head", "Unsupported")
@@ -362,7 +392,7 @@ async def test_a_message_over_the_bound_is_refused_by_grpc():
 
 async def test_models_are_listed_and_described():
     other = ModelInfo("other", "3", ("a", "b"), (16, 16), (MODEL.layers[0],), "stem")
-    async with serving(FakeUpstream([MODEL, other])) as server:
+    async with serving(FakeBackend([MODEL, other])) as server:
         await _all_ready(server, 2)
         models = (await server.stub.ListModels(pb.ListModelsRequest())).models
         assert [(model.name, model.version, model.ready) for model in models] == [
@@ -388,7 +418,7 @@ async def test_models_are_listed_and_described():
 
 
 async def _all_ready(server: Harness, number: int) -> None:
-    await until(lambda: sum(model.ready for model in server.gateway.catalogue.models) == number)
+    await until(lambda: sum(model.ready for model in server.gateway.registry.models) == number)
 
 
 async def test_reflection_names_the_services():
@@ -404,12 +434,12 @@ async def test_a_taken_port_is_an_error_with_the_address():
     async with serving() as server:
         for changes in ({"listen": server.gateway.address}, {"metrics_listen": server.gateway.metrics_address}):
             with pytest.raises(InvalidOption, match=next(iter(changes.values()))):
-                await Gateway(Settings(**(QUICK | changes)), fixed({"fake": FakeUpstream()})).start()
+                await Gateway(Settings(**(QUICK | changes)), fixed({"fake": FakeBackend()})).start()
 
 
 def test_importing_the_server_loads_no_torch():
     code = (
-        "import sys, camserve.gateway.server, camserve.gateway.fake;"
+        "import sys, camserve.gateway.server, camserve.gateway.pool.fake;"
         "print([name for name in ('torch', 'torchvision', 'ts', 'matplotlib') if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,10 +12,10 @@ from gateway_harness import GRAD, GROUP, QUICK, SCORE, Harness, ask, failure, ph
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.errors import Unavailable
-from camserve.gateway.fake import FakeUpstream, Faults
-from camserve.gateway.places import fixed
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.fake import FakeBackend, Faults
 from camserve.gateway.server import SERVICE, Gateway
-from camserve.gateway.settings import Settings
 from camserve.v1 import explain_pb2 as pb
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -38,7 +38,7 @@ async def becomes(server: Harness, status: int) -> None:
 
 
 async def test_without_torchserve_health_says_so_and_calls_are_unavailable_until_it_comes():
-    upstream = FakeUpstream()
+    upstream = FakeBackend()
     upstream.up = False
     async with serving(upstream, ready=False) as server:
         assert await health(server) == NOT_SERVING
@@ -57,10 +57,10 @@ async def test_without_torchserve_health_says_so_and_calls_are_unavailable_until
 
 
 async def test_a_model_without_a_ready_worker_is_unavailable():
-    upstream = FakeUpstream()
+    upstream = FakeBackend()
     upstream.workers = 0
     async with serving(upstream, ready=False) as server:
-        await until(lambda: len(server.gateway.catalogue.models) == 1)
+        await until(lambda: len(server.gateway.registry.models) == 1)
         code, text, _ = await failure(server.stub.Explain(ask()))
         assert (code, text) == ("UNAVAILABLE", "model fake is starting; try again in some seconds")
 
@@ -83,7 +83,7 @@ async def test_health_follows_the_workers_and_each_return_is_greeted_by_a_canary
 
 
 async def test_a_worker_that_does_not_answer_the_canary_is_not_ready():
-    upstream = FakeUpstream(faults=Faults(canary_fails=True))
+    upstream = FakeBackend(faults=Faults(canary_fails=True))
     async with serving(upstream, ready=False) as server:
         await until(lambda: upstream.canaries >= 2)
         assert await health(server) == NOT_SERVING
@@ -92,21 +92,21 @@ async def test_a_worker_that_does_not_answer_the_canary_is_not_ready():
 
 
 async def test_running_requests_outlive_a_restart_of_the_worker():
-    async with serving(FakeUpstream(faults=Faults(lost_steps=frozenset({1}))), step_queries=8) as server:
+    async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({1}))), step_queries=8) as server:
         server.upstream.hold()
         call = server.stub.Explain(ask(SCORE))
         await server.upstream.received(1)
         server.upstream.workers = 0
         await becomes(server, NOT_SERVING)
         server.upstream.release()
-        await until(lambda: server.gateway.catalogue.get("fake").dispatcher.planner.counts().in_flight == 0)
+        await until(lambda: server.gateway.registry.get("fake").dispatcher.planner.counts().in_flight == 0)
         server.upstream.workers = 1
         assert (await call).cost.queries == 96
 
 
 async def test_a_step_that_a_dead_worker_swallowed_is_sent_again_when_a_worker_is_back():
     """Long before the step's timeout, which the upstream keeps silent until."""
-    hanging = FakeUpstream(faults=Faults(hanging_steps=frozenset({1})))
+    hanging = FakeBackend(faults=Faults(hanging_steps=frozenset({1})))
     async with serving(hanging, step_queries=8, step_timeout_s=600) as server:
         call = server.stub.Explain(ask(SCORE))
         await server.upstream.received(2)
@@ -117,7 +117,7 @@ async def test_a_step_that_a_dead_worker_swallowed_is_sent_again_when_a_worker_i
 
 
 async def test_after_a_loss_nothing_is_sent_before_somebody_has_looked_at_the_workers():
-    async with serving(FakeUpstream(faults=Faults(lost_steps=frozenset({0}))), poll_s=600) as server:
+    async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({0}))), poll_s=600) as server:
         server.upstream.hold()
         call = server.stub.Explain(ask(SCORE))
         await server.upstream.received(1)
@@ -171,7 +171,7 @@ async def test_a_stop_leaves_no_task_and_no_warning_behind():
     asyncio.get_running_loop().set_debug(True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        async with serving(FakeUpstream(faults=Faults(lost_steps=frozenset({1}))), step_queries=8) as server:
+        async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({1}))), step_queries=8) as server:
             await server.stub.Explain(ask(SCORE, GROUP, GRAD))
             server.upstream.hold()
             left = server.stub.StreamExplain(ask(SCORE))
@@ -190,7 +190,7 @@ def _ours(task: asyncio.Task[object]) -> bool:
 
 
 async def test_stopping_twice_is_stopping_once():
-    gateway = Gateway(Settings(**QUICK), fixed({"fake": FakeUpstream()}))
+    gateway = Gateway(Settings(**QUICK), fixed({"fake": FakeBackend()}))
     await gateway.start()
     await gateway.stop(0)
     await gateway.stop(0)
@@ -208,7 +208,7 @@ async def test_metrics_have_their_names_and_few_labels():
         'camserve_request_seconds_count{class="normal",code="OK",method="grad_cam",model="fake"} 1.0',
         'camserve_request_seconds_count{class="normal",code="OK",method="several",model="fake"} 1.0',
         'camserve_request_seconds_count{class="normal",code="NOT_FOUND",method="grad_cam",model="unknown"} 1.0',
-        'camserve_request_seconds_count{class="normal",code="INVALID_ARGUMENT",method="unknown",model="fake"} 1.0',
+        'camserve_request_seconds_count{class="unknown",code="INVALID_ARGUMENT",method="unknown",model="fake"} 1.0',
         'camserve_masked_queries_total{method="score_cam",model="fake"} 96.0',
         'camserve_step_queries_sum{model="fake"} 96.0',
         f'camserve_step_items_count{{model="fake"}} {steps}',

@@ -11,15 +11,15 @@ import urllib.request
 
 import grpc
 import pytest
-from gateway_harness import GRAD, SCORE, Harness, ask, failure, photo, serving, until
+from gateway_harness import GRAD, PATIENT, SCORE, TO_THE_MARGIN, Harness, ask, failure, jump, photo, serving, until
 
 from camserve import logs
+from camserve.cli.scrape import Scrape, Window, parse
 from camserve.client import AsyncClient, Client
 from camserve.errors import InvalidImage, InvalidOption, NotFound
-from camserve.gateway.fake import FakeUpstream, Faults
-from camserve.gateway.fake_answers import DEVICE_MEMORY
-from camserve.gateway.requestid import KEY
-from camserve.scrape import Scrape, Window, parse
+from camserve.gateway.api.request_ids import KEY
+from camserve.gateway.pool.fake import FakeBackend, Faults
+from camserve.gateway.pool.fake_answers import DEVICE_MEMORY
 from camserve.v1 import explain_pb2 as pb
 
 AUTO = pb.MethodSpec(auto={})
@@ -81,7 +81,7 @@ async def test_labels_that_a_client_made_up_are_unknown():
     async with serving() as server:
         await failure(server.stub.Explain(ask(pb.MethodSpec(), model="evil", priority=77)))
         text = await server.metrics()
-    labels = 'class="unknown",code="NOT_FOUND",method="unknown",model="unknown"'
+    labels = 'class="unknown",code="INVALID_ARGUMENT",method="unknown",model="unknown"'
     assert f"camserve_request_seconds_count{{{labels}}} 1.0" in text
     assert "evil" not in text
 
@@ -95,10 +95,10 @@ async def test_queries_of_a_cancelled_request_are_wasted():
         server.upstream.release(1)
         await server.upstream.received(2)
         call.cancel()
-        await server.gateway._calls.idle()
+        await server.gateway.calls.idle()
         half = (await look(server)).value("camserve_masked_queries_wasted_total", model="fake")
         server.upstream.release()
-        await until(lambda: server.gateway.catalogue.get("fake").dispatcher.planner.idle)
+        await until(lambda: server.gateway.registry.get("fake").dispatcher.planner.idle)
         window = await look(server)
     assert half == 8
     assert window.value("camserve_masked_queries_wasted_total", model="fake") == 16 == server.asked()
@@ -140,10 +140,18 @@ async def test_what_auto_chose_is_counted_by_its_name_in_the_ladder():
 
 
 async def test_a_missed_deadline_and_a_partial_answer_are_told_apart():
-    async with serving(FakeUpstream(faults=Faults(latency_s=0.05)), step_queries=8) as server:
-        assert (await failure(server.stub.Explain(ask(SCORE), timeout=0.3)))[0] == "DEADLINE_EXCEEDED"
-        await server.gateway._calls.idle()
-        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=0.5)
+    async with serving(step_queries=8, steps_per_worker=1, **PATIENT) as server:
+        server.upstream.hold()
+        late = server.stub.Explain(ask(SCORE))
+        await server.upstream.received(1)
+        jump(600)
+        assert (await failure(late))[0] == "DEADLINE_EXCEEDED"
+        early = server.stub.Explain(ask(SCORE, allow_partial=True))
+        server.upstream.release(2)  # the late one's step, and the first of this one
+        await server.upstream.received(3)
+        jump(TO_THE_MARGIN)
+        partial = await early
+        server.upstream.release()
         window = await look(server)
     assert not partial.maps[0].complete
     assert window.value("camserve_request_seconds_count", code="DEADLINE_EXCEEDED") == 1
@@ -154,10 +162,10 @@ async def test_a_worker_that_was_replaced_counts_as_restarted():
     async with serving() as server:
         assert (await look(server)).value("camserve_worker_restarts_total", model="fake") == 0
         server.upstream.workers = 0
-        await until(lambda: not server.gateway.catalogue.get("fake").ready)
+        await until(lambda: not server.gateway.registry.get("fake").ready)
         away = await look(server)
         server.upstream.workers = 1
-        await until(lambda: server.gateway.catalogue.get("fake").ready)
+        await until(lambda: server.gateway.registry.get("fake").ready)
         back = await look(server)
     assert (away.value("camserve_workers_ready"), away.value("camserve_workers")) == (0, 1)
     assert away.value("camserve_worker_restarts_total", model="fake") == 0
@@ -167,16 +175,16 @@ async def test_a_worker_that_was_replaced_counts_as_restarted():
 async def test_a_torchserve_that_was_started_again_counts_too():
     async with serving() as server:
         server.upstream.up = False
-        await until(lambda: not server.gateway.catalogue.get("fake").ready)
+        await until(lambda: not server.gateway.registry.get("fake").ready)
         server.upstream.workers = 0
         server.upstream.workers = 1
         server.upstream.up = True
-        await until(lambda: server.gateway.catalogue.get("fake").ready)
+        await until(lambda: server.gateway.registry.get("fake").ready)
         assert (await look(server)).value("camserve_worker_restarts_total", model="fake") == 1
 
 
 async def test_lost_steps_are_counted_as_sent_again():
-    async with serving(FakeUpstream(faults=Faults(lost_steps=frozenset({0})))) as server:
+    async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({0})))) as server:
         await server.stub.Explain(ask(SCORE))
         assert (await look(server)).value("camserve_step_retries_total", model="fake") == 1
 
@@ -282,7 +290,7 @@ async def test_each_call_has_one_line_in_the_log(access_log):
         call = server.stub.Explain(ask(SCORE), metadata=((KEY, "gone"),))
         await server.upstream.received(len(server.upstream.steps) + 1)
         call.cancel()
-        await until(lambda: not server.gateway._calls.active)
+        await until(lambda: not server.gateway.calls.active)
         server.upstream.release()
     good, bad, gone = lines = access_log()
     assert [line["request_id"] for line in lines] == ["good", "bad", "gone"]
@@ -303,16 +311,16 @@ async def test_a_step_is_logged_for_all_whose_work_is_in_it(caplog):
     from structlog.contextvars import get_contextvars
 
     seen = []
-    caplog.set_level(logging.ERROR, "camserve.gateway.dispatch")
+    caplog.set_level(logging.ERROR, "camserve.gateway.pool.dispatcher")
     caplog.handler.addFilter(lambda record: seen.append((record.name, get_contextvars())) or True)
-    async with serving(FakeUpstream(faults=Faults(crash=True)), steps_per_worker=1) as server:
+    async with serving(FakeBackend(faults=Faults(crash=True)), steps_per_worker=1) as server:
         server.upstream.hold()
         calls = [server.stub.Explain(ask(SCORE, image=photo(i)), metadata=((KEY, f"call-{i}"),)) for i in range(3)]
         await server.upstream.received(1)
-        await until(lambda: len(server.gateway.catalogue.get("fake").dispatcher.planner) == 3)
+        await until(lambda: len(server.gateway.registry.get("fake").dispatcher.planner) == 3)
         server.upstream.release()
         await asyncio.gather(*calls, return_exceptions=True)
-    steps = [found for name, found in seen if name == "camserve.gateway.dispatch"]
+    steps = [found for name, found in seen if name == "camserve.gateway.pool.dispatcher"]
     assert [sorted(found) for found in steps] == [["request_ids"]] * len(steps)
     named = [sorted(found["request_ids"]) for found in steps]
     assert sorted(name for names in named for name in names) == ["call-0", "call-1", "call-2"]

@@ -19,9 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from triton_harness import triton
 
-from camserve.gateway import oip_convert
-from camserve.gateway.fake import FakeUpstream
-from camserve.gateway.tokens import new_token
+from camserve.codecs import oip as codec
+from camserve.gateway.api.access import new_token
+from camserve.gateway.pool.fake import FakeBackend
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
 from camserve.v1 import explain_pb2 as pb
@@ -206,7 +206,7 @@ async def test_metadata_of_what_does_not_exist_are_not_found():
 
 
 async def test_before_a_model_is_ready_the_answers_say_so():
-    upstream = FakeUpstream()
+    upstream = FakeBackend()
     upstream.workers = 0
     async with serving(upstream, ready=False) as server:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
@@ -238,14 +238,14 @@ async def test_a_stop_lets_a_running_inference_finish():
 
 
 async def test_a_stop_waits_for_a_response_that_is_being_converted(monkeypatch: pytest.MonkeyPatch):
-    begun, go_on, convert = threading.Event(), threading.Event(), oip_convert.response
+    begun, go_on, convert = threading.Event(), threading.Event(), codec.encode
 
-    def slow(*arguments: Any) -> oip.ModelInferResponse:
+    def slow(*arguments: Any) -> bytes:
         begun.set()
         go_on.wait(30)
         return convert(*arguments)
 
-    monkeypatch.setattr(oip_convert, "response", slow)
+    monkeypatch.setattr(codec, "encode", slow)
     async with serving() as server:
         running = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(infer())
         assert await asyncio.to_thread(begun.wait, 30)
@@ -266,7 +266,7 @@ async def test_a_client_that_goes_away_ends_its_inference():
         running = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(request)
         await server.upstream.received(1)
         running.cancel()
-        planner = server.gateway.catalogue.get("fake").dispatcher.planner
+        planner = server.gateway.registry.get("fake").dispatcher.planner
         await until(lambda: len(planner) == 0)
         server.upstream.release()
         await until(lambda: planner.idle)
@@ -285,3 +285,14 @@ async def test_what_camserve_does_not_speak_is_unimplemented():
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_maps_that_no_tensor_can_hold_are_refused_before_any_work():
+    request = infer()
+    request.parameters["explain_method"].string_param = "score_cam rise:masks=8"
+    request.parameters["explain_size"].string_param = "layer"
+    async with serving() as server:
+        code, text, _ = await failure(inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(request))
+        assert (code, "one tensor holds maps of one size" in text) == ("INVALID_ARGUMENT", True)
+        assert server.upstream.steps == []
+        assert 'code="INVALID_ARGUMENT"' in await server.metrics()

@@ -16,14 +16,14 @@ import trustme
 from gateway_harness import QUICK, serving
 
 from camserve.errors import InvalidOption, Unavailable
-from camserve.gateway.fake import FakeUpstream
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.fake import FakeBackend
 from camserve.supervisor import WorkerSettings
 from camserve.supervisor.probe import probe_gateway, probe_worker
 
 
 @asynccontextmanager
-async def probed(upstream: FakeUpstream | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Settings]:
+async def probed(upstream: FakeBackend | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Settings]:
     """A gateway, and the settings by which a probe finds it."""
     async with serving(upstream, ready, **settings) as harness:
         port = harness.gateway.address.rpartition(":")[2]
@@ -48,7 +48,7 @@ async def test_a_gateway_on_every_address_is_found():
 
 
 async def test_a_gateway_without_a_model_lives_but_is_not_ready():
-    async with probed(upstream=FakeUpstream(models=()), ready=False) as settings:
+    async with probed(upstream=FakeBackend(models=()), ready=False) as settings:
         await look(settings, live=True)
         with pytest.raises(Unavailable, match="says NOT_SERVING"):
             await look(settings)

@@ -18,11 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve import AsyncClient, Client, Tls
 from camserve.errors import InvalidOption, Unavailable
-from camserve.gateway.fake import FakeUpstream
-from camserve.gateway.places import fixed
+from camserve.gateway.api.access import new_token
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.fake import FakeBackend
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import Settings
-from camserve.gateway.tokens import new_token
 
 
 @dataclass
@@ -69,7 +69,7 @@ def theirs(tmp_path: Path) -> Authority:
 
 @asynccontextmanager
 async def secured(**settings: Any) -> AsyncIterator[Gateway]:
-    async with Gateway(Settings(**(QUICK | settings)), fixed({"fake": FakeUpstream()})) as gateway:
+    async with Gateway(Settings(**(QUICK | settings)), fixed({"fake": FakeBackend()})) as gateway:
         await gateway.wait_ready(30)
         yield gateway
 
@@ -131,20 +131,20 @@ async def test_the_end_of_the_served_certificate_is_a_metric(ours: Authority):
     async with serving() as plain:
         assert f"\n{name} " not in await plain.metrics()
     async with secured(**ours.server_settings()) as gateway:
-        text = await Harness(gateway, FakeUpstream(), None, None).metrics()
+        text = await Harness(gateway, FakeBackend(), None, None).metrics()
     value = float(text.partition(f"\n{name} ")[2].split()[0])
     assert value > 4e9, "trustme's certificates are good for decades"
 
 
 async def test_bad_files_stop_the_start(ours: Authority):
     (ours.folder / "tls.key").write_text("nonsense")
-    gateway = Gateway(Settings(**QUICK, **ours.server_settings()), fixed({"fake": FakeUpstream()}))
+    gateway = Gateway(Settings(**QUICK, **ours.server_settings()), fixed({"fake": FakeBackend()}))
     with pytest.raises(InvalidOption, match=r"CAMSERVE_TLS_KEY=.*must hold a private key"):
         await gateway.start()
 
 
 async def test_a_bad_token_file_stops_the_start(tmp_path: Path):
-    gateway = Gateway(Settings(**QUICK, tokens=tmp_path / "none.toml"), fixed({"fake": FakeUpstream()}))
+    gateway = Gateway(Settings(**QUICK, tokens=tmp_path / "none.toml"), fixed({"fake": FakeBackend()}))
     with pytest.raises(InvalidOption, match=r"cannot read .*none\.toml"):
         await gateway.start()
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from camserve import AsyncClient
 from camserve.errors import Overloaded, Unauthenticated
-from camserve.gateway.tokens import new_token
+from camserve.gateway.api.access import new_token
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
 from camserve.v1 import explain_pb2 as pb
@@ -184,7 +184,7 @@ async def test_a_class_is_capped_by_the_token(tokens: Tokens):
 
 
 def _planner(server: Harness):
-    return server.gateway.catalogue.get("fake").dispatcher.planner
+    return server.gateway.registry.get("fake").dispatcher.planner
 
 
 async def test_an_unknown_class_is_still_refused(tokens: Tokens):
@@ -213,7 +213,7 @@ async def test_a_token_has_a_rate_and_says_when_to_come_back(tokens: Tokens):
         for _ in range(3):
             await server.stub.Explain(ask(), metadata=tokens.of("ann"))
             await server.stub.ListModels(pb.ListModelsRequest(), metadata=tokens.of("slow"))
-        assert 'camserve_refusals_total{model="fake",reason="token_rate"} 2.0' in await server.metrics()
+        assert 'camserve_refusals_total{model="unknown",reason="token_rate"} 2.0' in await server.metrics()
 
 
 async def test_requests_of_a_token_are_bounded_and_leave_room_for_others(tokens: Tokens):
@@ -235,20 +235,20 @@ async def test_requests_of_a_token_are_bounded_and_leave_room_for_others(tokens:
         assert 'camserve_refusals_total{model="fake",reason="token_requests"} 1.0' in await server.metrics()
 
 
-async def test_waiting_queries_of_a_token_are_bounded(tokens: Tokens):
-    tokens.add("small", max_waiting_queries=100)
+async def test_waiting_work_of_a_token_is_bounded(tokens: Tokens):
+    tokens.add("small", max_waiting_s=3.0)
     async with serving(tokens=tokens.path, step_queries=2) as server:
         server.upstream.hold()
         running = server.stub.Explain(ask(SCORE), metadata=tokens.of("small"))
         await until(lambda: len(_planner(server)) == 1)
         async with AsyncClient(server.gateway.address, token=tokens.secrets["small"]) as client:
-            with pytest.raises(Overloaded, match="at most 100 masked queries of small may wait"):
+            with pytest.raises(Overloaded, match=r"at most 3\.0 s of one worker's work may wait for small"):
                 await client.explain(photo(), ["score_cam"])
         other = server.stub.Explain(ask(SCORE), metadata=tokens.of("ann"))
         await until(lambda: len(_planner(server)) == 2)
         server.upstream.release()
         await asyncio.gather(running, other)
-        assert 'camserve_refusals_total{model="fake",reason="token_queries"} 1.0' in await server.metrics()
+        assert 'camserve_refusals_total{model="fake",reason="token_work"} 1.0' in await server.metrics()
 
 
 async def test_the_file_is_read_again_and_a_withdrawn_token_is_out(tokens: Tokens):

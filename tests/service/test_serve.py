@@ -25,7 +25,7 @@ pytestmark = [
 SERVE = """
 import asyncio, logging, pathlib, sys
 from camserve.errors import CamserveError
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import WorkerSettings, serve
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")

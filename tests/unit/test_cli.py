@@ -4,15 +4,28 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from camserve import cli, errors
+from camserve.cli import commands
 from camserve.client import ModelSummary, Progress
 from camserve.methods import METHODS, GradCam, GroupCam
-from camserve.types import Box, BoxOptions, Cost, Explanation, InputView, Prediction, SaliencyMap, Target
+from camserve.types import (
+    Box,
+    BoxOptions,
+    Cost,
+    Explanation,
+    InputView,
+    Layer,
+    ModelInfo,
+    Prediction,
+    SaliencyMap,
+    Target,
+)
 
 CAT, DOG = Prediction(281, "tabby, [small] cat", 0.875), Prediction(5, "dog", 0.1)
 VIEW = InputView(original_size=(8, 8), crop=(0.0, 0.0, 8.0, 8.0), size=(8, 8))
@@ -87,7 +100,7 @@ def engine(monkeypatch):
     ],
 )
 def test_method_texts(text, method):
-    assert cli.parse_method_text(text) == method
+    assert commands.parse_method_text(text) == method
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,7 @@ def test_method_texts(text, method):
 )
 def test_bad_method_texts(text, message):
     with pytest.raises(errors.InvalidOption, match=message):
-        cli.parse_method_text(text)
+        commands.parse_method_text(text)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +129,7 @@ def test_bad_method_texts(text, message):
     ],
 )
 def test_target_texts(text, target):
-    assert cli.parse_target_text(text) == target
+    assert commands.parse_target_text(text) == target
 
 
 def test_explain_asks_the_server(client, tmp_path):
@@ -334,7 +347,8 @@ def test_methods_as_json(capsys):
 
 
 def test_methods_as_json_have_their_cost_for_a_model(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_channels", lambda model, store: {"mine": 40}[model])
+    info = ModelInfo("mine", "1.0", (), (8, 8), (Layer("only", 40, 2, 2),), "only")
+    monkeypatch.setattr("camserve.engine.Engine.load", lambda name, store: SimpleNamespace(info={"mine": info}[name]))
     assert cli.run(["methods", "--json", "--model", "mine"]) == 0
     costs = {method["name"]: method["cost"] for method in json.loads(capsys.readouterr().out)}
     assert costs == {name: spec.default_passes(40) for name, spec in METHODS.items()}

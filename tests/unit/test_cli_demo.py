@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from camserve import cli, demo
+from camserve import cli
+from camserve.cli import demo
 from camserve.errors import Unavailable
 from camserve.methods import parse_method
 from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
@@ -47,7 +48,7 @@ def client(monkeypatch):
     async def served(store, console):
         yield stand_in
 
-    monkeypatch.setattr(demo, "_served", served)
+    monkeypatch.setattr(demo, "served", served)
     return stand_in
 
 
@@ -97,7 +98,7 @@ def test_overlays_show_the_map_where_it_belongs(client, tmp_path):
 class TorchServe:
     """Starts, but nothing answers."""
 
-    grpc_address, place = "127.0.0.1:1", "127.0.0.1:1:2"
+    grpc_address, backend = "127.0.0.1:1", "127.0.0.1:1:2"
     log_tail = "the worker wrote this"
     stopped = False
 
@@ -115,7 +116,7 @@ def test_failure_shows_the_log_and_stops_everything(monkeypatch, tmp_path, capsy
     torchserve = type("TorchServe", (TorchServe,), {})
     monkeypatch.setattr(demo, "TorchServe", torchserve)
     monkeypatch.setattr(demo, "ensure_archive", lambda name, store: store)
-    monkeypatch.setattr(demo, "_READY_S", 0.1)
+    monkeypatch.setattr(demo, "READY_S", 0.1)
     assert cli.run(["demo", "--out", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert "the worker wrote this" in captured.out

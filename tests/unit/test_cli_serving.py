@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from camserve import cli
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import WorkerSettings
 
 
@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
 
     monkeypatch.setattr("camserve.supervisor.serve", run)
     monkeypatch.setattr("camserve.supervisor.serve_worker", run)
-    monkeypatch.setattr("camserve.gateway.stopping.serve_alone", run)
+    monkeypatch.setattr("camserve.gateway.ops.shutdown.serve_alone", run)
     return calls
 
 

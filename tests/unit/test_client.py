@@ -8,13 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from camserve import errors
-from camserve.client import _BY_STATUS, ERROR_KEY, AsyncClient, Client, Progress
-from camserve.methods import GradCam
-from camserve.types import Explanation
+from camserve.client import ERROR_KEY, AsyncClient, Client, ModelSummary, Progress, unready
+from camserve.codecs import v1
+from camserve.images import decode
+from camserve.methods import GradCam, GroupCam
+from camserve.types import Explanation, StreamOptions, Target
+from camserve.types.request import make_request
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1.explain_pb2_grpc import ExplanationServiceServicer, add_ExplanationServiceServicer_to_server
+
+BY_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.Unsupported,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+}
+"""What a status means where the server does not name a class; any other is a fault."""
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 VIEW = pb.InputView(original_height=4, original_width=4, right=4, bottom=4, height=4, width=4)
@@ -35,6 +51,7 @@ class Prepared(ExplanationServiceServicer):
 
     def __init__(self) -> None:
         self.request: pb.ExplainRequest | None = None
+        self.metadata: dict[str, str] = {}
         self.time_left_s: float | None = None
         self.failure: tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None = None
         self.answer = reply()
@@ -46,6 +63,7 @@ class Prepared(ExplanationServiceServicer):
 
     def _look(self, request, context) -> None:
         self.request = request
+        self.metadata = dict(context.invocation_metadata())
         self.time_left_s = context.time_remaining()
         context.add_callback(self.ended.set)
         if self.failure is not None:
@@ -132,6 +150,86 @@ def test_explain(server, connect):
     assert (server.request.layers, server.request.targets[0].index) == (["features"], 1)
 
 
+def test_what_is_sent_is_what_was_asked(server, connect):
+    asked = {"model": "lite0", "size": "original", "encoding": "uint8", "boxes": True, "priority": "batch"}
+    with connect(server.address) as client:
+        client.explain(IMAGE, ["grad_cam", ("group_cam", {"groups": 8})], ["tabby", Target(top_k=3)], **asked)
+    request = make_request(
+        IMAGE,
+        [GradCam(), GroupCam(groups=8)],
+        [Target(label="tabby"), Target(top_k=3)],
+        **asked,
+        stream=StreamOptions(max_maps=0),  # maps on the way would be made for nobody
+    )
+    assert server.request == v1.request_to_proto(request)
+
+
+def test_a_stream_asks_for_maps_on_the_way(server, connect):
+    with connect(server.address) as client:
+        list(client.stream(IMAGE))
+        assert server.request.stream.max_maps == 8
+        list(client.stream(IMAGE, stream=StreamOptions(max_maps=2)))
+        assert server.request.stream.max_maps == 2
+
+
+def test_a_picture_is_sent_as_a_file_and_its_maps_lie_on_it(server, connect):
+    server.answer.input.original_width = server.answer.input.original_height = 8
+    server.answer.input.right = server.answer.input.bottom = 8
+    with connect(server.address) as client:
+        answer = client.explain(Image.new("RGB", (8, 8), "red"))
+    assert decode(server.request.image.encoded).size == (8, 8)
+    assert answer.maps[0].image.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("request_id", ["a", "x" * 128, "~!#[]"])
+def test_a_request_id_is_sent(server, connect, request_id):
+    with connect(server.address) as client:
+        client.explain(IMAGE, request_id=request_id)
+        assert server.metadata["x-request-id"] == request_id
+        list(client.stream(IMAGE, request_id="another"))
+        assert server.metadata["x-request-id"] == "another"
+
+
+def test_without_a_request_id_the_server_makes_one(server, connect):
+    with connect(server.address) as client:
+        client.explain(IMAGE)
+    assert "x-request-id" not in server.metadata
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"methods": ["deep_dream"]}, errors.InvalidOption, "unknown method 'deep_dream'; there are cam, grad_cam"),
+        ({"methods": [("group_cam", {"groups": 2**32})]}, errors.InvalidOption, r"groups must be below 2\*\*32, got"),
+        ({"targets": [-1]}, errors.InvalidOption, r"0\.\.2\*\*32-1, got -1"),
+        ({"targets": [2**32]}, errors.InvalidOption, r"0\.\.2\*\*32-1, got 4294967296"),
+        ({"top_predictions": -1}, errors.InvalidOption, "at least 0, got -1"),
+        ({"top_predictions": 2**32}, errors.InvalidOption, "out of range"),
+        ({"size": "huge"}, errors.InvalidOption, "size must be one of input, layer, original, got 'huge'"),
+        (
+            {"encoding": "overlay_png"},
+            errors.InvalidOption,
+            "encoding must be one of float32, float16, uint8, png, got 'overlay_png'",
+        ),
+        ({"precision": "int8"}, errors.InvalidOption, "precision must be one of exact, bfloat16, got 'int8'"),
+        ({"image": "/nowhere.png"}, errors.InvalidImage, r"cannot read /nowhere\.png: No such file"),
+        ({"image": IMAGE.astype(np.int64)}, errors.InvalidImage, "uint8 or float32, got int64"),
+        ({"request_id": "two words"}, errors.InvalidOption, r"1\.\.128 printable ASCII .* got 'two words'"),
+        ({"request_id": "x" * 129}, errors.InvalidOption, "request id"),
+        ({"request_id": "grüße"}, errors.InvalidOption, "request id"),
+        ({"request_id": "line\n"}, errors.InvalidOption, "request id"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_argument_fails_before_anything_is_sent(server, connect, options, kind, text, streaming):
+    with connect(server.address) as client:
+        ask = (lambda **asked: list(client.stream(**asked))) if streaming else client.explain
+        with pytest.raises(errors.CamserveError, match=text) as refused:
+            ask(**{"image": IMAGE} | options)
+    assert type(refused.value) is kind
+    assert server.request is None
+
+
 def test_progress_is_reported(server, connect):
     seen = []
     with connect(server.address) as client:
@@ -194,7 +292,7 @@ def test_error_without_a_class_goes_by_status(server, connect, code):
     server.failure = (code, "some text", ())
     with connect(server.address) as client, pytest.raises(errors.CamserveError) as caught:
         client.explain(IMAGE)
-    assert type(caught.value) is _BY_STATUS.get(code, errors.Internal)
+    assert type(caught.value) is BY_STATUS.get(code, errors.Internal)
 
 
 def test_class_that_this_client_does_not_know_goes_by_status(server, connect):
@@ -296,6 +394,24 @@ def test_loopback_calls_do_not_go_through_a_proxy(server, connect, monkeypatch, 
 
 
 def test_client_and_gateway_agree_on_the_name_of_the_class():
-    convert = pytest.importorskip("camserve.gateway.convert")
+    convert = pytest.importorskip("camserve.gateway.api.status")
     assert convert.ERROR_KEY == ERROR_KEY
-    assert {code: kind for kind, code in convert.STATUS.items() if kind is not errors.Internal} == _BY_STATUS
+    assert {code: kind for kind, code in convert.STATUS.items() if kind is not errors.Internal} == BY_STATUS
+
+
+READY, WAITING = ModelSummary("a", "1", True), ModelSummary("b", "1", False)
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "text"),
+    [
+        ([READY], "", None),
+        ([READY], "a", None),
+        ([READY, WAITING], "a", None),
+        ([READY, WAITING], "", "no worker is ready for b"),
+        ([READY], "c", "there is no model 'c'"),
+        ([], "", "no model is served"),
+    ],
+)
+def test_what_is_not_ready(models, name, text):
+    assert unready(models, name) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
 from camserve import Engine
-from camserve.errors import InvalidImage, InvalidOption, Unsupported
+from camserve.errors import InvalidImage, InvalidOption, NotFound, Unsupported
 from camserve.evaluation.curves import PROTOCOLS, faithfulness
 from camserve.images import network_view
 from camserve.types import BoxOptions, Preprocessing, Target
@@ -40,6 +41,37 @@ def test_an_array_of_the_input_size_is_taken_as_it_is(engine):
     resized, taken = engine.explain(large), engine.explain(np.asarray(seen))
     np.testing.assert_array_equal(resized.maps[0].array, taken.maps[0].array)
     assert taken.input.crop == (0, 0, 64, 48)
+
+
+def test_a_float_array_of_the_input_size_is_taken_as_it_is(engine):
+    array = pixels(0).astype(np.float32) / 255
+    exact, rounded = engine.explain(array), engine.explain(pixels(0))
+    np.testing.assert_allclose(exact.maps[0].array, rounded.maps[0].array, atol=1e-5)
+    assert exact.maps[0].overlay().size == (64, 48)
+
+
+def test_pictures_are_not_written_to_files_on_the_way(engine, monkeypatch):
+    """In one process a picture is taken as it is, whatever its file would weigh: noise of 17 MB, for instance."""
+    noise = np.random.default_rng(0).integers(0, 256, (1930, 3000, 3), dtype=np.uint8)
+    monkeypatch.setattr(Image.Image, "save", None)
+    from_picture, from_array = engine.explain(Image.fromarray(noise)), engine.explain(noise)
+    np.testing.assert_array_equal(from_picture.maps[0].array, from_array.maps[0].array)
+    assert from_picture.input.original_size == (1930, 3000)
+
+
+def test_an_image_above_the_bounds_of_a_server_is_explained_in_one_process(engine):
+    file = io.BytesIO()
+    Image.new("1", (8000, 8100)).save(file, "PNG")  # 64.8 megapixels
+    assert engine.explain(file.getvalue(), size="layer").input.original_size == (8100, 8000)
+
+
+def test_a_picture_is_seen_upright_and_on_white(engine):
+    turned = Image.fromarray(pixels(0, (90, 70)))
+    turned.getexif()[0x0112] = 6  # a quarter turn clockwise
+    upright = engine.explain(Image.fromarray(np.rot90(pixels(0, (90, 70)), -1)))
+    np.testing.assert_array_equal(engine.explain(turned).maps[0].array, upright.maps[0].array)
+    clear = engine.explain(Image.new("RGBA", (64, 48), (255, 0, 0, 0)))
+    assert clear.predictions == engine.explain(Image.new("RGB", (64, 48), "white")).predictions
 
 
 def test_maps_come_by_method_then_target_and_targets_are_resolved_once(engine):
@@ -101,8 +133,14 @@ def test_bfloat16_queries_keep_the_ranking_of_the_map(engine):
     ("arguments", "error", "message"),
     [
         ({"image": "/nowhere.png"}, InvalidImage, "cannot read /nowhere.png"),
-        ({"image": np.zeros((8, 8), np.uint8)}, InvalidImage, r"uint8 \(height, width, 3\)"),
-        ({"image": np.zeros((8, 8, 3), np.float32)}, InvalidImage, "48 x 64 x 3"),
+        (
+            {"image": np.zeros((8, 8), np.uint8)},
+            InvalidImage,
+            r"float32 \(height, width, 3\), got uint8 \[8, 8\]",
+        ),
+        ({"image": np.zeros((8, 8, 3), np.float32)}, InvalidImage, r"input size \[48, 64\], got \[8, 8\]"),
+        ({"methods": ["auto"]}, InvalidOption, "auto: a server chooses"),
+        ({"version": "2.0"}, NotFound, "is served in version"),
         ({"methods": ["cam"]}, Unsupported, "global average pooling"),
         ({"methods": [("group_cam", {"groups": 0})]}, InvalidOption, "groups must be at least 1, got 0"),
         ({"methods": [("score_cam", {"variant": "fancy"})]}, InvalidOption, "variant must be one of"),

@@ -16,7 +16,7 @@ from camserve import Engine
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.evaluation import variants
 from camserve.evaluation.augment import Recipe, binary_masks, blurred, most_probable, variant
-from camserve.evaluation.variants import JOURNAL, Plan, augment, check
+from camserve.evaluation.variants import JOURNAL, VariantPlan, augment, check
 from camserve.types import Preprocessing
 
 LAYER = 3
@@ -149,7 +149,7 @@ def test_more_groups_than_channels(module, images):
 
 # Folders.
 
-PLAN = Plan(Recipe(4))
+PLAN = VariantPlan(Recipe(4))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_a_second_run_makes_what_is_missing(engine, folder, tmp_path, monkeypatc
 def test_classes_from_folders(engine, folder, tmp_path):
     for name in ("tiger_cat/broken.png", "tiger_cat/deeper/c.png"):
         (folder / name).unlink()
-    augment(engine, folder, Plan(Recipe(4), classes="folder"), tmp_path / "out")
+    augment(engine, folder, VariantPlan(Recipe(4), classes="folder"), tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / JOURNAL).read_text().splitlines()[1:]]
     assert {line["image"]: TINY_LABELS[line["class"]] for line in lines} == {
         "lynx/a.png": "lynx",
@@ -239,13 +239,13 @@ def test_classes_from_folders(engine, folder, tmp_path):
 
 def test_folders_that_are_no_classes(engine, folder, tmp_path):
     with pytest.raises(InvalidOption, match="1 folders are no classes of the network: unknown label 'deeper'"):
-        augment(engine, folder, Plan(classes="folder"), tmp_path / "out")
+        augment(engine, folder, VariantPlan(classes="folder"), tmp_path / "out")
 
 
 def test_settings_are_not_mixed(engine, folder, tmp_path):
     augment(engine, folder, PLAN, tmp_path / "out")
     with pytest.raises(InvalidOption, match="begun with groups 4, got 3"):
-        augment(engine, folder, Plan(Recipe(3)), tmp_path / "out")
+        augment(engine, folder, VariantPlan(Recipe(3)), tmp_path / "out")
 
 
 def test_folders_that_do_not_do(engine, folder, tmp_path):

@@ -86,7 +86,7 @@ def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):
     assert (contrast is not None) == (most in ("lynx", "coffee-mug"))
     again = Example("top.png", EXAMPLES[0].source, (TrueBox(most, 0, 0, 50, 50),))
     subject = running._look(engine, again, again.read(), PLAN, None)
-    measured = running._measured(subject, METHODS["grad_cam"]())
+    measured = running.measured(subject, METHODS["grad_cam"]())
     assert measured["contrast"]["most_likely"] == measured["maps"][0]["localisation"]
     assert measured["contrast"]["least_likely"] != measured["contrast"]["most_likely"]
 
@@ -102,7 +102,7 @@ def test_masked_queries_that_serve_all_classes_are_asked_once(engine, monkeypatc
         lambda content, methods, *rest, **more: asked.append(rest) or explain(content, methods, *rest, **more),
     )
     for method in ("score_cam", "grad_cam"):
-        measured = running._measured(subject, parse_method(method))
+        measured = running.measured(subject, parse_method(method))
         assert measured["queries"] == (12 if method == "score_cam" else 0)
         assert [one["label"] for one in measured["maps"]] == [top]
         least = explain(EXAMPLES[0].source, [method], [subject.contrasted])
@@ -143,8 +143,8 @@ def test_a_stopped_run_is_continued(engine, result, tmp_path, monkeypatch):
     lines = (out / running.JOURNAL).read_text().splitlines(keepends=True)
     (tmp_path / running.JOURNAL).write_text("".join(lines[:4]) + lines[4][:30])  # killed while it wrote
     made = []
-    original = running._measured
-    monkeypatch.setattr(running, "_measured", lambda subject, spec: made.append(spec) or original(subject, spec))
+    original = running.measured
+    monkeypatch.setattr(running, "measured", lambda subject, spec: made.append(spec) or original(subject, spec))
     again = evaluate(engine, EXAMPLES, PLAN, tmp_path)
     assert made == list(METHODS_TRIED)  # those of the second image
     assert [_figures(record) for record in again] == [_figures(record) for record in records]

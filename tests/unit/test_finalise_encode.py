@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from camserve.errors import InvalidOption
-from camserve.finalise.encode import ARRAYS, ENCODINGS, decode, encode
+from camserve.finalise.encode import ARRAYS, decode, encode
 from camserve.finalise.render import overlay
 from camserve.methods import GradCam
-from camserve.types import Prediction, SaliencyMap
+from camserve.types import ENCODINGS, Prediction, SaliencyMap
 
 SHAPE = (9, 13)
 # Half a step of each encoding: float16 has 11 significant bits below 1.
@@ -65,7 +65,7 @@ def test_overlays_are_files(saliency, photo, encoding, kind):
 
 @pytest.mark.parametrize("encoding", ["overlay_png", "overlay_jpeg"])
 def test_overlay_needs_an_image(saliency, encoding):
-    with pytest.raises(InvalidOption, match="INPUT or ORIGINAL"):
+    with pytest.raises(InvalidOption, match="input or original"):
         encode(saliency, encoding, None)
 
 

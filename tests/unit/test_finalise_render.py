@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from camserve.errors import InvalidOption
-from camserve.finalise.render import COLORMAPS, Row, background, grey_levels, overlay, sheet
-from camserve.types import InputView
+from camserve.finalise.render import Row, background, grey_levels, overlay, sheet
+from camserve.types import COLORMAPS, InputView
 
 TABLES = resources.files("camserve.finalise").joinpath("colormaps.png")
 

@@ -1,12 +1,17 @@
+"""The gateway's settings: read, refused, and turned into bounds."""
+
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from camserve.errors import InvalidOption
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
+from camserve.planning import Limits
 from camserve.settings import KUBERNETES
+from camserve.types.request import RequestLimits
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +92,40 @@ def test_the_limits_are_those_that_are_promised():
     ways = {0.3: None, 0.03: None, 0.2: 2}
     limits = [Settings(step_target_s=target_s, steps_per_worker=steps).limits() for target_s, steps in ways.items()]
     assert [limit.steps_per_worker for limit in limits] == [1, 2, 2]
+
+
+def test_every_bound_of_a_request_can_be_set():
+    values = {
+        "max_image_bytes": 2**24 + 1,
+        "max_image_pixels": 10**8,
+        "max_methods": 3,
+        "max_layers": 4,
+        "max_targets": 5,
+        "max_map_pixels": 6,
+        "max_message_bytes": 2**25 + 7,
+    }
+    assert Settings(**values, step_bytes=2**26).request_limits() == RequestLimits(*values.values(), auto=True)
+
+
+def test_a_plain_client_of_a_worker_has_the_bounds_that_a_gateway_has_by_default():
+    from camserve.worker.service import PLAIN_LIMITS  # torch
+
+    assert Settings().request_limits() == replace(PLAIN_LIMITS, auto=True)
+
+
+def test_every_bound_of_the_planner_can_be_set():
+    own = Settings(
+        step_target_s=0.5,
+        step_queries=3,
+        step_items=4,
+        step_bytes=2**26,
+        step_share=0.25,
+        steps_per_worker=5,
+        age_s=6,
+        max_requests=7,
+        max_waiting_s=8.5,
+    )
+    assert own.limits() == Limits(0.5, 3, 4, 2**26, 0.25, 5, 6, 7, 8.5)
 
 
 def test_a_gpu_has_shorter_steps_than_a_cpu_and_a_second_one_at_hand():

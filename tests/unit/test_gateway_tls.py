@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from camserve.errors import InvalidOption
-from camserve.gateway.settings import Settings
-from camserve.gateway.tls import certificates
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.tls import certificates
 
 CA = trustme.CA()
 

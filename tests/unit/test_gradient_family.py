@@ -127,7 +127,7 @@ def test_no_pass_is_larger_than_the_micro_batch_and_none_leaves_a_hook(method, m
     [
         (HiresCam(), 0, 0),
         (EigenCam(), 0, 0),
-        (SmoothGradCamPlusPlus(), 0, 25),
+        (SmoothGradCamPlusPlus(), 25, 25),
         (IntegratedGradCam(), 20, 21),  # and the black image
         (IntegratedGradCam(variant="reference"), 50, 50),
         (IntegratedGradCam(steps=7), 7, 8),
@@ -364,17 +364,18 @@ def test_channels_that_vary_by_rounding_alone_are_no_component(shape):
 
 def test_noise_depends_on_seed_and_number_alone():
     like = torch.zeros(3, 5, 7, dtype=torch.float64)
-    whole = gaussian(4, 0, 9, like)
+    whole = gaussian(4, range(9), like)
     assert whole.shape == (9, 3, 5, 7)
     assert whole.dtype == torch.float64
-    torch.testing.assert_close(torch.cat([gaussian(4, 0, 2, like), gaussian(4, 2, 9, like)]), whole, rtol=0, atol=0)
-    torch.testing.assert_close(gaussian(4, 5, 6, like.float()).double(), whole[5:6], rtol=0, atol=0)
-    assert not torch.equal(gaussian(5, 0, 9, like), whole)
+    parts = torch.cat([gaussian(4, range(2), like), gaussian(4, range(2, 9), like)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    torch.testing.assert_close(gaussian(4, range(5, 6), like.float()).double(), whole[5:6], rtol=0, atol=0)
+    assert not torch.equal(gaussian(5, range(9), like), whole)
     assert len({sample.sum().item() for sample in whole}) == 9
 
 
 def test_noise_is_standard_normal_and_samples_do_not_resemble_each_other():
-    noise = gaussian(0, 0, 64, torch.zeros(50, 50, dtype=torch.float64)).flatten(1)  # 160 000 values
+    noise = gaussian(0, range(64), torch.zeros(50, 50, dtype=torch.float64)).flatten(1)  # 160 000 values
     assert abs(noise.mean().item()) < 0.01  # four standard errors
     assert abs(noise.var().item() - 1) < 0.015
     assert abs((noise**4).mean().item() - 3) < 0.1  # 0 for no heavier or lighter tails than normal

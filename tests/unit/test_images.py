@@ -382,3 +382,54 @@ def test_a_very_elongated_image_is_refused_before_it_is_blown_up():
 
 def test_whole_view_is_the_image():
     assert images.whole_view((12, 34)) == InputView(original_size=(12, 34), crop=(0.0, 0.0, 34.0, 12.0), size=(12, 34))
+
+
+# Pictures of this process
+
+
+def broken() -> Image.Image:
+    """A picture whose file ends too early, which Pillow notices only when it needs the pixels."""
+    return Image.open(io.BytesIO(encoded(noise(40, 50), "PNG")[:-2000]))
+
+
+@pytest.mark.parametrize("read", [images.picture, images.png, images.digest], ids=lambda read: read.__name__)
+def test_a_picture_whose_file_is_broken_is_an_invalid_image(read):
+    with pytest.raises(InvalidImage, match="the PNG file is broken or truncated"):
+        read(broken())
+
+
+def test_a_picture_is_named_by_what_is_seen_of_it():
+    grey = Image.fromarray(noise(4, 6, 1)[..., 0])
+    named = {"grey": grey, "colours": grey.convert("RGB")}
+    assert len({images.digest(picture) for picture in named.values()}) == 1, "they look the same"
+    red, blue = Image.new("P", (4, 6)), Image.new("P", (4, 6))
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    turned = grey.copy()
+    turned.getexif()[0x0112] = 3
+    faint = Image.new("RGBA", (4, 6), (255, 0, 0, 10))
+    different = [grey, red, blue, turned, faint, grey.rotate(90, expand=True)]
+    assert len({images.digest(picture) for picture in different}) == len(different)
+    assert red.tobytes() == blue.tobytes(), "the bytes alone would not tell them apart"
+
+
+def test_the_digest_of_an_array_does_not_depend_on_how_it_lies_in_memory():
+    array = noise(4, 6)
+    assert images.digest(np.asfortranarray(array)) == images.digest(array)
+    assert images.digest(array[:, ::-1]) != images.digest(array)
+    assert images.digest(array[:, ::-1]) == images.digest(array[:, ::-1].copy())
+
+
+@pytest.mark.parametrize(
+    ("image", "size"),
+    [
+        (b"12345", 5),
+        (noise(4, 6), 4 * 6 * 3),
+        (noise(4, 6).astype(np.float32), 4 * 4 * 6 * 3),
+        (Image.new("RGB", (4, 6)), 4 * 6 * 3),
+        (Image.new("L", (4, 6)), 4 * 6),
+    ],
+    ids=["file", "uint8", "float32", "picture", "grey picture"],
+)
+def test_what_an_image_takes_in_a_message(image, size):
+    assert images.size_bytes(image) == size

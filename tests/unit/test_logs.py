@@ -126,7 +126,7 @@ def test_torchserves_lines_keep_their_level(tmp_path):
 def test_the_commands_that_serve_log_as_the_settings_say(command, monkeypatch, tmp_path):
     chosen = []
     monkeypatch.setattr("camserve.logs.set_up", lambda *given: chosen.append(given))
-    for name in ("supervisor.serve", "supervisor.serve_worker", "gateway.stopping.serve_alone"):
+    for name in ("supervisor.serve", "supervisor.serve_worker", "gateway.ops.shutdown.serve_alone"):
         monkeypatch.setattr(f"camserve.{name}", _nothing)
     monkeypatch.setenv("CAMSERVE_LOG_FORMAT", "console")
     monkeypatch.setenv("CAMSERVE_LOG_LEVEL", "error")

@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from camserve.gateway.metrics import REFUSALS, UNKNOWN, Metrics, catalogue, exemplar, method_label
+from camserve.gateway.ops.metrics import REFUSALS, UNKNOWN, Metrics, catalogue, exemplar, method_label
 
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_info")
 COUNTS = ("_queries", "_items", "_in_flight", "camserve_workers", "camserve_workers_ready")  # things have no unit
@@ -33,6 +33,7 @@ def test_every_metric_is_what_dashboards_and_rules_take_it_for():
         "camserve_auto_choices_total": ("counter", ("model", "choice")),
         "camserve_requests_in_flight": ("gauge", ("class",)),
         "camserve_waiting_queries": ("gauge", model),
+        "camserve_waiting_work_seconds": ("gauge", model),
         "camserve_steps_in_flight": ("gauge", model),
         "camserve_oldest_request_seconds": ("gauge", model),
         "camserve_step_queries": ("histogram", model),

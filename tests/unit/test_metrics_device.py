@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference.models import PREPROCESSING, build, picture
 
-from camserve import wire
+from camserve.codecs import step
 from camserve.types import DeviceMemory, Item, StepResult
 from camserve.worker import device
 from camserve.worker.device import device_memory, limit_bytes, resident_bytes
@@ -59,4 +59,4 @@ def test_a_worker_says_it_after_every_step():
 @pytest.mark.parametrize("memory", [None, DeviceMemory("cuda:0", 2**34, 2**36)])
 def test_it_travels_with_the_step(memory):
     result = StepResult((), {}, "host/1/cuda:0", device_memory=memory)
-    assert wire.step_result_from_proto(wire.step_result_to_proto(result)).device_memory == memory
+    assert step.result_from_bytes(step.result_to_bytes(result)).device_memory == memory

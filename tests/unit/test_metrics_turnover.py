@@ -2,13 +2,13 @@
 
 import pytest
 
-from camserve.gateway.turnover import Turnover
+from camserve.gateway.pool.replacements import Replacements
 
 
 def replaced(*looks: str) -> list[int]:
     """Each look names its READY workers by letters."""
-    turnover = Turnover()
-    return [turnover.replaced(frozenset(look)) for look in looks]
+    replacements = Replacements()
+    return [replacements.found(frozenset(look)) for look in looks]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 from camserve.errors import Unsupported
+from camserve.finalise.finish import finished
 from camserve.methods import METHODS, GradCam, GroupCam, ScoreCam, parse_method
 from camserve.saliency.head import is_pooled_linear
 from camserve.types import Item, ItemResult, Preprocessing, Target, Task
@@ -141,6 +142,9 @@ def test_every_method_explains_a_transformer_or_says_why_not(method, name):
         assert spec.needs
         return
     assert isinstance(outcome, ItemResult), outcome
-    sums = outcome.partials[0].sums
-    assert sums.shape == (1, SMALL_SIDE, SMALL_SIDE) if spec.resolution == "input" else sums.shape[1] < SMALL_SIDE
-    assert np.isfinite(sums).all()
+    (partial,) = outcome.partials
+    assert partial.sums.shape == spec.sums_shape(network.info.layer(""), (SMALL_SIDE, SMALL_SIDE), 1)
+    found = finished(spec, partial)
+    assert found.shape == (1, SMALL_SIDE, SMALL_SIDE) if spec.resolution == "input" else found.shape[1] < SMALL_SIDE
+    assert np.isfinite(partial.sums).all()
+    assert np.isfinite(found).all()

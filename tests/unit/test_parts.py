@@ -3,9 +3,10 @@
 import pytest
 
 from camserve.errors import InvalidOption
-from camserve.methods import GradCam, GroupCam, Rise, ScoreCam
-from camserve.parts import check_curve_steps, layer_names, make_parts
+from camserve.methods import GradCam, GroupCam, Rise, ScoreCam, SmoothGrad, SmoothGradCamPlusPlus, SsCam
+from camserve.methods.work import Work
 from camserve.types import Layer, ModelInfo
+from camserve.types.parts import layer_names, make_parts
 
 EARLY, LATE = Layer("early", 8, 20, 30), Layer("late", 64, 5, 7)
 INFO = ModelInfo("m", "1", ("a", "b"), (40, 60), (EARLY, LATE), "late")
@@ -31,6 +32,27 @@ def test_every_method_has_a_part_at_every_layer_that_matters_to_it():
     assert [part.sums_size(INFO.input_size) for part in made] == [(20, 30), (5, 7), (40, 60), (20, 30), (5, 7)]
 
 
+def test_a_part_says_what_a_worker_returns():
+    """Sums and context, as float32, for three targets."""
+    made = parts(SmoothGrad(), SsCam(samples=2), SmoothGradCamPlusPlus(), GradCam(), layers=("early",))
+    assert [part.sums_shape(INFO.input_size, 3) for part in made] == [
+        (3, 3, 40, 60),
+        (4, 8),
+        (3, 3, 8, 20, 30),
+        (3, 20, 30),
+    ]
+    assert [part.context_shape() for part in made] == [None, (8, 20, 30), (8, 20, 30), None]
+    sizes = [3 * 3 * 40 * 60, 4 * 8 + 8 * 20 * 30, 3 * 3 * 8 * 20 * 30 + 8 * 20 * 30, 3 * 20 * 30]
+    assert [part.result_bytes(INFO.input_size, 3) for part in made] == [4 * size for size in sizes]
+    assert [part.sums_size(INFO.input_size) for part in made] == [(40, 60), (20, 30), (20, 30), (20, 30)]
+    assert [part.work(3) for part in made] == [
+        Work("pixel_gradient", 75),
+        Work("masked_forward", 16),
+        Work("layer_gradient", 75),
+        Work("layer_gradient", 3),
+    ]
+
+
 def test_no_name_is_the_default_layer():
     assert [part.layer for part in parts(GradCam(), layers=())] == [LATE]
     assert layer_names("") == () == layer_names(("",))
@@ -43,16 +65,10 @@ def test_no_name_is_the_default_layer():
     [
         (("early", "middle"), "input", GradCam(), "unknown layer 'middle'"),
         (("early", "early"), "input", GradCam(), "each may come once, got early, early"),
-        (("early", "late"), "layer", GradCam(), "size INPUT or ORIGINAL, not LAYER"),
+        (("early", "late"), "layer", GradCam(), "size input or original, not layer"),
         (("early", "late"), "input", GroupCam(groups=9), "1..8 at this layer, got 9"),
     ],
 )
 def test_what_does_not_fit_is_refused(layers, size, method, text):
     with pytest.raises(InvalidOption, match=text):
         parts(method, layers=layers, size=size)
-
-
-@pytest.mark.parametrize("steps", [0, -1, 4097])
-def test_curves_have_a_bounded_number_of_steps(steps):
-    with pytest.raises(InvalidOption, match=rf"evaluation_steps must be 1..4096, got {steps}"):
-        check_curve_steps(steps)

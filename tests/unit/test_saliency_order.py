@@ -51,12 +51,25 @@ def test_an_order_has_every_query_once_and_changes_nothing_in_the_end(executor, 
     assert plain.order == ()
     first = answer(executor, spec, 0, 3, ordered=True).partials[0]
     order = first.order
-    assert sorted(order) == list(range(spec.queries(executor.network.info.layer("").channels, len(TARGETS))))
+    queries = spec.queries(executor.network.info.layer("").channels, len(TARGETS))
+    assert sorted(order) == list(range(queries // spec.block))
     total = first
-    for start, stop in itertools.pairwise([3, 4, 9, len(order)]):
-        total = total.merge(answer(executor, spec, start, stop, numbers=order[start:stop]).partials[0])
+    for start, stop in itertools.pairwise([3, 4, 9, queries]):
+        numbers = spec.numbers(order, start, stop)
+        total = total.merge(answer(executor, spec, start, stop, numbers=numbers).partials[0])
     np.testing.assert_allclose(total.sums, plain.sums, rtol=1e-9, atol=1e-12)  # float64 sums in another order
     assert total.order == order
+
+
+@pytest.mark.parametrize("name", ["ss_cam", "is_cam"])
+def test_a_block_of_queries_has_one_place_in_an_order(executor, name):
+    """All samples of the channel that matters most, then those of the next one."""
+    spec = ORDERED[name]
+    order = answer(executor, spec, 0, 3, ordered=True).partials[0].order
+    first, second, third, *_ = (2 * channel for channel in order)
+    assert spec.numbers(order, 0, 5) == (first, first + 1, second, second + 1, third)
+    asked = answer(executor, spec, 0, 3, ordered=True).partials[0].sums[-1]
+    assert {channel: asked[channel] for channel in asked.nonzero()[0]} == {order[0]: 2, order[1]: 1}
 
 
 @pytest.mark.parametrize("name", ["score_cam", "group_cam"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from camserve.errors import InvalidOption, NotFound, Unavailable
-from camserve.gateway.settings import Settings
+from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import TorchServe, WorkerSettings, find_java, serve, serve_worker
 from camserve.supervisor.config import (
     HOST,
@@ -241,7 +241,7 @@ def test_supervisor_loads_no_torch():
 class FakeTorchServe:
     """Runs until it is stopped, or is dead at once."""
 
-    place, inference_url, log_tail = "127.0.0.1:1:2", "http://x", "last words"
+    backend, inference_url, log_tail = "127.0.0.1:1:2", "http://x", "last words"
     dead = False
 
     def __init__(self, options):

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from camserve.errors import InvalidOption, Overloaded
-from camserve.gateway.access import ANYONE, Caller, Rates, caller
-from camserve.gateway.tokens import identify, new_token, parse_tokens, token_file
+from camserve.gateway.api.access import ANYONE, Caller, Rates, caller, identify, new_token, parse_tokens, token_file
 from camserve.planning import Owner
 
 FILE = Path("tokens.toml")
@@ -58,11 +57,11 @@ priority = "normal"
 requests_per_s = 10
 burst = 20
 max_requests = 4
-max_waiting_queries = 4096
+max_waiting_s = 40.5
 """
     (token,) = parsed(text)
-    assert token.caller == Caller("a-B_1", "normal", 10, 20, 4, 4096)
-    assert token.caller.owner == Owner("a-B_1", 4, 4096)
+    assert token.caller == Caller("a-B_1", "normal", 10, 20, 4, 40.5)
+    assert token.caller.owner == Owner("a-B_1", 4, 40.5)
 
 
 @pytest.mark.parametrize(

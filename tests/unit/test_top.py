@@ -9,13 +9,12 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from camserve import top
-from camserve.cli import camserve
+from camserve.cli import camserve, top
+from camserve.cli.scrape import Scrape, Window, histogram_quantile, parse
 from camserve.errors import Unavailable
-from camserve.gateway.exposition import MetricsServer
-from camserve.gateway.metrics import Metrics
+from camserve.gateway.ops.exposition import MetricsServer
+from camserve.gateway.ops.metrics import Metrics
 from camserve.methods import METHODS
-from camserve.scrape import Scrape, Window, histogram_quantile, parse
 
 INF = math.inf
 
@@ -82,13 +81,14 @@ def busy() -> Metrics:
     for code, count in (("OK", 9), ("RESOURCE_EXHAUSTED", 1)):
         for _ in range(count):
             metrics.request_seconds.labels("fake", "score_cam", "batch", code).observe(0.3)
-    metrics.refusals.labels("fake", "queries").inc()
+    metrics.refusals.labels("fake", "work").inc()
     metrics.queue_seconds.labels("fake", "batch").observe(0.04)
     metrics.requests_in_flight.labels("batch").set(3)
     metrics.workers_ready.labels("fake").set(1)
     metrics.workers.labels("fake").set(2)
     metrics.worker_restarts.labels("fake").inc(4)
     metrics.waiting_queries.labels("fake").set(1234)
+    metrics.waiting_work_seconds.labels("fake").set(95)
     metrics.oldest_request_seconds.read = lambda: {("fake",): 2.5}
     metrics.steps_in_flight.labels("fake").set(2)
     for queries in (16, 48):
@@ -124,6 +124,7 @@ def test_every_figure_is_where_it_belongs():
         "workers READY": "1 of 2",
         "worker restarts": "4",
         "waiting queries": "1,234",
+        "waiting work": "95.0 s",
         "oldest request": "2.5 s",
         "steps in flight": "2",
         "steps": "2",
@@ -146,7 +147,7 @@ def test_every_figure_is_where_it_belongs():
     assert top.memory(window).rows == (("fake", "cuda:0", "3.0 GiB", "80.0 GiB"),)
     assert top.failures(window).rows == (
         ("code", "RESOURCE_EXHAUSTED", "1", "0.1"),
-        ("reason", "queries", "1", "0.1"),
+        ("reason", "work", "1", "0.1"),
     )
 
 

@@ -1,5 +1,6 @@
 """What a worker keeps of recent images: many steps of one request decode and forward it once."""
 
+import math
 import time
 
 import numpy as np
@@ -133,8 +134,8 @@ def test_a_step_says_what_was_still_there():
 def test_what_nobody_waits_for_is_not_done():
     executor = Counted()
     late, never, later = (
-        Item(picture(0), (), (Task(0, GradCam(), 0, 0),), deadline_unix_s=deadline_s)
-        for deadline_s in (time.time() - 1, 0.0, time.time() + 60)
+        Item(picture(0), (), (Task(0, GradCam(), 0, 0),), expires_s=expires_s)
+        for expires_s in (time.monotonic() - 1, math.inf, time.monotonic() + 60)
     )
     first, *others = executor.execute([late, never, later]).outcomes
     assert isinstance(first, DeadlineExceeded)

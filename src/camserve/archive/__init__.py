@@ -1,4 +1,6 @@
-"""Model archives: what TorchServe serves and the embedded engine loads. No torch until a model is built or loaded.
+"""Builds, lists and loads the model archives that TorchServe serves and the embedded engine loads.
+
+Torch is imported only when a model is built or loaded.
 
 An archive is a `.mar`, a zip file in TorchServe's layout:
 

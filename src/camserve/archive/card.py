@@ -1,4 +1,4 @@
-"""What is known of a packed model, and how it is kept in an archive."""
+"""Describes a packed model, and reads and writes that description in an archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A packed model without its weights.
+    """Describes a packed model without its weights.
 
     Raises:
         InvalidOption: the name or version cannot be part of a path and of a URL.
@@ -31,14 +31,14 @@ class ModelCard:
     name: str
     version: str
     architecture: str
-    """What rebuilds the module: `efficientnet-lite0`, `torchvision:resnet18`, `mypackage.models:build`."""
+    """Source that rebuilds the module: `efficientnet-lite0`, `torchvision:resnet18`, `mypackage.models:build`."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     layer: str | None
     """Address of the layer explained by default; None: found automatically."""
     source: str
-    """Where the weights come from."""
+    """Origin of the weights, for people."""
     licence: str
     """Licence of the weights; empty when unknown."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ModelCard:
 
 
 def check_name(what: str, value: str) -> str:
-    """The value, if it may be part of a path and of a URL.
+    """Returns the value, if it may be part of a path and of a URL.
 
     Raises:
         InvalidOption: it has other characters than letters, digits, `_`, `.` and `-`, or starts with one of the three.
@@ -61,7 +61,7 @@ def check_name(what: str, value: str) -> str:
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card of a `.mar` file or of an unpacked archive directory.
+    """Returns the card of a `.mar` file or of an unpacked archive directory.
 
     Raises:
         NotFound: there is no such file or directory.
@@ -75,7 +75,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_member(path: Path, member: str) -> bytes:
-    """One file of a `.mar` file or of an unpacked archive directory.
+    """Returns the content of one file of a `.mar` file or of an unpacked archive directory.
 
     Raises:
         NotFound: there is no such file or directory.
@@ -93,13 +93,13 @@ def read_member(path: Path, member: str) -> bytes:
 
 
 def card_members(card: ModelCard) -> dict[str, bytes]:
-    """The files that `read_card` reads."""
+    """Returns the files that `read_card` reads, by name."""
     content = dataclasses.asdict(card)
     return {LABELS: as_json(content.pop("labels")), CARD: as_json(content)}
 
 
 def as_json(value: object) -> bytes:
-    """Readable JSON, the same bytes for the same value."""
+    """Returns a value as readable JSON, the same bytes for the same value."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 

@@ -56,21 +56,21 @@ def build_archive(
     licence: str | None = None,
     evaluation: Path | None = None,
 ) -> Path:
-    """Pack a model as `<store>/<name>.mar`, replacing an older one at once.
+    """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
     Args:
         source: `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
-        name: of the served model; None: that of the source.
-        version: of the served model.
+        name: name of the served model; None: that of the source.
+        version: version of the served model.
         store: directory of the archive; made when missing.
-        weights: as `sources.find_weights` says.
-        weights_sha256: what the file of the weights must have, in hexadecimal; None: not checked.
+        weights: the weights, as `sources.find_weights` takes them.
+        weights_sha256: SHA-256 that the file of the weights must have, in hexadecimal; None: not checked.
         labels: file of class names; None: those known of the weights, else "class 0", "class 1", ...
-        layer: explained by default: a module's name, or `name:relu` for a function applied to its output; None: found
+        layer: default layer: a module's name, or `name:relu` for a function applied to its output; None: found
             automatically.
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
             one's own that of torchvision's ResNets.
-        licence: of the weights; None: what is known of them.
+        licence: licence of the weights; None: what is known of them.
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
 
     Raises:
@@ -104,7 +104,7 @@ def build_archive(
 
 
 def _evaluation(report: Path) -> dict[str, float]:
-    """Overall score of each method that a report of `camserve evaluate` has, by its first protocol."""
+    """Returns the overall score by method title, of the first protocol in a report of `camserve evaluate`."""
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         column = f"{next(iter(found['settings']['protocols']))}_overall"
@@ -116,7 +116,9 @@ def _evaluation(report: Path) -> dict[str, float]:
 
 
 def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
-    """The network of a `.mar` file or of an unpacked archive directory, in eval mode, frozen, float32, on the CPU.
+    """Returns the network and the card of a `.mar` file or of an unpacked archive directory.
+
+    The network is in eval mode, frozen, float32, on the CPU.
 
     Raises:
         NotFound: there is no such archive, or a package is missing.
@@ -129,13 +131,13 @@ def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
 
 
 def handler_source() -> bytes:
-    """The handler as it goes into an archive: of the installed package, else of the source tree."""
+    """Returns the handler as it goes into an archive: that of the installed package, else of the source tree."""
     packaged = files("camserve.archive").joinpath(HANDLER)
     return packaged.read_bytes() if packaged.is_file() else (source_tree() / "handlers" / HANDLER).read_bytes()
 
 
 def source_tree() -> Path:
-    """Root of the source tree, for what a wheel carries inside the package."""
+    """Returns the root of the source tree, which has the files that a wheel carries inside the package."""
     return Path(__file__).resolve().parents[3]
 
 
@@ -184,8 +186,8 @@ def _check(module: torch.nn.Module, card: ModelCard) -> None:
 def _check_layer(module: torch.nn.Module, card: ModelCard, example: torch.Tensor) -> None:
     from camserve.saliency.layers import find_layers
 
-    sites, _ = find_layers(module, example)
-    names = [site.layer.name for site in sites]
+    found, _ = find_layers(module, example)
+    names = [each.layer.name for each in found]
     if card.layer not in names:
         raise InvalidOption(f"{card.architecture} has no spatial layer {card.layer!r}; it has {', '.join(names)}")
 
@@ -217,7 +219,10 @@ def _manifest(card: ModelCard) -> dict[str, object]:
 
 
 def _write_zip(path: Path, members: Mapping[str, bytes]) -> None:
-    """Write beside the goal and rename; nothing is compressed, as deflated bytes differ between versions of zlib."""
+    """Writes a zip file beside its goal and renames it.
+
+    Nothing is compressed, because deflated bytes differ between versions of zlib.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".mar")
     try:

@@ -1,4 +1,4 @@
-"""Where networks and weights come from. The one file that knows the ways of torchvision, timm and EfficientNet-Lite.
+"""Finds networks and weights; no other file knows the ways of torchvision, timm and EfficientNet-Lite.
 
 An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `torchvision:NAME`,
 `timm:NAME`, or `package.module:function` for a function of one's own, called without arguments, that returns a module.
@@ -34,7 +34,7 @@ TORCHVISION = "torchvision:"
 TIMM = "timm:"
 RANDOM = "random"
 SEED = 0
-"""Of random weights."""
+"""Seed of random weights."""
 
 _LITE0_PREPROCESSING = Preprocessing(256, (224, 224), mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
 _IMAGENET_PREPROCESSING = Preprocessing(
@@ -50,12 +50,12 @@ _TORCHVISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {"googlenet": _INCEPTION
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights with what is known of them."""
+    """Holds weights with what is known of them."""
 
     state: dict[str, torch.Tensor] | None
-    """The state dict; None: as the seeded constructor, or the function of one's own, leaves them."""
+    """The state dict; None: the weights are those that the seeded constructor, or a function of one's own, has set."""
     file: Path | None
-    """What the state dict was read from."""
+    """File that the state dict was read from; None where there is none."""
     origin: str
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
@@ -63,10 +63,10 @@ class Weights:
 
 
 def find_weights(architecture: str, weights: str | None) -> Weights:
-    """The weights of an architecture.
+    """Returns the weights of an architecture.
 
     Args:
-        architecture: as described above.
+        architecture: a source, as the module's text describes it.
         weights: `DEFAULT`, the name of one of torchvision's weights of this architecture, a state dict's file (`.pth`,
             or `.safetensors`), `random` (seeded), or None: those shipped with `efficientnet-lite0`, those that a
             function of one's own has set. The tags of timm's weights are part of NAME: `timm:resnet50.a1_in1k`.
@@ -87,7 +87,7 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
 
 
 def build_module(architecture: str, classes: int) -> torch.nn.Module:
-    """The network with seeded random weights, on the CPU.
+    """Returns the network with seeded random weights, on the CPU.
 
     Raises:
         InvalidOption: unknown architecture.
@@ -101,24 +101,26 @@ def build_module(architecture: str, classes: int) -> torch.nn.Module:
 
 
 def default_name(architecture: str) -> str:
-    """What a model is called that was given no name: `resnet18`, `build`."""
+    """Returns the name of a model that was given none: `resnet18`, `build`."""
     return architecture.rpartition(":")[2]
 
 
 def count_classes(
     architecture: str, state: Mapping[str, torch.Tensor] | None, input_size: tuple[int, int] = (224, 224)
 ) -> int:
-    """Number of classes of a state dict: the size by which modules of different class numbers differ; 1000 for None.
+    """Returns the number of classes of a state dict; 1000 for None.
 
-    A function of one's own knows its number of classes: there it is that of the outputs for `input_size`.
+    It is the size in which modules of different class numbers differ. A function of one's own knows its number of
+    classes: there it is that of the outputs for `input_size`.
 
     Raises:
-        InvalidInput: the state dict is not of this architecture.
+        InvalidInput: the state dict is not of this architecture, or the outputs are no logits.
     """
     if _is_function(architecture):
         return _count_outputs(build_module(architecture, 0), input_size)
     if state is None:
         return 1000
+    # Which key is the classifier's differs between architectures; the only axes that change with the classes are its.
     few, many = (_shapes(architecture, classes) for classes in (2, 3))
     for key, tensor in few.items():
         for axis, (low, high) in enumerate(zip(tensor, many[key], strict=True)):
@@ -149,7 +151,7 @@ def _count_outputs(module: torch.nn.Module, input_size: tuple[int, int]) -> int:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names from a JSON list, or one in each line.
+    """Returns class names from a JSON list, or from a file with one name in each line.
 
     Raises:
         NotFound: there is no such file.
@@ -168,7 +170,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -185,7 +187,7 @@ def _lite0_weights(weights: str | None) -> Weights:
 
 
 def lite0_file() -> Path:
-    """The file with EfficientNet-Lite0's ImageNet weights.
+    """Returns the path of the file with EfficientNet-Lite0's ImageNet weights.
 
     Raises:
         NotFound: its package is missing.
@@ -331,7 +333,7 @@ def _timm() -> Any:
 
 
 def _timm_name(name: str) -> str:
-    """The name, with the tag of its weights if there is one."""
+    """Returns the name, which may end in the tag of its weights; raises InvalidOption where timm has no such model."""
     timm = _timm()
     names = (*timm.list_models(), *timm.list_pretrained())
     if name not in names:
@@ -408,7 +410,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _current_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """DenseNet's published weights have the names of an older torchvision: `norm.1.weight` is `norm1.weight` today."""
+    """Returns the tensors by today's names: in DenseNet's published weights `norm1.weight` is still `norm.1.weight`."""
     return {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in state.items()}
 
 

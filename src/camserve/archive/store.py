@@ -1,4 +1,4 @@
-"""The directory of archives, and the manifest of models that can be built into it."""
+"""Keeps the directory of archives, and reads the manifest of models that can be built into it."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ STORE_VARIABLE = "CAMSERVE_MODEL_STORE"
 
 @dataclass(frozen=True)
 class ListedModel:
-    """One table of a `models.toml`."""
+    """Holds one table of a `models.toml`."""
 
     source: str
     version: str
     input_px: tuple[int, int]
     """(height, width) of the network's input."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     weights_from: str
-    """Where the weights come from, for people."""
+    """Origin of the weights, for people."""
     weights_sha256: str
-    """Of the weights as their source has them: checked before anything is built of them."""
+    """SHA-256 of the weights as their source has them, which is checked before anything is built of them."""
     packed_sha256: str
-    """Of `weights.safetensors` in the archive."""
+    """SHA-256 of `weights.safetensors` in the archive."""
     weights: str | None = None
-    """As for `build_archive`."""
+    """The weights, as `build_archive` takes them."""
     layer: str | None = None
     """Address of the default layer; None: found automatically."""
 
 
 def model_store(path: str | Path | None = None) -> Path:
-    """The directory of archives: the argument, else `CAMSERVE_MODEL_STORE`, else `model_store` here."""
+    """Returns the directory of archives: the argument, else `CAMSERVE_MODEL_STORE`, else `./model_store`."""
     return Path(path or os.environ.get(STORE_VARIABLE) or "model_store")
 
 
 def archives(store: Path) -> tuple[str, ...]:
-    """Names of the archives that are in the store, sorted."""
+    """Returns the sorted names of the archives in the store."""
     return tuple(sorted(path.stem for path in store.glob("[!.]*.mar")))
 
 
 def listed_models(store: Path) -> dict[str, ListedModel]:
-    """Models that can be built, by name: those that camserve ships, and those of the store's own `models.toml`.
+    """Returns the models that can be built, by name: camserve's own, and those of the store's `models.toml`.
 
     Raises:
         InvalidInput: the store's `models.toml` cannot be read.
@@ -60,7 +60,7 @@ def listed_models(store: Path) -> dict[str, ListedModel]:
 
 
 def ensure_archive(name: str, store: Path) -> Path:
-    """`<store>/<name>.mar`; a listed model is built when missing, broken, or made by another version of camserve.
+    """Returns `<store>/<name>.mar`; builds a listed model where it is missing, broken, or another camserve's.
 
     Raises:
         InvalidOption: not a model name.
@@ -94,11 +94,11 @@ def _build(name: str, model: ListedModel, store: Path) -> Path:
 def _is_current(path: Path, model: ListedModel) -> bool:
     try:
         card = read_card(path)
-        same_parts = read_member(path, HANDLER) == handler_source() and read_member(path, CONFIG) == MODEL_CONFIG
+        same_files = read_member(path, HANDLER) == handler_source() and read_member(path, CONFIG) == MODEL_CONFIG
     except CamserveError:
         return False
     made_from = (card.architecture, card.version, card.layer, card.licence)
-    return same_parts and made_from == (model.source, model.version, model.layer, model.licence)
+    return same_files and made_from == (model.source, model.version, model.layer, model.licence)
 
 
 def _shipped() -> Path:

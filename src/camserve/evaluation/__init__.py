@@ -1,1 +1,1 @@
-"""How far a map can be trusted: faithfulness, localisation, sanity, and the reports made of them."""
+"""Measures how far a map can be trusted: faithfulness, localisation, sanity, and the reports made of them."""

@@ -1,4 +1,4 @@
-"""Group-CAM as training aid: a variant of an image that is sharp where its map is high, and blurred elsewhere.
+"""Makes variants of an image for training: sharp where its map is high, and blurred elsewhere.
 
 Group-CAM (https://arxiv.org/abs/2103.13859) fine-tunes classifiers on such variants. The definition here is that of the
 authors' program, `main.py` of https://github.com/wofmanaf/Group-CAM (e8b0ea7 to ffd807b):
@@ -14,7 +14,7 @@ Where this differs from that program, it is on purpose:
 - The channels have no gradient weights, so that no backward pass is needed: its comment suggests that. What follows
   is the variant "paper" of `camserve.methods.GroupCam`.
 - Its variants are `images * saliency_maps + blur(images) + (1-saliency_maps)`, which adds 1 outside the mask and the
-  blurred image inside it. The second `+` stands where Group-CAM's masked query has a product; here it is one.
+  blurred image inside it. The second `+` stands where Group-CAM's masked query has a product; here it is a product.
 - theta is the mean of the image's own map. There it is the mean over the maps of a batch, so that a variant depends on
   the images it happens to be made with. A percentile of the map can be chosen instead.
 - The first version of its Group-CAM de-noises the groups (a percentile over all of them), the last one does not.
@@ -41,16 +41,16 @@ from camserve.saliency.masks import Masks, gaussian_blur, make_masks
 
 @dataclass(frozen=True)
 class Recipe:
-    """How variants are made.
+    """Says how variants are made.
 
     Raises:
         InvalidOption: groups or a percentile outside their range.
     """
 
     groups: int = 32
-    """Of channels, in order."""
+    """Number of groups into which channels are put, in order."""
     denoise: float = 0.0
-    """Percentile of each group's map at or below which it is set to 0; 0: maps stay as they are."""
+    """Percentile of each group's map at or below which it is set to 0; 0: maps stay unaltered."""
     theta: float | None = None
     """Percentile of the map that is the threshold of the binary mask; None: the map's mean."""
 
@@ -72,7 +72,7 @@ def binary_masks(
     recipe: Recipe,
     micro_batch: int,
 ) -> list[np.ndarray | None]:
-    """Where each image stays sharp; the masked queries of all images share micro-batches.
+    """Returns where each image stays sharp; the masked queries of all images share micro-batches.
 
     Args:
         network: (n, 3, H, W) to logits (n, classes), in eval mode.
@@ -98,12 +98,12 @@ def binary_masks(
 
 
 def blurred(pixels: Tensor) -> Tensor:
-    """(3, H, W) blurred as Group-CAM's baseline is. Normalisation commutes with it: these may be pixels or inputs."""
+    """Blurs (3, H, W) as Group-CAM's baseline is. Normalisation commutes with it: these may be pixels or inputs."""
     return gaussian_blur(pixels, group_cam.BLUR_KERNEL_PX, group_cam.BLUR_SIGMA_PX)
 
 
 def variant(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The pixels where the mask is set, blurred elsewhere.
+    """Returns the pixels where the mask is set, blurred elsewhere.
 
     Args:
         pixels: uint8 (H, W, 3).
@@ -118,7 +118,7 @@ def variant(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _masks(image: Tensor, activations: Tensor, column: Tensor, recipe: Recipe) -> Masks:
-    """The groups' masks behind one query of the blurred image alone."""
+    """Returns the groups' masks behind one query of the blurred image alone."""
     values = group_cam.in_order(activations[None], recipe.groups).relu()
     if recipe.denoise:
         values = group_cam.above_percentile(values, recipe.denoise)
@@ -135,7 +135,7 @@ def _binary(masks: Masks, scores: Tensor, recipe: Recipe) -> np.ndarray | None:
 
 
 def most_probable(logits: Tensor, wanted: Sequence[int | None]) -> Tensor:
-    """(B,) classes: those that are wanted, else the most probable ones of (B, classes) logits."""
+    """Returns the classes (B,) that are wanted, and where none is the most probable ones of the logits (B, classes)."""
     best = logits.argmax(dim=1).tolist()
     chosen = [top if index is None else index for index, top in zip(wanted, best, strict=True)]
     return torch.tensor(chosen, device=logits.device)

@@ -1,4 +1,4 @@
-"""What `camserve evaluate` and `camserve augment` do, between the command line and the files."""
+"""Does what `camserve evaluate` and `camserve augment` ask for, between the command line and the files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from camserve.evaluation.figures import write_figures
 from camserve.evaluation.report import make_report
 from camserve.evaluation.run import Plan, evaluate
 from camserve.evaluation.truth import read_boxes
-from camserve.evaluation.variants import Classes, Outcome, augment
-from camserve.evaluation.variants import Plan as VariantsPlan
+from camserve.evaluation.variants import Classes, Outcome, VariantPlan, augment
 from camserve.methods import METHODS, MethodSpec
 from camserve.types import Precision
 
@@ -86,7 +85,7 @@ def run(
 def _subject(
     model: str, images: Path | None, boxes: Path | None, benchmark: str | None, limit: int | None, store: Path | None
 ) -> tuple[Engine, list[Example], str]:
-    """What explains, what is explained, and what that is called."""
+    """Returns what explains, what is explained, and what that is called."""
     if (images is None) == (benchmark is None):
         raise InvalidOption("give a folder of images or a benchmark: exactly one of --images and --benchmark")
     if images is None and boxes is not None:
@@ -118,14 +117,14 @@ def run_augment(
     Raises:
         CamserveError: as `camserve.evaluation.variants.augment`.
     """
-    plan = VariantsPlan(recipe, classes, layer, precision)
+    plan = VariantPlan(recipe, classes, layer, precision)
     with _bar(console) as on_progress:
         return augment(Engine.load(model, store), images, plan, out, on_progress)
 
 
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar of finished pieces of work; nothing is shown where the console is no terminal."""
+    """Yields a function that shows progress on a bar; nothing is shown where the console is no terminal."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

@@ -1,4 +1,4 @@
-"""What remains of the class's probability when the image is multiplied with its map.
+"""Measures what remains of the class's probability when the image is multiplied with its map.
 
 Average drop and increase in confidence, from Grad-CAM++ (https://arxiv.org/abs/1710.11063), sec. 4.1.
 """
@@ -15,17 +15,20 @@ from torch import Tensor
 
 from camserve.queries.pack import ask
 
+ROUNDING = 1e-5
+"""Share by which equal probabilities may differ: a softmax of logits of 20 multiplies an error of float32 by 20."""
+
 
 @dataclass(frozen=True)
 class Multiplied:
-    """An image times each of T maps, as masked queries for `camserve.queries.pack.ask`."""
+    """Holds an image times each of T maps, as masked queries for `camserve.queries.pack.ask`."""
 
     image: Tensor
-    """(3, H, W), normalised."""
+    """The normalised image (3, H, W)."""
     saliency: Tensor
-    """(T, H, W) in [0, 1]."""
+    """Maps (T, H, W) in [0, 1]."""
     columns: Tensor
-    """(T,), the class that each map explains."""
+    """Class that each map explains, (T,)."""
     logits: ClassVar[bool] = False
     """Probabilities are asked."""
 
@@ -33,32 +36,38 @@ class Multiplied:
         return len(self.saliency)
 
     def blend(self, start: int, stop: int) -> Tensor:
-        """The images times the maps start..stop-1, (n, 3, H, W)."""
+        """Returns the images times the maps start..stop-1, (n, 3, H, W)."""
         return self.image * self.saliency[start:stop, None]
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """The class's probability for the image, and for the image times its map."""
+    """Holds the class's probability for the image, and for the image times its map."""
 
     whole: float
     kept: float
 
     @property
     def drop(self) -> float:
-        """ReLU(whole - kept) / whole: the share lost, 0 where nothing is. Its mean over images is the average drop."""
+        """Returns ReLU(whole - kept) / whole: the share lost, 0 where nothing is.
+
+        Its mean over images is the average drop.
+        """
         return max(self.whole - self.kept, 0.0) / self.whole if self.whole > 0 else 0.0
 
     @property
     def increased(self) -> bool:
-        """More is kept than there was. Its mean over images is the increase in confidence."""
-        return self.kept > self.whole
+        """Tells whether more is kept than there was. Its mean over images is the increase in confidence.
+
+        A network that is sure of itself has a probability of 1 but for rounding both times: that is no increase.
+        """
+        return self.kept > self.whole * (1 + ROUNDING)
 
 
 def confidence(
     network: Callable[[Tensor], Tensor], image: Tensor, saliency: Tensor, classes: Tensor, micro_batch: int
 ) -> list[Confidence]:
-    """The probabilities of all maps of one image, in one run of masked queries.
+    """Returns the probabilities of all maps of one image, from one run of masked queries.
 
     Args:
         network: (n, 3, H, W) to logits (n, classes), in eval mode.
@@ -68,7 +77,7 @@ def confidence(
         micro_batch: how many queries one forward pass takes at most.
 
     Returns:
-        One for each map.
+        One result for each map.
     """
     whole = torch.ones_like(saliency[:1])  # the image itself is the last query
     (scores,) = ask(network, [Multiplied(image, torch.cat([saliency, whole]), classes)], micro_batch)

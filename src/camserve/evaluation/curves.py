@@ -1,4 +1,4 @@
-"""Deletion and insertion of many maps by several protocols, as masked queries in one run."""
+"""Measures deletion and insertion of many maps by several protocols, as masked queries in one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def faithfulness(
     protocols: Sequence[Protocol],
     micro_batch: int,
 ) -> list[tuple[Faithfulness, ...]]:
-    """Both curves of every map by every protocol, all in one run of masked queries.
+    """Returns both curves of every map by every protocol, all in one run of masked queries.
 
     Args:
         network: (n, 3, H, W) to logits (n, classes), in eval mode.

@@ -1,4 +1,4 @@
-"""What is evaluated: images with or without true boxes, from a folder or from a benchmark that is shipped."""
+"""Collects what is evaluated: images with or without true boxes, from a folder or from a benchmark that is shipped."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class Example:
-    """An image with what is known of it."""
+    """Describes an image with what is known of it."""
 
     name: str
-    """Unique among the examples."""
+    """Name that is unique among the examples."""
     source: Path | bytes
     boxes: tuple[TrueBox, ...] = ()
-    """Of all classes; in pixels of the image."""
+    """Boxes of all classes, in pixels of the image."""
 
     def read(self) -> bytes:
-        """The file's bytes."""
+        """Returns the file's bytes."""
         content = read_image(self.source)
         assert isinstance(content, bytes)
         return content
 
     def digest(self, content: bytes) -> str:
-        """Of the file's bytes and the boxes: figures made of the same have the same."""
+        """Returns a digest of the file's bytes and the boxes: figures made of the same have the same."""
         return hashlib.sha256(content + repr(self.boxes).encode()).hexdigest()
 
 
 def folder_examples(folder: Path, boxes: BoxesByImage | None = None) -> list[Example]:
-    """The images of a folder, in order of their names; those of a box file that the folder lacks are left out.
+    """Returns the images of a folder, in order of their names; those of a box file that the folder lacks are left out.
 
     Raises:
         NotFound: no such folder, no image in it, or boxes of which none belongs to an image in it.
@@ -58,7 +58,7 @@ def folder_examples(folder: Path, boxes: BoxesByImage | None = None) -> list[Exa
 
 
 def digits_examples(count: int) -> list[Example]:
-    """The first scenes of the digits benchmark."""
+    """Returns the first scenes of the digits benchmark."""
     from camserve.evaluation.digits.scenes import benchmark_scenes
 
     examples = []
@@ -70,7 +70,7 @@ def digits_examples(count: int) -> list[Example]:
 
 
 def classes_of(boxes: Iterable[TrueBox], labels: Sequence[str]) -> Mapping[int, tuple[TrueBox, ...]]:
-    """Boxes by class index; boxes whose label is not one of the network's are left out."""
+    """Returns the boxes by class index; boxes whose label is not one of the network's are left out."""
     found: dict[int, list[TrueBox]] = defaultdict(list)
     for box in boxes:
         try:
@@ -81,7 +81,7 @@ def classes_of(boxes: Iterable[TrueBox], labels: Sequence[str]) -> Mapping[int, 
 
 
 def unknown_labels(examples: Iterable[Example], labels: Sequence[str]) -> list[str]:
-    """Labels of boxes that are not classes of the network.
+    """Returns the labels of boxes that are not classes of the network.
 
     Raises:
         InvalidInput: there are boxes, and none of a class of the network.
@@ -95,7 +95,7 @@ def unknown_labels(examples: Iterable[Example], labels: Sequence[str]) -> list[s
 
 
 def seen_boxes(boxes: Iterable[TrueBox], view: InputView) -> tuple[TrueBox, ...]:
-    """Boxes cut to the part of the image that the network saw; those outside are left out."""
+    """Returns the boxes cut to the part of the image that the network saw; those outside are left out."""
     left, top, right, bottom = view.crop
     cut = (
         TrueBox(box.label, max(box.left, left), max(box.top, top), min(box.right, right), min(box.bottom, bottom))

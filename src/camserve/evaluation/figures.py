@@ -1,4 +1,4 @@
-"""Pictures of a report: mean curves (matplotlib), and a contact sheet of the maps."""
+"""Draws the pictures of a report: mean curves (matplotlib), and a contact sheet of the maps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _draw_curves(by_method: dict[str, list[Record]], protocol: str, path: Path) 
 
 
 def _sheet_rows(by_method: dict[str, list[Record]], out: Path) -> Iterator[Row]:
-    """A row for each image and class that has an overlay by some method; white where another has none."""
+    """Yields a row for each image and class that has an overlay by some method; white where another has none."""
     pictures: dict[tuple[str, str, str], dict[str, str]] = {}
     for name, records in by_method.items():
         for record in records:

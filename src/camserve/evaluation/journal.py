@@ -1,4 +1,4 @@
-"""The file that makes an evaluation, or another long run, resumable: one line of JSON for each finished piece of work.
+"""Keeps the file that makes an evaluation, or another long run, resumable: one line of JSON for each record.
 
 The first line has the settings. A second run with the same settings continues; one with others is refused, because
 figures of different protocols, models and precisions must not be mixed.
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """The records of one report folder, in memory and on disk.
+    """Holds the records of one report folder, in memory and on disk.
 
     Args:
         path: of the file; made when missing.
@@ -45,7 +45,7 @@ class Journal:
         self._records[_key(record)] = record
 
     def find(self, head: Record) -> Record | None:
-        """The record that begins so: with the same kind, image, digest, method and parameters."""
+        """Returns the record that begins so: with the same kind, image, digest, method and parameters."""
         return self._records.get(_key(head))
 
     def _append(self, record: Record) -> None:
@@ -58,7 +58,7 @@ def _key(record: Record) -> str:
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:
-    """The records; a last line that was cut off when a run was killed is removed from the file."""
+    """Yields the records; a last line that was cut off when a run was killed is removed from the file."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):

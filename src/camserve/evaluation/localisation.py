@@ -1,4 +1,4 @@
-"""How well a map lies on the object: pointing game, energy, boxes. numpy only.
+"""Measures how well a map lies on the object: pointing game, energy, boxes. numpy only.
 
 Maps are (height, width), rows are y. Boxes are half-open and in pixels of the map; a pixel belongs to a box if its
 centre does. A map of zeros points nowhere: it misses, and has no energy.
@@ -16,12 +16,14 @@ from camserve.finalise.boxes import find_boxes
 from camserve.images import whole_view
 from camserve.types import Box, BoxOptions
 
+ROUNDING = 1e-6
+"""Values that differ by at most this share of the map's maximum are equal, as they are where a layer is saturated."""
 TOLERANCE_PX = 15
-"""Of the pointing game in TorchRay and in the papers that use it."""
+"""Tolerance of the pointing game in TorchRay and in the papers that use it."""
 
 
 def inside(boxes: Iterable[TrueBox], size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool: the union of the boxes."""
+    """Returns the union of the boxes, (height, width) bool."""
     rows, columns = (np.arange(length) + 0.5 for length in size)
     union = np.zeros(size, bool)
     for box in boxes:
@@ -31,46 +33,50 @@ def inside(boxes: Iterable[TrueBox], size: tuple[int, int]) -> np.ndarray:
 
 
 def points_into(saliency: np.ndarray, region: np.ndarray, tolerance_px: float = 0) -> bool:
-    """Pointing game (Excitation Backprop, https://arxiv.org/abs/1608.00507): the maximum lies in the region.
+    """Tells whether the maximum lies in the region: pointing game of Excitation Backprop.
+
+    Source: https://arxiv.org/abs/1608.00507.
 
     Args:
         saliency: (height, width); of equal maxima the first in reading order counts.
         region: (height, width) bool.
-        tolerance_px: a hit is also a maximum that is at most so far from a pixel of the region, as TorchRay has it.
+        tolerance_px: largest distance from a pixel of the region that is still a hit, as in TorchRay.
     """
     if saliency.max() <= 0:
         return False
-    row, column = np.unravel_index(saliency.argmax(), saliency.shape)
+    first = (saliency >= (1 - ROUNDING) * saliency.max()).argmax()
+    row, column = np.unravel_index(first, saliency.shape)
     y, x = np.nonzero(region)
     return bool((((y - row) ** 2 + (x - column) ** 2) <= tolerance_px**2).any())
 
 
 def energy_inside(saliency: np.ndarray, region: np.ndarray) -> float:
-    """Energy-based pointing game (Score-CAM, sec. 4.3): the share of the map's sum that lies in the region."""
+    """Returns the share of the map's sum in the region: energy-based pointing game (Score-CAM, sec. 4.3)."""
     total = saliency.sum(dtype=np.float64)
     return float(saliency[region].sum(dtype=np.float64) / total) if total > 0 else 0.0
 
 
 def size_adaptive_share(saliency: np.ndarray, region: np.ndarray) -> float:
-    """Bbox metric (Integrated Grad-CAM, https://arxiv.org/abs/2102.07805): the share of the N most salient pixels that
-    lie in the region, N being the region's area in pixels.
+    """Returns the share of the N most salient pixels that lie in the region, N being its area in pixels.
 
-    Equally salient pixels count by their share: of the pixels at the last value that is let in, as many as are missing
-    to N are taken evenly from all of them.
+    This is the bbox metric of Integrated Grad-CAM (https://arxiv.org/abs/2102.07805). Equally salient pixels count by
+    their share: of the pixels at the last value that is let in, the number missing to N is taken evenly from all of
+    them.
     """
     area = int(region.sum())
     if area == 0 or saliency.max() <= 0:
         return 0.0
     values = saliency.ravel()
     last = np.partition(values, -area)[-area]
-    above, level = values > last, values == last
+    margin = ROUNDING * values.max()
+    above, level = values > last + margin, np.abs(values - last) <= margin
     flat = region.ravel()
     missing = area - above.sum()
     return float((flat[above].sum() + missing * flat[level].mean()) / area)
 
 
 def iou(a: Box | TrueBox, b: Box | TrueBox) -> float:
-    """Intersection over union of two boxes."""
+    """Returns the intersection over union of two boxes."""
     width = min(a.right, b.right) - max(a.left, b.left)
     height = min(a.bottom, b.bottom) - max(a.top, b.top)
     both = max(width, 0.0) * max(height, 0.0)
@@ -82,7 +88,7 @@ def _area(box: Box | TrueBox) -> float:
 
 
 def box_iou(saliency: np.ndarray, boxes: Sequence[TrueBox], options: BoxOptions | None = None) -> float:
-    """WSOL: the box around the largest component above 15 % of the maximum against the true box it fits best.
+    """Returns the IoU of the box around the largest component above 15 % of the maximum with its best true box: WSOL.
 
     Args:
         saliency: (height, width).
@@ -95,7 +101,7 @@ def box_iou(saliency: np.ndarray, boxes: Sequence[TrueBox], options: BoxOptions 
 
 @dataclass(frozen=True)
 class Localisation:
-    """All of the above for one map."""
+    """Holds all measures of how well one map lies on the object."""
 
     pointing: bool
     pointing_15px: bool
@@ -105,7 +111,7 @@ class Localisation:
 
 
 def localise(saliency: np.ndarray, boxes: Sequence[TrueBox]) -> Localisation:
-    """How well a map (height, width) lies on the boxes of its class, which are in pixels of the map."""
+    """Measures how well a map (height, width) lies on the boxes of its class, which are in pixels of the map."""
     region = inside(boxes, (saliency.shape[0], saliency.shape[1]))
     return Localisation(
         pointing=points_into(saliency, region),
@@ -118,12 +124,15 @@ def localise(saliency: np.ndarray, boxes: Sequence[TrueBox]) -> Localisation:
 
 @dataclass(frozen=True)
 class ClassContrast:
-    """The same boxes under two maps: a class-discriminative method finds the object for the first class only."""
+    """Holds the localisation of the same boxes under two maps.
+
+    A class-discriminative method finds the object for the first class only.
+    """
 
     most_likely: Localisation
     least_likely: Localisation
 
 
 def class_contrast(most: np.ndarray, least: np.ndarray, boxes: Sequence[TrueBox]) -> ClassContrast:
-    """Localisation by the maps of the most and of the least likely class, on the boxes of the most likely one."""
+    """Measures the maps of the most and of the least likely class, on the boxes of the most likely one."""
     return ClassContrast(localise(most, boxes), localise(least, boxes))

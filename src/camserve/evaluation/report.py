@@ -1,4 +1,4 @@
-"""The report of an evaluation: one row a method, as JSON, CSV and Markdown. No torch.
+"""Makes the report of an evaluation: one row a method, as JSON, CSV and Markdown. No torch.
 
 Means are over maps, not over images: an image of which three classes are explained counts three times. Cost and time
 are those of a request that explains all of an image's classes at once.
@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from camserve.cli.terminal import duration
 from camserve.evaluation.journal import Record
 from camserve.methods import MethodSpec, method_text
-from camserve.terminal import duration
 
 Row = Mapping[str, Any]
 """Figures of one method by name; those that were not measured are None."""
@@ -27,17 +27,17 @@ LOCALISATION = ("pointing", "pointing_15px", "energy", "iou", "bbox")
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and what it was measured with."""
+    """Holds what was measured, and what it was measured with."""
 
     settings: Record
     rows: tuple[Row, ...]
 
     def as_json(self) -> str:
-        """Settings and rows."""
+        """Returns settings and rows as JSON."""
         return json.dumps({"settings": self.settings, "methods": self.rows}, indent=2) + "\n"
 
     def as_csv(self) -> str:
-        """A line for each method; lists are left out."""
+        """Returns a line for each method as CSV; lists are left out."""
         names = [name for name, value in (self.rows or [{}])[0].items() if not isinstance(value, (list, dict))]
         file = io.StringIO()
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -46,7 +46,7 @@ class Report:
         return file.getvalue()
 
     def as_markdown(self) -> str:
-        """The settings in a sentence, and a table."""
+        """Returns the settings in a sentence, and a table, as Markdown."""
         columns = [column for column in _columns(self.settings) if any(_has(row, column.name) for row in self.rows)]
         images = max((row["images"] for row in self.rows), default=0)
         lines = [_caption(self.settings, images), ""]
@@ -67,13 +67,13 @@ class Report:
 
 
 def make_report(settings: Record, records: Iterable[Record], methods: Sequence[MethodSpec]) -> Report:
-    """The rows of these methods, in their order."""
+    """Makes the report with the rows of these methods, in their order."""
     records = list(records)
     return Report(settings, tuple(_row(spec, of_method(records, spec), settings) for spec in methods))
 
 
 def of_method(records: Iterable[Record], spec: MethodSpec) -> list[Record]:
-    """The records of one method with just these parameters."""
+    """Returns the records of one method with just these parameters."""
     return [record for record in records if (record["method"], record["parameters"]) == (spec.name, asdict(spec))]
 
 
@@ -112,7 +112,7 @@ def _curve_figures(maps: Sequence[Record], settings: Record) -> Row:
 
 
 def _contrast_figures(served: Sequence[Record]) -> Row:
-    """Localisation of the most likely class's object by the map of the least likely class, and of its own."""
+    """Returns localisation of the most likely class's object by the maps of the least likely class, and of its own."""
     found = [record["contrast"] for record in served if record["contrast"]]
     return {
         f"{which}_{name}": _mean(contrast[which][name] for contrast in found)
@@ -122,7 +122,7 @@ def _contrast_figures(served: Sequence[Record]) -> Row:
 
 
 def _sanity_figures(records: Sequence[Record]) -> Row:
-    """Rank correlation by stage, and its value when the whole network is random; means over images."""
+    """Returns rank correlation by stage, and when the whole network is random; means over images."""
     runs = [stages for record in records if record["kind"] == "sanity" for stages in record.get("stages", ())]
     stages = [
         {"down_to": same[0]["down_to"], "correlation": fmean(stage["correlation"] for stage in same)}
@@ -167,7 +167,7 @@ def _columns(settings: Record) -> list[_Column]:
 
 
 def _has(row: Row, name: str) -> bool:
-    """The figure was measured; that no map was empty is not worth a cell."""
+    """Tells whether the figure was measured; that no map was empty is not worth a cell."""
     return row[name] is not None and row["maps"] > 0 and (name != "degenerate" or row[name] > 0)
 
 

@@ -43,21 +43,21 @@ OVERLAYS = "overlays"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """Says what is measured."""
 
     methods: tuple[MethodSpec, ...]
     protocols: tuple[Protocol, ...] = (PROTOCOLS["rise"], PROTOCOLS["group_cam_paper"])
     layer: str = ""
     precision: Precision = "exact"
     sanity_images: int = 1
-    """How many of the examples go through the sanity check, which explains each several times."""
+    """Number of examples that go through the sanity check, which explains each several times."""
     pictures: int = 8
-    """How many of the examples have overlays, for the contact sheet."""
+    """Number of examples that have overlays, for the contact sheet."""
     dataset: str = ""
-    """What the examples are, for people."""
+    """Name of the examples, for people."""
 
     def settings(self, engine: Engine) -> Record:
-        """What figures must have in common to be compared; also what a reader must know of them."""
+        """Returns what figures must have in common to be compared, and what a reader must know of them."""
         info = engine.info
         return {
             "dataset": self.dataset,
@@ -99,7 +99,7 @@ def evaluate(
         examples: images, with boxes or without.
         plan: methods, protocols and so on.
         out: folder of the report; made when missing.
-        on_progress: called with (done, total, what is next) before each piece of work and at the end.
+        on_progress: called with (done, total, what is next) before each image and method, and at the end.
 
     Returns:
         The records of these examples and methods, for `camserve.evaluation.report`.
@@ -121,7 +121,7 @@ def evaluate(
 
 
 class _Ledger:
-    """Which records of this run there are, in the journal of all runs."""
+    """Knows which records of this run there are, in the journal of all runs."""
 
     def __init__(
         self, journal: Journal, methods: Sequence[MethodSpec], on_progress: Callable[[int, int, str], None]
@@ -131,7 +131,7 @@ class _Ledger:
         self.records: list[Record] = []
 
     def unfinished(self, kind: str, image: str, sha256: str) -> Iterator[tuple[MethodSpec, Record]]:
-        """Methods that have no record of this image, each with the beginning of the record to be added."""
+        """Yields methods that have no record of this image, each with the beginning of the record to be added."""
         for spec in self._methods:
             head = {"kind": kind, "image": image, "sha256": sha256, "method": spec.name, "parameters": asdict(spec)}
             old = self._journal.find(head)
@@ -142,27 +142,27 @@ class _Ledger:
                 self.records.append(old)
 
     def add(self, record: Record) -> None:
-        """On disk when this returns."""
+        """Adds a record, which is on disk when this returns."""
         self._journal.add(record)
         self.records.append(record)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """One example as the network sees it."""
+    """Describes one example as the network sees it."""
 
     engine: Engine
     example: Example
     plan: Plan
     content: bytes
     input: Tensor
-    """(3, H, W), normalised."""
+    """The normalised input (3, H, W)."""
     predictions: tuple[Prediction, ...]
-    """All classes, first the most probable."""
+    """Predictions of all classes, first the most probable."""
     boxes: Mapping[int, tuple[TrueBox, ...]]
-    """By class: the boxes that the network saw something of."""
+    """Boxes by class, those that the network saw something of."""
     pictures: Path | None
-    """Where overlays go."""
+    """Folder for overlays; None: none are made."""
 
     def explain(self, spec: MethodSpec, classes: Sequence[int]) -> Explanation:
         return self.engine.explain(
@@ -171,12 +171,12 @@ class _Subject:
 
     @property
     def classes(self) -> list[int]:
-        """Those explained."""
+        """Returns the classes that are explained."""
         return list(self.boxes) or [self.predictions[0].index]
 
     @property
     def contrasted(self) -> int | None:
-        """The least likely class, where the most likely one has boxes to be contrasted on."""
+        """Returns the least likely class, where the most likely one has boxes to be contrasted on."""
         return self.predictions[-1].index if self.predictions[0].index in self.boxes else None
 
 
@@ -187,7 +187,7 @@ def _measure(engine: Engine, example: Example, plan: Plan, pictures: Path | None
             subject = subject or _look(engine, example, content, plan, pictures)
         except InvalidImage as error:
             raise InvalidImage(f"{example.name}: {error}") from None
-        ledger.add(head | _measured(subject, spec))
+        ledger.add(head | measured(subject, spec))
 
 
 def _look(engine: Engine, example: Example, content: bytes, plan: Plan, pictures: Path | None) -> _Subject:
@@ -206,8 +206,8 @@ def _look(engine: Engine, example: Example, content: bytes, plan: Plan, pictures
     return _Subject(engine, example, plan, content, x, answer.predictions, boxes, pictures)
 
 
-def _measured(subject: _Subject, spec: MethodSpec) -> Record:
-    """Everything about one image and method; {"unsupported": why} where the network or the layer cannot serve it."""
+def measured(subject: _Subject, spec: MethodSpec) -> Record:
+    """Returns all about one image and method; {"unsupported": why} where the network or layer cannot serve it."""
     start = time.perf_counter()
     try:
         answer = subject.explain(spec, _explained(subject, spec))
@@ -227,7 +227,10 @@ def _measured(subject: _Subject, spec: MethodSpec) -> Record:
 
 
 def _explained(subject: _Subject, spec: MethodSpec) -> list[int]:
-    """The classes that one request explains: with the contrasted one, where masked queries serve all classes alike."""
+    """Returns the classes that one request explains.
+
+    The contrasted one is with them where masked queries serve all classes alike, so that it costs nothing more.
+    """
     channels = subject.engine.info.layer(subject.plan.layer).channels
     masked = isinstance(REGISTRY[type(spec)], Perturbation)
     shared = masked and spec.queries(channels, 1) == spec.queries(channels, 2)
@@ -259,7 +262,7 @@ def _maps(subject: _Subject, maps: Sequence[SaliencyMap], view: InputView) -> li
 
 @contextmanager
 def asking(network: Network) -> Iterator[int]:
-    """The state in which the engine asks its own masked queries; gives the micro-batch."""
+    """Enters the state in which the engine asks its own masked queries; yields the micro-batch."""
     with network.evaluating(), exact_float32(), torch.autocast(network.device.type, enabled=False):
         yield network.micro_batch
 
@@ -279,7 +282,7 @@ def _localisation(subject: _Subject, saliency: SaliencyMap, view: InputView) -> 
 
 
 def _contrast(subject: _Subject, spec: MethodSpec, found: Mapping[int, SaliencyMap], view: InputView) -> Record | None:
-    """Class contrast, where the most probable class has boxes."""
+    """Returns the class contrast, where the most probable class has boxes."""
     most, least = subject.predictions[0].index, subject.contrasted
     if least is None:
         return None
@@ -289,7 +292,7 @@ def _contrast(subject: _Subject, spec: MethodSpec, found: Mapping[int, SaliencyM
 
 
 def _pictures(subject: _Subject, maps: Sequence[SaliencyMap]) -> Record:
-    """Overlays by class, as paths in the report's folder."""
+    """Writes overlays, and returns them by class as paths in the report's folder."""
     written: dict[str, str] = {}
     for one in maps if subject.pictures is not None else ():
         parameters = "-".join(str(value) for value in asdict(one.method).values())

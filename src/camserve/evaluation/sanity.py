@@ -1,4 +1,4 @@
-"""Sanity check by cascading randomisation: does the map depend on what the network has learnt?
+"""Checks the sanity of maps by cascading randomisation: does a map depend on what the network has learnt?
 
 The layers of a copy of the network get new random weights, from the logits down, one stage after the other, and after
 each stage the map is made again. The map of a method that explains the network soon differs from the original; one that
@@ -24,7 +24,7 @@ STAGES = 8
 
 @dataclass(frozen=True)
 class Stage:
-    """The map after one more part of the network has been randomised."""
+    """Describes the map after one more share of the network has been randomised."""
 
     down_to: str
     """Name of the last module that has new weights; all between it and the logits have, too."""
@@ -33,7 +33,10 @@ class Stage:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps, equal values having their mean rank; 0 if one of them is constant."""
+    """Returns Spearman's rank correlation of two maps, equal values having their mean rank.
+
+    It is 0 if one of them is constant.
+    """
     from scipy.stats import rankdata
 
     ranks = [rankdata(array.ravel()) for array in (a, b)]
@@ -51,7 +54,7 @@ def cascading_randomisation(
     stages: int = STAGES,
     seed: int = 0,
 ) -> dict[MethodSpec, list[list[Stage]]]:
-    """The stages of every image by every method, for the class that the network finds most likely.
+    """Returns the stages of every image by every method, for the class that the network finds most likely.
 
     The engine's own network is not touched. A copy is randomised once and explains all images by all methods.
 
@@ -60,7 +63,7 @@ def cascading_randomisation(
         images: to be explained.
         methods: whose maps are compared.
         layer: as for `Engine.explain`.
-        stages: how many parts the network is randomised in, of about as many layers each.
+        stages: how many stages the network is randomised in, of about as many layers each.
         seed: of the random weights.
 
     Returns:
@@ -76,10 +79,10 @@ def cascading_randomisation(
     copied = _copy(engine)
     found: dict[MethodSpec, list[list[Stage]]] = {spec: [[] for _ in images] for spec in specs}
     for name in randomise(copied.network.module, stages, seed):
-        for place, (image, index) in enumerate(zip(images, classes, strict=True)):
+        for number, (image, index) in enumerate(zip(images, classes, strict=True)):
             maps = copied.explain(image, specs, [index], layer=layer).maps
-            for spec, before, after in zip(specs, original[place], maps, strict=True):
-                found[spec][place].append(Stage(name, rank_correlation(before, after.array)))
+            for spec, before, after in zip(specs, original[number], maps, strict=True):
+                found[spec][number].append(Stage(name, rank_correlation(before, after.array)))
     return found
 
 
@@ -106,6 +109,7 @@ def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0) -> Iterato
     """
     layers = _layers(module)[::-1]
     for part in np.array_split(np.arange(len(layers)), min(stages, len(layers))):
+        # Each stage draws from a seed of its own, and the caller's generator goes on as if nothing had been drawn.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed + int(part[0]))
             for number in part:
@@ -128,7 +132,7 @@ def _layers(module: nn.Module) -> list[list[tuple[str, nn.Module]]]:
 
 
 def _reset(child: nn.Module) -> None:
-    """New weights, drawn on the CPU: the same on every device."""
+    """Gives a module new weights, drawn on the CPU: the same on every device."""
     where = next(child.parameters(recurse=False)).device
     initialise: Callable[[], None] | None = getattr(child, "reset_parameters", None)
     if initialise is not None:

@@ -1,4 +1,4 @@
-"""True boxes, and the files they come in: COCO JSON and Pascal VOC XML. No torch."""
+"""Reads true boxes from the files they come in: COCO JSON and Pascal VOC XML. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrueBox:
-    """Where an object of a class is: half-open, in pixels of the image."""
+    """Says where an object of a class is: half-open, in pixels of the image."""
 
     label: str
     left: float
@@ -26,11 +26,11 @@ class TrueBox:
 
 
 BoxesByImage = Mapping[str, tuple[TrueBox, ...]]
-"""File name of the image, without folder, to its boxes."""
+"""Boxes by file name of the image, without folder."""
 
 
 def read_boxes(path: Path) -> BoxesByImage:
-    """The boxes of a COCO JSON file, of a Pascal VOC XML file, or of all XML files of a folder.
+    """Returns the boxes of a COCO JSON file, of a Pascal VOC XML file, or of all XML files of a folder.
 
     COCO boxes are [x, y, width, height]. Pascal VOC counts pixels from 1 and includes the last one: xmin..xmax becomes
     xmin - 1 .. xmax. Crowd regions of COCO, which are no boxes around one object, are left out.

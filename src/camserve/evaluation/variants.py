@@ -1,4 +1,4 @@
-"""What `camserve augment` does: a variant of every image of a folder, for fine-tuning.
+"""Does what `camserve augment` asks for: a variant of every image of a folder, for fine-tuning.
 
 Images go through in batches: one forward pass for their classes and activations, one run of masked queries for all of
 them. Every variant that is finished is a file and a line in the journal; a second run goes on from there.
@@ -34,20 +34,20 @@ CLASSES: tuple[Classes, ...] = get_args(Classes)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is made of a folder."""
+class VariantPlan:
+    """Says what is made of a folder."""
 
     recipe: Recipe = field(default_factory=Recipe)
     classes: Classes = "predicted"
-    """predicted: the network's most probable class. folder: the class that the image's folder is named after, as the
-    authors of Group-CAM take the true class."""
+    """Choice of the class that is explained. predicted: the network's most probable class. folder: the class that the
+    image's folder is named after, as the authors of Group-CAM take the true class."""
     layer: str = ""
-    """Empty: the model's default layer."""
+    """Name of the layer; empty: the model's default layer."""
     precision: Precision = "exact"
-    """Of masked queries."""
+    """Precision of masked queries."""
 
     def settings(self, engine: Engine) -> Record:
-        """What all variants of one folder have in common."""
+        """Returns what all variants of one folder have in common."""
         info = engine.info
         model = {"model": info.name, "version": info.version, "weights": info.source}
         layer = {"layer": info.layer(self.layer).name, "input_px": list(info.input_size)}
@@ -56,27 +56,27 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of the images, by their paths in the folder."""
+    """Sorts the images by what came of them, as paths in the folder."""
 
     written: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
-    """Written by an earlier run."""
+    """Images whose variants were written by an earlier run."""
     empty: list[str] = field(default_factory=list)
-    """Without variant: their maps have no positive evidence."""
+    """Images without variant, because their maps have no positive evidence."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Broken images, and why."""
+    """Broken images, and why each cannot be read."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One image that has no variant yet."""
+    """Describes one image that has no variant yet."""
 
     head: Record
-    """The beginning of its record in the journal."""
+    """Beginning of the image's record in the journal."""
     pixels: np.ndarray
-    """uint8 (H, W, 3), as the network sees it."""
+    """Pixels that the network sees, uint8 (H, W, 3)."""
     wanted: int | None
-    """Class index; None: the most probable one."""
+    """Class index that is wanted; None: the most probable one."""
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class _Source:
 def augment(
     engine: Engine,
     folder: Path,
-    plan: Plan,
+    plan: VariantPlan,
     out: Path,
     on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Outcome:
@@ -121,7 +121,7 @@ def augment(
 
 
 def image_names(folder: Path, out: Path) -> list[str]:
-    """Paths of the images in a folder and its subfolders, relative to it, in order.
+    """Returns the paths of the images in a folder and its subfolders, relative to it, in order.
 
     Raises:
         NotFound: no such folder, or no image in it.
@@ -154,7 +154,7 @@ def _wanted_classes(folder: Path, names: Sequence[str], labels: Sequence[str]) -
 def _source(
     folder: Path, out: Path, name: str, wanted: int | None, engine: Engine, journal: Journal, outcome: Outcome
 ) -> _Source | None:
-    """The image, unless it is done or broken: then the outcome says so."""
+    """Returns the image, unless it is done or broken: then the outcome says so."""
     try:
         content = read_image(folder / name)
         assert isinstance(content, bytes)
@@ -170,7 +170,9 @@ def _source(
     return _Source(head, np.array(seen), wanted)
 
 
-def _make(engine: Engine, batch: Sequence[_Source], plan: Plan, out: Path, journal: Journal, outcome: Outcome) -> None:
+def _make(
+    engine: Engine, batch: Sequence[_Source], plan: VariantPlan, out: Path, journal: Journal, outcome: Outcome
+) -> None:
     network = engine.network
     with asking(network) as micro_batch:
         x = network.normalise(torch.from_numpy(np.stack([source.pixels for source in batch])))
@@ -187,12 +189,12 @@ def _make(engine: Engine, batch: Sequence[_Source], plan: Plan, out: Path, journ
 
 
 def _path(out: Path, name: str) -> Path:
-    """The whole name is kept: `cat.jpg` and `cat.png` may lie in one folder."""
+    """Returns the variant's path, with the whole name kept: `cat.jpg` and `cat.png` may lie in one folder."""
     return out / f"{name}.png"
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
-    """All of the file, or none of it."""
+    """Writes all of the file, or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     Image.fromarray(pixels).save(unfinished, "PNG")
@@ -200,10 +202,10 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 def check(outcome: Outcome) -> None:
-    """Says which images failed.
+    """Raises InvalidInput where images failed; the text names the first of them.
 
     Raises:
-        InvalidInput: some did; the text names the first of them.
+        InvalidInput: some images failed.
     """
     if outcome.failed:
         some = "; ".join(f"{name}: {why}" for name, why in list(outcome.failed.items())[:5])

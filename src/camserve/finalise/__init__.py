@@ -1,1 +1,1 @@
-"""From merged sums to what a caller looks at: maps, boxes, pictures, encodings. numpy and Pillow; no torch, no gRPC."""
+"""Turns merged sums into what a caller looks at: maps, boxes, pictures, encodings. No torch and no gRPC."""

@@ -1,4 +1,4 @@
-"""Boxes around what a map marks: weakly supervised localisation as in the Grad-CAM paper, sec. 4.1."""
+"""Finds boxes around what a map marks: weakly supervised localisation as in the Grad-CAM paper, sec. 4.1."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import numpy as np
 
 from camserve.types import Box, BoxOptions, InputView
 
+ROUNDING = 1e-6
+"""Largest difference between equal values, relative to the map's maximum, and between equal scores."""
+
 
 def find_boxes(array: np.ndarray, view: InputView, options: BoxOptions) -> tuple[Box, ...]:
-    """Tight boxes around the connected components of the pixels at or above `threshold` times the maximum, and above 0.
+    """Returns tight boxes around the connected components of the pixels that are above 0 and reach the threshold.
 
-    Pixels are connected by their edges, not by their corners (4-connectivity).
+    The threshold is a share of the map's maximum. Pixels are connected by their edges, not by their corners
+    (4-connectivity).
 
     Args:
         array: (height, width) in [0, 1], of the network's input size.
@@ -18,18 +22,18 @@ def find_boxes(array: np.ndarray, view: InputView, options: BoxOptions) -> tuple
         options: threshold, and whether all components are wanted or the largest alone.
 
     Returns:
-        In pixels of the sent image, the component with the most pixels first, among equals the one with the higher
-        score; empty for a map of zeros.
+        Boxes in pixels of the sent image, the component with the most pixels first, among equals the one with the
+        higher score, among those the first in reading order; empty for a map of zeros.
     """
     from scipy import ndimage  # here, so that the client needs no scipy
 
-    labels, count = ndimage.label((array >= options.threshold * array.max()) & (array > 0))
+    labels, count = ndimage.label((array >= (options.threshold - ROUNDING) * array.max()) & (array > 0))
     if not count:
         return ()
     areas = np.bincount(labels.ravel())[1:]
     scores = np.bincount(labels.ravel(), weights=array.ravel())[1:] / areas
     slices = ndimage.find_objects(labels)
-    order = np.lexsort((-scores, -areas))[: None if options.all_components else 1]
+    order = np.lexsort((-scores.round(6), -areas))[: None if options.all_components else 1]
     return tuple(_box(slices[number], float(scores[number]), view) for number in order)
 
 

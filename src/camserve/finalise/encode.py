@@ -1,4 +1,4 @@
-"""What a map is delivered as: raw values, a grey PNG, or an overlay as a file."""
+"""Encodes a map for delivery, as raw values, a grey PNG or an overlay in a file, and reads it back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from camserve.errors import InvalidOption
 from camserve.finalise.render import grey_levels, overlay
-from camserve.types import SaliencyMap
+from camserve.types import ENCODINGS, SaliencyMap
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -25,15 +25,13 @@ _OVERLAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 ARRAYS = (*_DTYPES, "png")
-"""Encodings that `decode` reads back."""
-
-ENCODINGS = (*ARRAYS, *_OVERLAYS)
+"""The encodings that `decode` reads back."""
 
 
 def encode(
     saliency: SaliencyMap, encoding: str, image: Image.Image | None, colormap: str = "jet", opacity: float = 0.5
 ) -> bytes:
-    """The map as bytes.
+    """Returns the map as bytes.
 
     Args:
         saliency: the map; what is encoded is its (height, width) array.
@@ -41,15 +39,15 @@ def encode(
             8-bit grey PNG file of that. "overlay_png", "overlay_jpeg" (quality 90): the map in colours over the image,
             as a file.
         image: what an overlay is laid on, see `camserve.finalise.render.background`; None will do for the others.
-        colormap: for overlays.
-        opacity: for overlays, weight of the colours, in 0..1.
+        colormap: colours of an overlay.
+        opacity: weight of the colours of an overlay, in 0..1.
 
     Raises:
         InvalidOption: unknown encoding or colormap, opacity out of range, or an overlay without an image.
     """
     if encoding in _OVERLAYS:
         if image is None:
-            raise InvalidOption("an overlay needs a map of size INPUT or ORIGINAL")
+            raise InvalidOption("an overlay needs a map of size input or original")
         kind, options = _OVERLAYS[encoding]
         return _file(overlay(image, saliency.array, colormap=colormap, opacity=opacity), kind, **options)
     return _encoder(encoding)(saliency.array)
@@ -72,9 +70,9 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def decode(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:
-    """The map again, as float32 (height, width) in [0, 1].
+    """Returns an encoded map as float32 (height, width) in [0, 1].
 
-    Exact for float32, to 2^-12 for float16, to 1/510 for uint8 and png.
+    It is exact for float32, to 2^-12 for float16, to 1/510 for uint8 and png.
 
     Raises:
         InvalidOption: an encoding that is not one of `ARRAYS`.

@@ -1,4 +1,8 @@
-"""Pictures of maps: overlays and contact sheets. Pillow does the work: memory stays near the picture's own size."""
+"""Draws pictures of maps: overlays and contact sheets. Pillow does the work: memory stays near the picture's own size.
+
+The rows of `colormaps.png` are `camserve.types.COLORMAPS`, 256 colours each, as matplotlib has them;
+`python tests/unit/test_finalise_render.py` rebuilds the file.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,16 @@ from importlib import resources
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from camserve.errors import InvalidOption
 from camserve.images import seen_part
-from camserve.types import InputView, MapSize, SaliencyMap
-
-COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma")
-"""The rows of `colormaps.png`, 256 colours each, as matplotlib has them.
-
-`python tests/unit/test_finalise_render.py` rebuilds the file.
-"""
+from camserve.types import COLORMAPS, InputView, MapSize, SaliencyMap, check_overlay
 
 
 def overlay(image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
-    """The map in colours over the image: (1 - opacity) * image + opacity * colour, as RGB of the image's size.
+    """Returns the map in colours over the image: (1 - opacity) * image + opacity * colour, RGB of the image's size.
 
     Args:
-        image: what the map lies on.
-        array: (height, width) in [0, 1]; resized (bilinear) if it has another size than the image.
+        image: image that the map is laid on.
+        array: map, (height, width) in [0, 1]; resized (bilinear) if it has another size than the image.
         colormap: one of `COLORMAPS`.
         opacity: weight of the colours against the image, in 0..1.
 
@@ -43,26 +40,22 @@ def overlay(image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opa
     return Image.blend(image.convert("RGB"), levels.convert("RGB"), opacity)
 
 
-def check_overlay(colormap: str, opacity: float) -> None:
-    """Raises InvalidOption as `overlay` does, without drawing anything."""
-    if colormap not in COLORMAPS:
-        raise InvalidOption(f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}")
-    if not 0 <= opacity <= 1:
-        raise InvalidOption(f"opacity must be 0..1, got {opacity}")
-
-
 def grey_levels(array: np.ndarray) -> np.ndarray:
-    """round(255 * map) as uint8."""
+    """Returns round(255 * map) as uint8."""
     return np.asarray((array.astype(np.float32, copy=False) * np.float32(255)).round().astype(np.uint8))
 
 
 def background(image: Image.Image, view: InputView, size: MapSize) -> Image.Image | None:
-    """What a map of this size lies on; None for "layer".
+    """Returns the image that a map of a size is laid on.
 
     Args:
         image: the sent image as RGB, EXIF orientation applied.
-        view: the part that the network saw. "input": that part, resized (bicubic) to the network's input size.
-        size: of the map. "original": the image itself.
+        view: the part that the network saw.
+        size: size of the map.
+
+    Returns:
+        For "original" the image itself, for "input" the view resized (bicubic) to the network's input size, for "layer"
+        None.
     """
     if size == "layer":
         return None
@@ -80,29 +73,29 @@ def _palettes() -> dict[str, bytes]:
 
 
 def file_stem(photo: str, saliency: SaliencyMap) -> str:
-    """Name for a map's picture: `chelsea-grad_cam-tiger-cat`, with the index where there is no label."""
+    """Returns the name of a map's picture, `chelsea-grad_cam-tiger-cat`; without a label the class index stands in."""
     label = re.sub(r"[^a-z0-9]+", "-", saliency.target.label.lower()).strip("-")
     return f"{photo}-{saliency.method.name}-{label or saliency.target.index}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a contact sheet."""
+    """Holds one row of a contact sheet."""
 
     caption: str
-    """Read above the row."""
+    """Text above the row."""
     images: tuple[Image.Image, ...]
-    """One for each column; the first is usually the photo itself."""
+    """One image for each column; the first is usually the photo itself."""
 
 
 def sheet(titles: Sequence[str], rows: Sequence[Row], *, cell_px: int = 280, gap_px: int = 12) -> Image.Image:
-    """Images side by side on white, the columns' titles on top and a caption above each row.
+    """Returns images side by side on white, the columns' titles on top and a caption above each row.
 
     Args:
-        titles: one for each column.
-        rows: each with as many images as there are titles.
+        titles: titles of the columns.
+        rows: rows, each with one image for each title.
         cell_px: width and height of a cell; images are fitted into it, proportions kept.
-        gap_px: between cells and around everything.
+        gap_px: width of the gap between cells and around everything.
 
     Raises:
         ValueError: a row has more or fewer images than there are titles.
@@ -126,12 +119,12 @@ def sheet(titles: Sequence[str], rows: Sequence[Row], *, cell_px: int = 280, gap
 
 
 def _line_px(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
-    """Height of a line of text with some air below."""
+    """Returns the height of a line of text with some air below."""
     return round(1.4 * font.getbbox("Hg")[3])
 
 
 def _paste(picture: Image.Image, image: Image.Image, left: int, top: int, cell_px: int) -> None:
-    """Fitted into the cell and centred."""
+    """Pastes an image into a cell of the picture, fitted and centred."""
     scale = cell_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""The gateway as a whole: gRPC server with its security, health, reflection, metrics and the watch over the workers."""
+"""Puts the gateway together: a gRPC server with security, health, reflection, metrics, and the watch over workers."""
 
 from __future__ import annotations
 
@@ -12,56 +12,54 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from camserve.errors import InvalidOption, Unavailable
-from camserve.gateway import oip
-from camserve.gateway.calls import Calls
-from camserve.gateway.explainer import Explainer
-from camserve.gateway.exposition import MetricsServer
-from camserve.gateway.guard import TokenGuard
-from camserve.gateway.metrics import UNKNOWN, Metrics
-from camserve.gateway.places import Places
-from camserve.gateway.requestid import RequestIds
-from camserve.gateway.service import ExplanationService
-from camserve.gateway.settings import Settings
-from camserve.gateway.tls import certificates, server_credentials
-from camserve.gateway.tokens import token_file
-from camserve.gateway.tracing import tracing
-from camserve.gateway.watch import Catalogue
-from camserve.oip import inference_pb2_grpc
+from camserve.gateway.api import explanation, inference
+from camserve.gateway.api.access import token_file
+from camserve.gateway.api.auth import TokenGuard
+from camserve.gateway.api.calls import Calls
+from camserve.gateway.api.handlers import handlers
+from camserve.gateway.api.request_ids import RequestIds
+from camserve.gateway.ops.exposition import MetricsServer
+from camserve.gateway.ops.metrics import UNKNOWN, Metrics
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.tls import certificates, server_credentials
+from camserve.gateway.ops.tracing import tracing
+from camserve.gateway.pool.discovery import Pool
+from camserve.gateway.pool.registry import Registry
+from camserve.gateway.requests.explainer import Explainer
 from camserve.settings import is_loopback
-from camserve.v1 import explain_pb2, explain_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
-SERVICE = explain_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name
-"""Its health is readiness: a worker is READY and answered a canary. That of "" says that the process lives."""
+SERVICE = explanation.SERVICE.full_name
+"""Service whose health is readiness: a worker is READY and answered a canary. That of "" is that of the process."""
 
-SERVICES = (SERVICE, oip.SERVICE)
-"""The services that explain; their health is the same."""
+SERVICES = (SERVICE, inference.SERVICE.full_name)
+"""Services that explain; all of them have the same health."""
 
 _AGE_GRACE_S = 3600.0
-"""A call that runs on an aged connection has so long to end: longer than any deadline that makes sense."""
+"""Seconds that a call on an aged connection has to end: more than any deadline that makes sense."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Gateway:
-    """Serves from `async with` on, or from `start` to `stop`.
+    """Serves as long as an `async with` block runs, or from `start` to `stop`.
 
     Args:
         settings: addresses and bounds.
-        places: the workers; closed by `stop`.
+        backends: the pool of TorchServes; closed by `stop`.
 
     Attributes:
         address: "host:port" of the gRPC server, after `start`.
         metrics_address: "host:port" of the metrics, after `start`; "" where they are off.
     """
 
-    def __init__(self, settings: Settings, places: Places) -> None:
+    def __init__(self, settings: Settings, backends: Pool) -> None:
         self.address = ""
         self.metrics_address = ""
         self._settings = settings
-        self._places = places
+        self._backends = backends
         self._stopping = False
 
     async def __aenter__(self) -> Gateway:
@@ -74,13 +72,13 @@ class Gateway:
         await self.stop()
 
     @property
-    def catalogue(self) -> Catalogue:
-        """The models and their state."""
-        return self._catalogue
+    def registry(self) -> Registry:
+        """Registry of the models and their state."""
+        return self._registry
 
     @property
     def drain_s(self) -> float:
-        """How long running requests have to finish after `stop`."""
+        """Seconds that running requests have to finish after `stop`."""
         return self._settings.drain_s
 
     async def start(self) -> None:
@@ -95,9 +93,9 @@ class Gateway:
         self._tokens = None if self._settings.tokens is None else token_file(self._settings.tokens)
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
-        self._catalogue = Catalogue(self._places, self._settings, self.metrics, self._tracing, self._changed.set)
-        self._explainer = Explainer(self._catalogue, self._settings, self.metrics)
-        self._calls = Calls(self._catalogue, self._explainer, self.metrics, self._tracing)
+        self._registry = Registry(self._backends, self._settings, self.metrics, self._tracing, self._changed.set)
+        self.explainer = Explainer(self._registry, self._settings, self.metrics)
+        self.calls = Calls(self._registry, self.explainer, self.metrics, self._tracing)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
@@ -108,7 +106,7 @@ class Gateway:
         await self._set_health(_NOT_SERVING)
         await self._server.start()
         self._health_task = asyncio.create_task(self._keep_health(), name="camserve health")
-        self._catalogue.start()
+        self._registry.start()
         how = "TLS" if self._certificates else "plain text"
         if self._tokens and not self._certificates and not is_loopback(self._settings.listen):
             _log.warning("tokens come in plain text on %s: whoever reads along can use them", self.address)
@@ -118,7 +116,7 @@ class Gateway:
         """Returns once a model answers.
 
         Raises:
-            Unavailable: none did within `timeout_s` seconds.
+            Unavailable: no model answered within `timeout_s` seconds.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -127,20 +125,21 @@ class Gateway:
             raise Unavailable(f"no model became ready within {timeout_s:g} s") from None
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Says NOT_SERVING, lets running requests finish for `grace_s` seconds (default: `drain_s`), ends the rest."""
+        """Sets NOT_SERVING, lets running requests finish for `grace_s` seconds (default: `drain_s`), ends the rest."""
         if self._stopping:
             return
         self._stopping = True
         grace_s = self._settings.drain_s if grace_s is None else grace_s
         await _ended(self._health_task)
         await self._health.enter_graceful_shutdown()
+        # New calls are refused from here on, while the running ones finish.
         refusing = asyncio.create_task(self._server.stop(grace_s), name="camserve drain")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._calls.idle(), grace_s)
+            await asyncio.wait_for(self.calls.idle(), grace_s)
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end
         await refusing
-        await self._catalogue.close()
-        self._explainer.close()
+        await self._registry.close()
+        self.explainer.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.stop)
         await asyncio.to_thread(self._tracing.close)
@@ -155,11 +154,13 @@ class Gateway:
                 *_age_options(self._settings.max_connection_age_s),
             ],
         )
-        explain_pb2_grpc.add_ExplanationServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            ExplanationService(self._catalogue, self._calls), server
-        )
-        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            oip.InferenceService(self._catalogue, self._calls), server
+        typed = explanation.ExplanationService(self._registry, self.calls, self._settings.max_message_bytes)
+        open_inference = inference.InferenceService(self._registry, self.calls)
+        server.add_generic_rpc_handlers(
+            (
+                handlers(explanation.SERVICE, typed, explanation.RAW),
+                handlers(inference.SERVICE, open_inference, inference.RAW),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
@@ -172,7 +173,7 @@ class Gateway:
         return [RequestIds(), TokenGuard(self._tokens, self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc)]
 
     def _bound(self) -> int:
-        """Opens the port, with TLS if there are certificates; its number."""
+        """Opens the port, with TLS if there are certificates; returns its number."""
         address = self._settings.listen
         try:
             if self._certificates is None:
@@ -189,11 +190,11 @@ class Gateway:
             await self._health.set(service, status)
 
     async def _keep_health(self) -> None:
-        """Health follows the models: SERVING while at least one of them is ready."""
+        """Keeps the health of the services at SERVING while at least one model is ready."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            ready = any(model.ready for model in self._catalogue.models)
+            ready = any(model.ready for model in self._registry.models)
             await self._set_health(_SERVING if ready else _NOT_SERVING)
             if ready:
                 self._ready.set()
@@ -202,7 +203,7 @@ class Gateway:
 
 
 def _age_options(age_s: float) -> list[tuple[str, int]]:
-    """After its age a connection takes no new calls: the client connects anew, perhaps to another gateway."""
+    """Returns options by which an aged connection takes no new calls: its client connects anew, perhaps elsewhere."""
     if not age_s:
         return []
     grace_ms, age_ms = round(1000 * _AGE_GRACE_S), max(1, round(1000 * age_s))
@@ -210,6 +211,7 @@ def _age_options(age_s: float) -> list[tuple[str, int]]:
 
 
 def _metrics_server(metrics: Metrics, address: str) -> MetricsServer | None:
+    """Returns the server of the metrics; None where it is off."""
     if address == "off":
         return None
     host, _, port = address.rpartition(":")
@@ -220,5 +222,6 @@ def _metrics_server(metrics: Metrics, address: str) -> MetricsServer | None:
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancels a task and waits for its end."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""The catalogue of methods: names, parameters, ranges, variants, papers and cost. No torch, no gRPC.
+"""Holds the catalogue of methods: names, parameters, ranges, variants, papers and cost. No torch, no gRPC.
 
-From a spec follow validation, the protobuf conversion (`camserve.wire`), `camserve methods --json` and GetModel.
-What a method computes is in `camserve.saliency`, one file a family there and here.
+From a spec follow validation, the protobuf conversion (`camserve.codecs.v1`), `camserve methods --json` and GetModel.
+What a method computes is in `camserve.saliency`, in one file for each family, as here.
 
 To add a method: a dataclass in the file of its family, its line in `METHODS`, a message of the same name and fields in
 `explain.proto`, and its functions with one line in `camserve.saliency.registry`.
@@ -71,6 +71,7 @@ __all__ = [
     "as_method",
     "method_name",
     "method_text",
+    "number_or_text",
     "parse_method",
     "parse_method_text",
 ]
@@ -104,15 +105,14 @@ METHODS: Mapping[str, type[MethodSpec]] = {
         GradientWeightedAttention,
     )
 }
-"""Every method by name."""
-
+"""Every method of the catalogue by its name."""
 
 AUTO = method_name(Auto)
-"""Stands for a method that a server chooses."""
+"""Name that stands for a method of the server's choice."""
 
 
 def parse_method(name: str, parameters: Mapping[str, Any] | None = None) -> MethodSpec:
-    """A spec from its name and parameters: `parse_method("group_cam", {"groups": 16})`.
+    """Returns a spec from its name and parameters: `parse_method("group_cam", {"groups": 16})`.
 
     Raises:
         InvalidOption: unknown method or parameter, or a value outside its range.
@@ -129,18 +129,18 @@ def parse_method(name: str, parameters: Mapping[str, Any] | None = None) -> Meth
 
 
 MethodLike = MethodSpec | str | tuple[str, Mapping[str, Any]]
-"""What callers may pass as a method: a spec, a name, or (name, parameters)."""
+"""Method as callers may pass it: a spec, a name, or (name, parameters)."""
 
 
 def as_method(value: MethodLike) -> MethodSpec:
-    """The spec of a method, checked."""
+    """Returns the spec of a method, checked."""
     if isinstance(value, MethodSpec):
         return value
     return parse_method(value) if isinstance(value, str) else parse_method(*value)
 
 
 def parse_method_text(text: str) -> MethodSpec:
-    """A spec from `group_cam` or `group_cam:groups=16,variant=paper`; '-' and '_' are the same in the name.
+    """Returns a spec from `group_cam` or `group_cam:groups=16,variant=paper`; '-' and '_' are the same in the name.
 
     Raises:
         InvalidOption: not of that form; unknown method or parameter; a value out of range.
@@ -151,11 +151,12 @@ def parse_method_text(text: str) -> MethodSpec:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InvalidOption(f"a method must be NAME[:KEY=VALUE,...], got {text!r}")
-        parameters[key.strip()] = _number_or_text(value.strip())
+        parameters[key.strip()] = number_or_text(value.strip())
     return parse_method(name.strip().replace("-", "_"), parameters)
 
 
-def _number_or_text(text: str) -> int | float | str:
+def number_or_text(text: str) -> int | float | str:
+    """Returns the number that a text spells, or else the text."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -165,7 +166,7 @@ def _number_or_text(text: str) -> int | float | str:
 
 
 def method_text(spec: MethodSpec) -> str:
-    """Title and, in brackets, the parameters that differ from their defaults."""
+    """Returns the title and, in brackets, the parameters that differ from their defaults."""
     changed = [
         f"{parameter.name}={getattr(spec, parameter.name)}"
         for parameter in spec.parameters()

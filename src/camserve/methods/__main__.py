@@ -14,13 +14,13 @@ from pathlib import Path
 from camserve.methods import METHODS, MethodSpec, Parameter
 
 CHANNELS = 1280
-"""Of the default layer of EfficientNet-Lite0, for which costs are given."""
+"""Number of channels of the default layer of EfficientNet-Lite0, for which costs are given."""
 
 _BLOCK = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
-    """The page with every generated part as the catalogue has it now."""
+    """Returns the page with every generated part as the catalogue has it now."""
     return _BLOCK.sub(lambda block: f"{block[1]}{_generated(block[2])}\n{block[3]}", text)
 
 

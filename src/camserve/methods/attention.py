@@ -1,4 +1,4 @@
-"""Methods for vision transformers: what the tokens attend to. Their sums are as large as the token grid."""
+"""Describes the methods for vision transformers: what tokens attend to. Sums are as large as the token grid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class _Attention(MethodSpec):
     uses_layer = False
 
     def passes(self, channels: int, targets: int) -> int:
-        """One, which keeps the attention."""
+        """Returns 1: the pass that keeps the attention."""
         return 1
 
 
 @dataclass(frozen=True)
 class AttentionRollout(_Attention):
-    """Attention multiplied through all layers: the same map for every class."""
+    """Multiplies attention through all layers; the map is the same for every class."""
 
     title = "Attention rollout"
     paper = "Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, https://arxiv.org/abs/2005.00928"
@@ -26,7 +26,8 @@ class AttentionRollout(_Attention):
 
 @dataclass(frozen=True)
 class GradientWeightedAttention(_Attention):
-    """Attention weighted by its positive gradients, added up through all layers."""
+    """Weights attention by its positive gradients and adds it up through all layers."""
 
     title = "Gradient-weighted attention"
+    kind = "pixel_gradient"
     paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"

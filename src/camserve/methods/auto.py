@@ -1,4 +1,4 @@
-"""The choice left to the server. Not a method of the catalogue: it becomes one before any query is asked."""
+"""Describes the server's choice, no method of the catalogue: it becomes one before any query is asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from camserve.methods.spec import MethodSpec
 
 @dataclass(frozen=True)
 class Auto(MethodSpec):
-    """The most faithful method of the server's ladder that will fit into the request's deadline."""
+    """Stands for the most faithful method of the server's ladder that will fit into the request's deadline."""
 
     title = "Automatic"
     paper = ""

@@ -1,26 +1,41 @@
-"""Methods that go back to the pixels. Their sums are as large as the network's input."""
+"""Describes the methods that go back to the pixels. Their maps are as large as the network's input."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from camserve.methods.spec import MethodSpec, choice, number
+
+if TYPE_CHECKING:
+    from camserve.types import Layer
 
 
 class _OfInput(MethodSpec):
     resolution = "input"
     uses_layer = False
+    kind = "pixel_gradient"
 
 
 class _OnePass(MethodSpec):
+    kind = "pixel_gradient"
+
     def passes(self, channels: int, targets: int) -> int:
-        """One, with other rules at ReLUs; all targets share it."""
+        """Returns 1: the pass with other rules at ReLUs, which all targets share."""
         return 1
+
+
+class _OfColours(_OfInput):
+    """Describes a method whose finish takes the largest value over the three channels of the input."""
+
+    def sums_shape(self, layer: Layer, input_size: tuple[int, int], targets: int) -> tuple[int, ...]:
+        """Returns (targets, 3, H, W): the channels are kept apart until the finish."""
+        return targets, 3, *input_size
 
 
 @dataclass(frozen=True)
 class GuidedBackprop(_OnePass, _OfInput):
-    """Gradient of the input, with only positive gradients through active ReLUs."""
+    """Takes the gradient of the input, with only positive gradients through active ReLUs."""
 
     title = "Guided backpropagation"
     paper = "Springenberg et al., Striving for Simplicity, 2014, https://arxiv.org/abs/1412.6806"
@@ -29,7 +44,7 @@ class GuidedBackprop(_OnePass, _OfInput):
 
 @dataclass(frozen=True)
 class Deconvolution(_OnePass, _OfInput):
-    """Gradient of the input, with only positive gradients through all ReLUs."""
+    """Takes the gradient of the input, with only positive gradients through all ReLUs."""
 
     title = "Deconvolution"
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
@@ -38,7 +53,7 @@ class Deconvolution(_OnePass, _OfInput):
 
 @dataclass(frozen=True)
 class GuidedGradCam(_OnePass):
-    """Guided backpropagation times upsampled Grad-CAM."""
+    """Multiplies guided backpropagation with upsampled Grad-CAM."""
 
     title = "Guided Grad-CAM"
     paper = "Selvaraju et al., Grad-CAM, 2017, https://arxiv.org/abs/1610.02391"
@@ -50,7 +65,7 @@ class GuidedGradCam(_OnePass):
 
 @dataclass(frozen=True)
 class IntegratedGradients(_OfInput):
-    """Gradients integrated on the way from a baseline to the image, times their difference."""
+    """Integrates gradients on the way from a baseline to the image, times their difference."""
 
     title = "Integrated Gradients"
     paper = "Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017, https://arxiv.org/abs/1703.01365"
@@ -61,35 +76,39 @@ class IntegratedGradients(_OfInput):
     )
 
     def queries(self, channels: int, targets: int) -> int:
-        """One for each point; all targets share it."""
+        """Returns the number of points, each of which is a query that all targets share."""
         return self.steps
 
 
 @dataclass(frozen=True)
-class SmoothGrad(_OfInput):
-    """Mean gradient of the input over noisy copies of the image."""
+class SmoothGrad(_OfColours):
+    """Averages the gradient of the input over noisy copies of the image."""
 
     title = "SmoothGrad"
     paper = "Smilkov et al., SmoothGrad, 2017, https://arxiv.org/abs/1706.03825"
 
     samples: int = number(25, 1, 1000, "Number of noisy copies.")
     sigma: float = number(0.15, 0, 1, "Standard deviation of the noise, relative to the range of the input.")
-    seed: int = number(0, 0, 2**31 - 1, "Of the noise: the same seed gives the same map.")
+    seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
 
-    def passes(self, channels: int, targets: int) -> int:
-        """One for each noisy copy; all targets share it."""
+    def queries(self, channels: int, targets: int) -> int:
+        """Returns the number of noisy copies, each of which is a query that all targets share."""
         return self.samples
 
 
 @dataclass(frozen=True)
-class Xrai(_OfInput):
-    """Integrated Gradients, ranked over overlapping segments of the image."""
+class Xrai(_OfColours):
+    """Ranks Integrated Gradients over overlapping segments of the image."""
 
     title = "XRAI"
+    ranked = True
     paper = "Kapishnikov et al., XRAI: Better Attributions Through Regions, 2019, https://arxiv.org/abs/1906.02825"
 
     steps: int = number(100, 1, 1000, "Points of Integrated Gradients for each of the two baselines.")
 
-    def passes(self, channels: int, targets: int) -> int:
-        """One for each point of both baselines; all targets share it."""
+    def queries(self, channels: int, targets: int) -> int:
+        """Returns the number of points of both baselines, each of which is a query that all targets share.
+
+        The ranking is no query of the method.
+        """
         return 2 * self.steps

@@ -1,42 +1,58 @@
-"""CAM and its relatives: activations weighted by gradients. One backward pass of the tail for each target at most."""
+"""Describes CAM and its relatives, which weight activations by gradients.
+
+A pass takes at most one backward pass of the tail for each target.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from camserve.methods.spec import MethodSpec, choice, number
+
+if TYPE_CHECKING:
+    from camserve.types import Layer
+
+PLUS_PLUS_EPSILON = 1e-6
+"""Number that Grad-CAM++ adds to the denominator of eq. 19, as grad-cam 1.5.7 does. It is not small beside the squares
+of gradients below 1e-3."""
+
+
+class _OfGradients(MethodSpec):
+    kind = "layer_gradient"
 
 
 @dataclass(frozen=True)
 class Cam(MethodSpec):
-    """Class activation mapping, for networks whose head is global average pooling and one linear layer."""
+    """Maps class activations of networks whose head is global average pooling and one linear layer."""
 
     title = "CAM"
     paper = (
         "Zhou et al., Learning Deep Features for Discriminative Localization, 2016, https://arxiv.org/abs/1512.04150"
     )
     needs = "GAP head"
+    kind = "closed_form"
 
 
 @dataclass(frozen=True)
-class GradCam(MethodSpec):
-    """Channels weighted by the mean of their gradients."""
+class GradCam(_OfGradients):
+    """Weights channels by the mean of their gradients."""
 
     title = "Grad-CAM"
     paper = "Selvaraju et al., Grad-CAM, 2017, https://arxiv.org/abs/1610.02391"
 
 
 @dataclass(frozen=True)
-class HiresCam(MethodSpec):
-    """Activations times gradients, place by place."""
+class HiresCam(_OfGradients):
+    """Multiplies activations with gradients, each cell by itself."""
 
     title = "HiResCAM"
     paper = "Draelos and Carin, Use HiResCAM instead of Grad-CAM, 2020, https://arxiv.org/abs/2011.08891"
 
 
 @dataclass(frozen=True)
-class GradCamPlusPlus(MethodSpec):
-    """Channels weighted by their positive gradients, each place by its share in the higher derivatives."""
+class GradCamPlusPlus(_OfGradients):
+    """Weights channels by their positive gradients, each cell by its share in the higher derivatives."""
 
     title = "Grad-CAM++"
     paper = "Chattopadhyay et al., Grad-CAM++, 2018, https://arxiv.org/abs/1710.11063"
@@ -49,40 +65,48 @@ class GradCamPlusPlus(MethodSpec):
 
 
 @dataclass(frozen=True)
-class SmoothGradCamPlusPlus(MethodSpec):
-    """Grad-CAM++ with derivatives averaged over noisy copies of the image."""
+class SmoothGradCamPlusPlus(_OfGradients):
+    """Makes Grad-CAM++ with derivatives averaged over noisy copies of the image."""
 
     title = "Smooth Grad-CAM++"
     paper = "Omeiza et al., Smooth Grad-CAM++, 2019, https://arxiv.org/abs/1908.01224"
 
     samples: int = number(25, 1, 1000, "Number of noisy copies.")
     sigma: float = number(0.15, 0, 1, "Standard deviation of the noise, relative to the range of the input.")
-    seed: int = number(0, 0, 2**31 - 1, "Of the noise: the same seed gives the same map.")
+    seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
 
-    def passes(self, channels: int, targets: int) -> int:
-        """One for each noisy copy; all targets share it."""
+    def queries(self, channels: int, targets: int) -> int:
+        """Returns the number of noisy copies, each of which is a query that all targets share."""
         return self.samples
+
+    def sums_shape(self, layer: Layer, input_size: tuple[int, int], targets: int) -> tuple[int, ...]:
+        """Returns (targets, 3, C, u, v): the gradients, their squares and their cubes are added up."""
+        return targets, 3, layer.channels, layer.height, layer.width
+
+    def context_shape(self, layer: Layer) -> tuple[int, ...]:
+        """Returns (C, u, v), the shape of the activations."""
+        return layer.channels, layer.height, layer.width
 
 
 @dataclass(frozen=True)
-class XgradCam(MethodSpec):
-    """Channels weighted by the sum of gradient times activation, relative to the activation."""
+class XgradCam(_OfGradients):
+    """Weights channels by the sum of gradient times activation, relative to the activation."""
 
     title = "XGrad-CAM"
     paper = "Fu et al., Axiom-based Grad-CAM, 2020, https://arxiv.org/abs/2008.02312"
 
 
 @dataclass(frozen=True)
-class LayerCam(MethodSpec):
-    """Activations times their positive gradients, place by place."""
+class LayerCam(_OfGradients):
+    """Multiplies activations with their positive gradients, each cell by itself."""
 
     title = "LayerCAM"
     paper = "Jiang et al., LayerCAM, 2021, https://doi.org/10.1109/TIP.2021.3089943"
 
 
 @dataclass(frozen=True)
-class IntegratedGradCam(MethodSpec):
-    """Grad-CAM integrated on the way from a black image to the image."""
+class IntegratedGradCam(_OfGradients):
+    """Integrates Grad-CAM on the way from a black image to the image."""
 
     title = "Integrated Grad-CAM"
     paper = "Sattarzadeh et al., Integrated Grad-CAM, 2021, https://arxiv.org/abs/2102.07805"
@@ -96,21 +120,22 @@ class IntegratedGradCam(MethodSpec):
 
     @property
     def images(self) -> int:
-        """`steps` with its default filled in."""
+        """Returns `steps` with its default filled in."""
         return self.steps or {"paper": 20, "reference": 50}[self.variant]
 
     def queries(self, channels: int, targets: int) -> int:
-        """One for each image on the way; all targets share it."""
+        """Returns the number of images on the way, each of which is a query that all targets share."""
         return self.images
 
     def passes(self, channels: int, targets: int) -> int:
-        """The variant paper looks at the black image as well."""
+        """Returns the number of images that are looked at; for the variant paper the black image is one more."""
         return self.images + (self.variant == "paper")
 
 
 @dataclass(frozen=True)
 class EigenCam(MethodSpec):
-    """First principal component of the activations: the same map for every class."""
+    """Takes the first principal component of the activations; the map is the same for every class."""
 
     title = "Eigen-CAM"
+    kind = "closed_form"
     paper = "Muhammad and Yeasin, Eigen-CAM, 2020, https://arxiv.org/abs/2008.00299"

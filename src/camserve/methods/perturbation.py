@@ -1,28 +1,33 @@
-"""Methods of masked queries: the network is asked about many altered versions of one image."""
+"""Describes the methods of masked queries, which ask the network about many altered versions of one image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from camserve.errors import InvalidOption
 from camserve.methods.spec import MethodSpec, choice, number
+from camserve.methods.work import Work
+
+if TYPE_CHECKING:
+    from camserve.types import Layer
 
 
 class _Baseline(MethodSpec):
     def passes(self, channels: int, targets: int) -> int:
-        """The queries, and the one from which their scores are measured."""
+        """Returns the number of queries, and one more for the one from which their scores are measured."""
         return 1 + self.queries(channels, targets)
 
 
 class _OneQueryPerChannel(MethodSpec):
     def queries(self, channels: int, targets: int) -> int:
-        """One for each channel: the masks do not depend on the target."""
+        """Returns one query for each channel, because the masks do not depend on the target."""
         return channels
 
 
 @dataclass(frozen=True)
 class GroupCam(_Baseline):
-    """Gradient-weighted channels, masked in groups."""
+    """Masks the image with gradient-weighted channels, in groups."""
 
     title = "Group-CAM"
     paper = "Zhang et al., Group-CAM: Group Score-Weighted Visual Explanations, 2021, https://arxiv.org/abs/2103.13859"
@@ -42,15 +47,24 @@ class GroupCam(_Baseline):
     )
 
     def queries(self, channels: int, targets: int) -> int:
-        """`groups` for each target: the masks follow the target's gradients."""
+        """Returns `groups` for each target, because the masks follow the target's gradients."""
         if self.groups > channels:
             raise InvalidOption(f"{self.name}: groups must be 1..{channels} at this layer, got {self.groups}")
         return self.groups * targets
 
+    def labels(self, layer: Layer, targets: int) -> int:
+        """Returns one label, its cluster, for each channel and target; none where channels are taken in order."""
+        return 0 if self.grouping == "chunk" else layer.channels * targets
+
+    @property
+    def label_values(self) -> int:
+        """Returns the number of clusters."""
+        return self.groups
+
 
 @dataclass(frozen=True)
 class ScoreCam(_OneQueryPerChannel):
-    """Every channel is a mask, weighted by what the masked image keeps of the class."""
+    """Makes every channel a mask, weighted by what the masked image keeps of the class."""
 
     title = "Score-CAM"
     paper = "Wang et al., Score-CAM, 2020, https://arxiv.org/abs/1910.01279"
@@ -67,39 +81,57 @@ class ScoreCam(_OneQueryPerChannel):
     )
 
 
+class _Sampled(MethodSpec):
+    """Describes a relative of Score-CAM that alters each channel's mask `samples` times.
+
+    Query channel * samples + sample alters the mask of one channel in one way.
+    """
+
+    samples: int
+
+    def queries(self, channels: int, targets: int) -> int:
+        """Returns `samples` for each channel, because the masks do not depend on the target."""
+        return channels * self.samples
+
+    @property
+    def block(self) -> int:
+        """Returns how many queries one channel has."""
+        return self.samples
+
+    def sums_shape(self, layer: Layer, input_size: tuple[int, int], targets: int) -> tuple[int, ...]:
+        """Returns (targets + 1, C): each channel's sum of gains, and in the last row how many gains it has."""
+        return targets + 1, layer.channels
+
+    def context_shape(self, layer: Layer) -> tuple[int, ...]:
+        """Returns (C, u, v), the shape of the activations."""
+        return layer.channels, layer.height, layer.width
+
+
 @dataclass(frozen=True)
-class SsCam(_OneQueryPerChannel):
-    """Score-CAM with each channel's logit averaged over noisy masks."""
+class SsCam(_Sampled):
+    """Makes Score-CAM with each channel's logit averaged over noisy masks."""
 
     title = "SS-CAM"
     paper = "Wang et al., SS-CAM: Smoothed Score-CAM, 2020, https://arxiv.org/abs/2006.14255"
 
-    samples: int = number(35, 1, 1000, "Noisy masks for each channel: so many forward passes a query.")
+    samples: int = number(35, 1, 1000, "Noisy masks for each channel; each is a masked forward pass.")
     std: float = number(2.0, 0, 100, "Standard deviation of the noise added to the normalised mask.")
-    seed: int = number(0, 0, 2**31 - 1, "Of the noise: the same seed gives the same map.")
-
-    def passes(self, channels: int, targets: int) -> int:
-        """`samples` for each channel."""
-        return channels * self.samples
+    seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
 
 
 @dataclass(frozen=True)
-class IsCam(_OneQueryPerChannel):
-    """Score-CAM with each channel's logit averaged over integrated masks."""
+class IsCam(_Sampled):
+    """Makes Score-CAM with each channel's logit averaged over integrated masks."""
 
     title = "IS-CAM"
     paper = "Naidu et al., IS-CAM: Integrated Score-CAM, 2020, https://arxiv.org/abs/2010.03023"
 
-    samples: int = number(10, 1, 1000, "Integration steps for each channel: so many forward passes a query.")
-
-    def passes(self, channels: int, targets: int) -> int:
-        """`samples` for each channel."""
-        return channels * self.samples
+    samples: int = number(10, 1, 1000, "Integration steps for each channel; each is a masked forward pass.")
 
 
 @dataclass(frozen=True)
 class Rise(MethodSpec):
-    """Random masks weighted by the probability that they keep."""
+    """Weights random masks by the probability that they keep."""
 
     title = "RISE"
     paper = "Petsiuk et al., RISE, 2018, https://arxiv.org/abs/1806.07421"
@@ -109,24 +141,29 @@ class Rise(MethodSpec):
     masks: int = number(4000, 1, 100_000, "Number of random masks.")
     grid: int = number(7, 1, 64, "Cells of a mask in each direction.")
     keep_prob: float = number(0.5, 0.001, 1, "Probability that a cell is kept.")
-    seed: int = number(0, 0, 2**31 - 1, "Of the masks: the same seed gives the same map.")
+    seed: int = number(0, 0, 2**31 - 1, "Seed of the masks: the same seed gives the same map.")
 
     def queries(self, channels: int, targets: int) -> int:
-        """One for each mask; all targets share it."""
+        """Returns the number of masks, each of which is a query that all targets share."""
         return self.masks
 
 
 @dataclass(frozen=True)
 class AblationCam(_Baseline, _OneQueryPerChannel):
-    """Channels weighted by how much of the logit is lost without them. Only the tail after the layer is run."""
+    """Weights channels by how much of the logit is lost without them. Only the tail after the layer is run."""
 
     title = "Ablation-CAM"
+    kind = "tail"
     paper = "Desai and Ramaswamy, Ablation-CAM, 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
+
+    def work(self, layer: Layer, targets: int) -> Work:
+        """Returns a tail for each channel, or a formula behind global average pooling and one linear layer."""
+        return Work("closed_form" if layer.pooled_head else "tail", self.queries(layer.channels, targets))
 
 
 @dataclass(frozen=True)
 class Occlusion(_Baseline):
-    """A window of zeros slides over the image; a place counts by the probability lost while it is hidden."""
+    """Slides a window of zeros over the image; a pixel counts by the probability lost while it is hidden."""
 
     title = "Occlusion"
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
@@ -137,5 +174,5 @@ class Occlusion(_Baseline):
     window: int = number(2, 1, 224, "Length of the window's side, in strides.")
 
     def queries(self, channels: int, targets: int) -> int:
-        """One for each position; all targets share it."""
+        """Returns the number of windows, each of which is a query that all targets share."""
         return self.positions**2

@@ -1,22 +1,30 @@
-"""What a method spec is: a frozen dataclass whose field metadata carries range and help."""
+"""Defines the method spec, a frozen dataclass whose field metadata carries range and help."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from camserve.errors import InvalidOption
+from camserve.methods.work import Kind, Work
+
+if TYPE_CHECKING:
+    from camserve.types import Layer
+
+GRADIENTS: tuple[Kind, ...] = ("layer_gradient", "pixel_gradient")
+"""Kinds whose unit is a gradient of one target: one query is a unit for each target."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a method, as clients see it."""
+    """Describes one parameter of a method, as clients see it."""
 
     name: str
     type: str
-    """integer, number or choice."""
+    """Type of the value: integer, number or choice."""
     default: int | float | str
     minimum: float | None
     maximum: float | None
@@ -25,20 +33,20 @@ class Parameter:
 
 
 def number(default: int | float, minimum: float, maximum: float | None, description: str) -> Any:
-    """A field with a range; the default's type, int or float, is the parameter's."""
+    """Makes a field with a range; the default's type, int or float, is the parameter's."""
     return dataclasses.field(
         default=default, metadata={"minimum": minimum, "maximum": maximum, "description": description}
     )
 
 
 def choice(*choices: str, description: str) -> Any:
-    """The first choice is the default."""
+    """Makes a field with choices, the first of which is the default."""
     return dataclasses.field(default=choices[0], metadata={"choices": choices, "description": description})
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method and its parameters; subclasses are the methods.
+    """Holds the parameters of a method; subclasses are the methods.
 
     Raises:
         InvalidOption: on construction, when a parameter is outside its range; the text names range and value.
@@ -47,11 +55,15 @@ class MethodSpec:
     title: ClassVar[str]
     paper: ClassVar[str]
     resolution: ClassVar[Literal["layer", "input"]] = "layer"
-    """What its sums are as large as: the layer, or the network's input."""
+    """Size of the method's maps: that of the layer, or that of the network's input."""
+    kind: ClassVar[Kind] = "masked_forward"
+    """Kind of work that a worker does for the method."""
+    ranked: ClassVar[bool] = False
+    """Whether a worker ranks the map that the sums make: see `camserve.types.Ranking`."""
     uses_layer: ClassVar[bool] = True
     """Whether the map depends on the layer that is asked for."""
     needs: ClassVar[str] = ""
-    """What a network must have for it: "GAP head", "ReLU", "ViT"; empty: any."""
+    """Requirement that a network must meet for the method: "GAP head", "ReLU", "ViT"; empty: any will do."""
 
     def __post_init__(self) -> None:
         for parameter in self.parameters():
@@ -59,26 +71,76 @@ class MethodSpec:
 
     @property
     def name(self) -> str:
-        """The name in snake case: `group_cam`."""
+        """Returns the name in snake case: `group_cam`."""
         return method_name(type(self))
 
     @classmethod
     def parameters(cls) -> tuple[Parameter, ...]:
-        """The parameters in order of declaration."""
+        """Returns the parameters in order of declaration."""
         return tuple(_parameter(field) for field in dataclasses.fields(cls))
 
     def queries(self, channels: int, targets: int) -> int:
-        """How many masked queries this asks at a layer of `channels` channels for `targets` classes.
+        """Returns how many masked queries the method asks at a layer of `channels` channels for `targets` classes.
 
-        Queries are numbered 0..queries-1; a step asks ranges of these numbers. What is done for them is `passes`.
+        Queries are numbered 0..queries-1; a step asks ranges of these numbers. What is done for them is `passes`. A
+        method without queries is made in one go with a request's opening.
 
         Raises:
             InvalidOption: the parameters do not fit the layer.
         """
         return 0
 
+    @property
+    def block(self) -> int:
+        """Returns how many queries, numbered one after the other, are one entry of a worker's order."""
+        return 1
+
+    def numbers(self, order: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
+        """Returns the numbers of the queries at the indices start..stop-1 of an order of blocks.
+
+        Index i is query order[i // block] * block + i % block.
+        """
+        block = self.block
+        return tuple(order[index // block] * block + index % block for index in range(start, stop))
+
+    def weight(self, targets: int) -> int:
+        """Returns how many units of `kind` one query is: a gradient for each target, or one masked image for all."""
+        return targets if self.kind in GRADIENTS else 1
+
+    def work(self, layer: Layer, targets: int) -> Work:
+        """Returns what a worker does for all queries; for a method made in one go, what it does in the opening.
+
+        The forward pass that every method starts from is not in it, nor are the gradients that an opening needs for an
+        order of queries or for Group-CAM's groups.
+
+        Raises:
+            InvalidOption: the parameters do not fit the layer.
+        """
+        return Work(self.kind, max(1, self.queries(layer.channels, targets)) * self.weight(targets))
+
+    def sums_shape(self, layer: Layer, input_size: tuple[int, int], targets: int) -> tuple[int, ...]:
+        """Returns the shape of a partial's sums: (targets, height, width), unless a finish makes maps of other sums."""
+        return targets, *self.map_size(layer, input_size)
+
+    def context_shape(self, layer: Layer) -> tuple[int, ...] | None:
+        """Returns the shape of what a finish needs to know of the image itself; None where it needs nothing."""
+        return None
+
+    def labels(self, layer: Layer, targets: int) -> int:
+        """Returns how many labels an opening finds, which every later task brings along: see `camserve.types.Task`."""
+        return 0
+
+    @property
+    def label_values(self) -> int:
+        """Returns the number that every label is below."""
+        return 0
+
+    def map_size(self, layer: Layer, input_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns (height, width) of a map before it is upsampled."""
+        return input_size if self.resolution == "input" else (layer.height, layer.width)
+
     def passes(self, channels: int, targets: int) -> int:
-        """Images that go through the network, or through its tail, beyond the forward pass that all methods share.
+        """Returns how many images go through the network, or its tail, beyond the forward pass that all methods share.
 
         This is what a reply's cost counts, at most: constant masks are not asked, and a head with a closed form needs
         no pass. A baseline is counted once, though each further step asks it again; Ablation-CAM on a sequence of
@@ -91,7 +153,7 @@ class MethodSpec:
 
     @classmethod
     def default_passes(cls, channels: int) -> int | None:
-        """`passes` with default parameters, for one target; None where they do not fit the layer."""
+        """Returns `passes` with default parameters, for one target; None where they do not fit the layer."""
         try:
             return cls().passes(channels, 1)
         except InvalidOption:  # a layer with fewer channels than the default of 32 groups
@@ -135,5 +197,5 @@ def _is(kind: type[int] | type[float], value: int | float) -> bool:
 
 
 def method_name(spec: type[MethodSpec]) -> str:
-    """Snake case of the class name: GroupCam -> group_cam."""
+    """Returns the class name in snake case: GroupCam -> group_cam."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", spec.__name__).lower()

@@ -1,4 +1,4 @@
-"""The currency of planning: what a slice of a method costs a worker."""
+"""Defines the currency of planning, which is what a slice of a method costs a worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Work:
-    """A number of units of one kind."""
+    """Holds a number of units of one kind."""
 
     kind: Kind
     units: int

@@ -1,22 +1,29 @@
-"""Decides which masked queries go into the next step, and where. No torch, no gRPC, no asyncio, no clock."""
+"""Decides which work goes into the next step, and where the step is sent. Knows no torch, gRPC, asyncio or clock.
 
-from camserve.planning.auto import Choice, Rung, choose
-from camserve.planning.cost import StepCost
+The gateway talks to `Planner` alone. Inside, `planner` decides, by what the others know: `admission` takes requests on
+or refuses them, `queue` says who comes first, `filling` shares a step out, `backends` and `cost` learn how fast the
+workers are, `live` and `sent` hold requests and the steps in flight, and `ledger` counts.
+"""
+
+from camserve.planning.auto import Candidate, Choice, choose
+from camserve.planning.cost import Load, StepCost
+from camserve.planning.demand import Demand
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
 from camserve.planning.planner import MAX_LOSSES, Planner
-from camserve.planning.step import Counts, Slice, Step
-from camserve.planning.work import Span
+from camserve.planning.step import Counts, Slice, Span, Step
 
 __all__ = [
     "CLASSES",
     "MAX_LOSSES",
     "NOBODY",
+    "Candidate",
     "Choice",
     "Counts",
+    "Demand",
     "Limits",
+    "Load",
     "Owner",
     "Planner",
-    "Rung",
     "Slice",
     "Span",
     "Step",

@@ -10,59 +10,68 @@ from camserve.errors import InvalidOption
 from camserve.planning.cost import in_words
 
 SAFETY = 1.25
-"""What is predicted to take 1 s must fit into so many seconds: others come, and steps vary."""
+"""Seconds into which what is predicted to take 1 s must fit: other requests come, and steps vary."""
 
 Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
-class Rung(Generic[Spec]):
+class Candidate(Generic[Spec]):
     """A method that may be chosen."""
 
     name: str
-    """In words: "group_cam with 32 groups"."""
+    """Name of the method in the reason: "group_cam with 32 groups"."""
     spec: Spec
-    queries: int
+    """The request as it would be with the candidate."""
+    work_s: float
+    """Seconds of one worker's work, as far as can be said; they tell the cheapest while nothing was measured."""
 
 
 @dataclass(frozen=True)
 class Choice(Generic[Spec]):
-    """What was chosen, and why."""
+    """The candidate that was chosen, and the reason."""
 
-    rung: Rung[Spec]
+    candidate: Candidate[Spec]
     reason: str
-    """A sentence for the reply."""
+    """Reason of the choice, for the reply."""
 
 
-def choose(ladder: Sequence[Rung[Spec]], predicted_s: Callable[[int], float | None], budget_s: float) -> Choice[Spec]:
-    """The most faithful rung that is predicted to fit; the cheapest one fits always.
+def choose(
+    ladder: Sequence[Candidate[Spec]], predicted_s: Callable[[Candidate[Spec]], float | None], budget_s: float
+) -> Choice[Spec]:
+    """Returns the most faithful candidate that is predicted to fit, or the cheapest one where none does.
 
     Args:
-        ladder: from the least to the most faithful.
-        predicted_s: seconds that a request of so many queries would take; None as long as nothing is known.
-        budget_s: time that there is.
+        ladder: the candidates, from the least to the most faithful.
+        predicted_s: says how many seconds a request for a candidate would take; None as long as nothing is known. The
+            cheapest candidate is the one with the smallest prediction.
+        budget_s: how many seconds the request may take.
 
     Raises:
         InvalidOption: the ladder is empty.
     """
     if not ladder:
         raise InvalidOption("the ladder of automatic methods is empty; it needs at least one")
-    cheapest = min(ladder, key=lambda rung: rung.queries)
-    above: tuple[Rung[Spec], float] | None = None
-    for rung in reversed(ladder):
-        seconds = predicted_s(rung.queries)
-        if seconds is None:
-            return Choice(cheapest, f"no step was measured yet; {cheapest.name} is the cheapest")
+    known = [(candidate, seconds) for candidate in ladder if (seconds := predicted_s(candidate)) is not None]
+    if len(known) < len(ladder):
+        least = min(ladder, key=lambda candidate: candidate.work_s)
+        return Choice(least, f"no step was measured yet; {least.name} is the cheapest")
+    cheapest, least_s = min(known, key=lambda pair: pair[1])
+    above: tuple[Candidate[Spec], float] | None = None
+    for candidate, seconds in reversed(known):
         if seconds * SAFETY <= budget_s:
-            return Choice(rung, _reason(rung, seconds, above, budget_s))
-        if rung is not cheapest:
-            above = rung, seconds
-    return Choice(cheapest, _reason(cheapest, predicted_s(cheapest.queries) or 0.0, above, budget_s))
+            return Choice(candidate, _reason(candidate, seconds, above, budget_s))
+        if candidate is not cheapest:
+            above = candidate, seconds
+    return Choice(cheapest, _reason(cheapest, least_s, above, budget_s))
 
 
-def _reason(rung: Rung[Spec], seconds: float, above: tuple[Rung[Spec], float] | None, budget_s: float) -> str:
+def _reason(
+    candidate: Candidate[Spec], seconds: float, above: tuple[Candidate[Spec], float] | None, budget_s: float
+) -> str:
+    """Returns why a candidate was chosen; `above` is the next more faithful one, which would take too long."""
     takes, budget = in_words(seconds), in_words(budget_s)
     if above is None:
-        return f"{rung.name}, the most faithful, takes {takes} of {budget}"
+        return f"{candidate.name}, the most faithful, takes {takes} of {budget}"
     better, better_s = above
-    return f"{better.name} would take {in_words(better_s)} of {budget}; {rung.name} takes {takes}"
+    return f"{better.name} would take {in_words(better_s)} of {budget}; {candidate.name} takes {takes}"

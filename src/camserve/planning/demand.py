@@ -1,4 +1,4 @@
-"""What a request asks of the planner, position by position."""
+"""Defines what a request asks of the planner, position by position."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from camserve.methods.work import Kind
 
 @dataclass(frozen=True)
 class Demand:
-    """The numbered queries of one position of a request: of a method at a layer, or of a map's curves."""
+    """The numbered queries of one position of a request: a part, a ranking, or the curves of a map."""
 
     kind: Kind
-    """What each of them costs: `weight` units of this kind."""
+    """Kind of work that a query is; each costs `weight` units of it."""
     queries: int | None
-    """How many there are; None where that is not known yet."""
+    """Number of queries; None where it is not known yet."""
     most: int
-    """Upper bound of `queries`, which is what a request is admitted by; equal to `queries` where that is known."""
+    """Upper bound of `queries`, by which the request is admitted; equal to `queries` where that is known."""
     weight: int = 1
-    """Units of each query; an upper bound as long as `queries` is None."""
+    """Number of units that each query costs; an upper bound as long as `queries` is None."""

@@ -1,4 +1,4 @@
-"""A priority queue whose entries can be changed and dropped."""
+"""Implements a priority queue whose entries can be changed and dropped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Name = TypeVar("Name", int, str)
 
 
 class Heap(Generic[Name]):
-    """Names by key, the smallest first; each name at most once.
+    """Holds names by key, the smallest first, each name at most once.
 
-    What is changed or dropped stays behind in the heap and is skipped when it comes up. When most of the heap is such
-    leftovers it is rebuilt, so that every call costs O(log n) on average.
+    An entry that is changed or dropped stays behind in the heap and is skipped when it comes up. The heap is rebuilt
+    when most of it is such leftovers, so that every call costs O(log n) on average.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Heap(Generic[Name]):
         self._keys.pop(name, None)
 
     def first(self) -> Name | None:
-        """The name with the smallest key."""
+        """Returns the name with the smallest key; None when the heap is empty."""
         while self._heap:
             key, name = self._heap[0]
             if self._keys.get(name) == key:

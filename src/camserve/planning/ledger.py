@@ -1,14 +1,15 @@
-"""Where every query is, by class, by owner and by deadline; each look and each change in O(1)."""
+"""Counts queries by state, and units of work by class, by owner and by deadline."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from camserve.methods.work import KINDS, Kind
 from camserve.planning.limits import CLASSES
+from camserve.planning.live import LiveRequest, Units, add
 from camserve.planning.step import Counts, Slice
-from camserve.planning.work import Request
 
 if TYPE_CHECKING:
     from camserve.types import Priority
@@ -16,126 +17,219 @@ if TYPE_CHECKING:
 State = Literal["waiting", "in_flight", "done", "cancelled"]
 
 _WIDE = 64
-_LATEST = 2.0**40  # seconds; stands for "no deadline"
+"""Number of intervals of one width that make one interval of the next."""
+_LATEST = 2.0**40
+"""Seconds that stand for "no deadline"."""
 
 
 class Backlog:
-    """Queries that wait, by deadline in whole seconds: counts of one second, of 64 and of 4096 seconds."""
+    """Counts the units that wait by deadline, in whole seconds.
+
+    It counts the same units by intervals of 1, of 64 and of 4096 seconds, so that `until` adds up at most 64 numbers of
+    each of the narrower ones instead of one for each second.
+    """
 
     def __init__(self) -> None:
         self._counts: tuple[Counter[int], ...] = (Counter(), Counter(), Counter())
 
-    def add(self, deadline_s: float, queries: int) -> None:
-        """So many more, or fewer."""
+    def add(self, deadline_s: float, units: int) -> None:
+        """Adds units; a negative number takes them away."""
         second = int(min(deadline_s, _LATEST))
         for counts in self._counts:
-            counts[second] += queries
+            counts[second] += units
             if not counts[second]:
                 del counts[second]
             second //= _WIDE
 
     def until(self, deadline_s: float) -> int:
-        """Those with a deadline in the same second or an earlier one."""
+        """Returns how many units have a deadline in the same second or an earlier one."""
         second = int(min(deadline_s, _LATEST)) + 1
         fine, middle, coarse = self._counts
+        # [0, second) is cut where the wider intervals end: coarse ones up to `whole`, then middle ones, then seconds.
         block, whole = second // _WIDE, second // _WIDE**2
         return (
             sum(fine[each] for each in range(block * _WIDE, second))
             + sum(middle[each] for each in range(whole * _WIDE, block))
-            + sum(queries for each, queries in coarse.items() if each < whole)
+            + sum(units for each, units in coarse.items() if each < whole)
         )
 
 
 @dataclass
+class _Entry:
+    """Entry of one live request in the books."""
+
+    to_open: bool = False
+    """Whether the opening, with its own work, waits."""
+    queries: Units = field(default_factory=dict)
+    """Units of the queries that wait."""
+    reserved: Units = field(default_factory=dict)
+    """The most units that the positions come to whose number of queries is not known yet."""
+
+
+@dataclass
 class _Owned:
+    """Entry of one owner in the books: its live requests, and their units that wait or are reserved."""
+
     requests: int = 0
-    waiting: int = 0
+    units: Units = field(default_factory=dict)
 
 
 class Ledger:
-    """Counts of queries."""
+    """Counts queries by state, and units of work by class, owner and deadline.
+
+    Each move of queries from state to state is told by a call. The books have units that wait, are reserved or are in
+    flight, and no others; `update` compares a request with its entry and books the difference.
+    """
 
     def __init__(self) -> None:
         self._asked = [0 for _ in CLASSES]
-        self._openings = [0 for _ in CLASSES]  # that wait
         self._states: list[dict[State, int]] = [
             {"waiting": 0, "in_flight": 0, "done": 0, "cancelled": 0} for _ in CLASSES
         ]
-        self._backlogs = [Backlog() for _ in CLASSES]
+        self._entries: dict[int, _Entry] = {}
+        self._openings: list[Units] = [{} for _ in CLASSES]  # units of openings that wait
+        self._queries: list[Units] = [{} for _ in CLASSES]  # units of queries that wait
+        self._backlogs: list[dict[Kind, Backlog]] = [{kind: Backlog() for kind in KINDS} for _ in CLASSES]
+        self._in_flight: Units = {}
+        self._waiting: Units = {}
+        self._reserved: Units = {}
         self._owners: dict[str, _Owned] = defaultdict(_Owned)
 
     @property
     def waiting(self) -> int:
-        """Queries that are in no step yet."""
+        """Number of queries that are in no step yet."""
         return sum(states["waiting"] for states in self._states)
 
+    @property
+    def waiting_units(self) -> Units:
+        """Units of openings and queries that are in no step yet, without what is only reserved."""
+        return self._waiting
+
+    @property
+    def reserved_units(self) -> Units:
+        """The most units that all positions come to whose number of queries is not known yet."""
+        return self._reserved
+
+    def is_worked_on(self, kind: Kind) -> bool:
+        """Tells whether work of a kind waits or is in flight, so that a step will say what it costs."""
+        return self._waiting.get(kind, 0) + self._in_flight.get(kind, 0) > 0
+
     def counts(self) -> Counts:
-        """Where every query is."""
+        """Returns the numbers of queries by state."""
         return sum(self.by_class().values(), Counts())
 
     def by_class(self) -> dict[Priority, Counts]:
-        """Where every query is, by class."""
+        """Returns the numbers of queries by state, for each class."""
         rows = zip(CLASSES, self._asked, self._states, strict=True)
         return {name: Counts(asked=asked, **states) for name, asked, states in rows}
 
-    def owned(self, owner: str) -> tuple[int, int]:
-        """(requests, waiting queries) of an owner."""
+    def owned(self, owner: str) -> tuple[int, Units]:
+        """Returns how many live requests an owner has, and their units that wait or are reserved."""
         owned = self._owners.get(owner, _Owned())
-        return owned.requests, owned.waiting
+        return owned.requests, owned.units
 
-    def ahead(self, rank: int, deadline_s: float) -> tuple[int, int]:
-        """(openings, queries) that wait in better classes, or in this one: of the queries only those with a deadline
-        that is no later."""
-        better = sum(states["waiting"] for states in self._states[:rank])
-        return sum(self._openings[: rank + 1]), better + self._backlogs[rank].until(deadline_s)
+    def openings_ahead(self, rank: int) -> Units:
+        """Returns the units of the openings that wait in better classes or in this one."""
+        units: Units = {}
+        for openings in self._openings[: rank + 1]:
+            add(units, openings)
+        return units
 
-    def comes(self, request: Request) -> None:
-        """A request is taken on."""
-        self._owners[request.owner].requests += 1
-        self._openings[request.rank] += 1
+    def queries_ahead(self, rank: int, deadline_s: float) -> Units:
+        """Returns the units of the queries that wait in better classes, or in this one with no later deadline."""
+        units: Units = {}
+        for queries in self._queries[:rank]:
+            add(units, queries)
+        for kind, number in self._queries[rank].items():
+            if number:
+                add(units, {kind: self._backlogs[rank][kind].until(deadline_s)})
+        return units
+
+    def comes(self, request: LiveRequest) -> None:
+        """Notes that a request is taken on."""
+        self.joins(request.owner)
+        self._entries[request.number] = _Entry()
         self.asks(request, request.waiting)
 
-    def goes(self, request: Request) -> None:
-        """A request is over; what waits of it is cancelled."""
-        self._openings[request.rank] -= request.to_open
-        self._move(request, request.waiting, "waiting", "cancelled")
-        self._owners[request.owner].requests -= 1
-        if not self._owners[request.owner].requests:
-            del self._owners[request.owner]
+    def joins(self, owner: str) -> None:
+        """Notes that an owner has one request more."""
+        self._owners[owner].requests += 1
 
-    def asks(self, request: Request, queries: int) -> None:
-        """A request asks more queries."""
+    def leaves(self, owner: str) -> None:
+        """Notes that an owner has one request less."""
+        self._owners[owner].requests -= 1
+        if not self._owners[owner].requests:
+            del self._owners[owner]
+
+    def goes(self, request: LiveRequest) -> None:
+        """Notes that a request is over; its queries that wait are cancelled."""
+        self._move(request, request.waiting, "waiting", "cancelled")
+        self._replace(request, _Entry())
+        del self._entries[request.number]
+        self.leaves(request.owner)
+
+    def asks(self, request: LiveRequest, queries: int) -> None:
+        """Notes that a request asks more queries."""
         self._asked[request.rank] += queries
         self._states[request.rank]["waiting"] += queries
-        self._waits(request, queries)
+        self.update(request)
 
-    def sent(self, request: Request, part: Slice) -> None:
-        """A slice goes into a step."""
-        self._openings[request.rank] -= part.opening
-        self._move(request, part.queries, "waiting", "in_flight")
+    def withdraws(self, request: LiveRequest, queries: int) -> None:
+        """Notes that a request no longer asks queries that wait."""
+        self._move(request, queries, "waiting", "cancelled")
+        self.update(request)
 
-    def returned(self, request: Request, part: Slice) -> None:
-        """A slice was lost and waits again."""
-        self._openings[request.rank] += part.opening
-        self._move(request, part.queries, "in_flight", "waiting")
+    def sent(self, request: LiveRequest, slice_: Slice) -> None:
+        """Notes that a slice goes into a step."""
+        self._move(request, slice_.queries, "waiting", "in_flight")
+        self._count_in_flight(slice_, 1)
+        self.update(request)
 
-    def answered(self, request: Request, part: Slice) -> None:
-        """A slice was answered."""
-        self._move(request, part.queries, "in_flight", "done")
+    def returned(self, request: LiveRequest, slice_: Slice) -> None:
+        """Notes that a slice was lost and waits again."""
+        self._move(request, slice_.queries, "in_flight", "waiting")
+        self._count_in_flight(slice_, -1)
+        self.update(request)
 
-    def written_off(self, request: Request, part: Slice) -> None:
-        """A slice of a cancelled request has come back, or is lost."""
-        self._move(request, part.queries, "in_flight", "cancelled")
+    def answered(self, request: LiveRequest, slice_: Slice) -> None:
+        """Notes that a slice was answered."""
+        self._move(request, slice_.queries, "in_flight", "done")
+        self._count_in_flight(slice_, -1)
 
-    def _move(self, request: Request, queries: int, state: State, to: State) -> None:
+    def written_off(self, request: LiveRequest, slice_: Slice) -> None:
+        """Notes that a slice of a cancelled request has come back, or is lost."""
+        self._move(request, slice_.queries, "in_flight", "cancelled")
+        self._count_in_flight(slice_, -1)
+
+    def update(self, request: LiveRequest) -> None:
+        """Brings the books up to what waits and what is reserved of a live request."""
+        self._replace(request, _Entry(request.to_open, request.units.copy(), request.reserved))
+
+    def _replace(self, request: LiveRequest, entry: _Entry) -> None:
+        """Puts another entry in the books for a request, and books the difference everywhere."""
+        before = self._entries[request.number]
+        self._entries[request.number] = entry
+        owned, rank = self._owners[request.owner].units, request.rank
+        if entry.to_open != before.to_open:
+            times = 1 if entry.to_open else -1
+            for books in (self._openings[rank], self._waiting, owned):
+                add(books, request.opening, times)
+        if entry.queries != before.queries:
+            more = add(entry.queries.copy(), before.queries, -1)
+            for books in (self._queries[rank], self._waiting, owned):
+                add(books, more)
+            for kind, units in more.items():
+                if units:
+                    self._backlogs[rank][kind].add(request.deadline_s, units)
+        # A request replaces `reserved` and never changes it in place, so that identity tells whether it is another.
+        if entry.reserved is not before.reserved:
+            for books in (self._reserved, owned):
+                add(add(books, entry.reserved), before.reserved, -1)
+
+    def _count_in_flight(self, slice_: Slice, sign: int) -> None:
+        for work in slice_.work:
+            self._in_flight[work.kind] = self._in_flight.get(work.kind, 0) + sign * work.units
+
+    def _move(self, request: LiveRequest, queries: int, state: State, to: State) -> None:
         self._states[request.rank][state] -= queries
         self._states[request.rank][to] += queries
-        if state == "waiting":
-            self._waits(request, -queries)
-        elif to == "waiting":
-            self._waits(request, queries)
-
-    def _waits(self, request: Request, queries: int) -> None:
-        if queries:
-            self._owners[request.owner].waiting += queries
-            self._backlogs[request.rank].add(request.deadline_s, queries)

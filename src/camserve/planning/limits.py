@@ -1,4 +1,4 @@
-"""The bounds of steps and of the queue."""
+"""Defines the bounds of steps, of the queue, and of those who ask."""
 
 from __future__ import annotations
 
@@ -11,58 +11,66 @@ if TYPE_CHECKING:
     from camserve.types import Priority  # numpy comes with it
 
 CLASSES: tuple[Priority, ...] = ("interactive", "normal", "batch")
-"""The most urgent first."""
+"""The classes of requests, the most urgent first."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who asks, with bounds of its own."""
+    """Someone who asks, with bounds of its own."""
 
     name: str = ""
-    """Empty: nobody, for whom no bounds hold."""
+    """Name of the owner; empty for nobody, for whom no bounds hold."""
     requests: int | None = None
-    """Taken on at once; None: as many as the limits allow."""
-    waiting_queries: int | None = None
+    """Number of requests of the owner that are taken on at once; None: as many as the limits allow."""
+    waiting_s: float | None = None
+    """Seconds of one worker's work that all requests of the owner may have waiting or reserved, by prediction."""
 
 
 NOBODY = Owner()
+"""The owner of requests that count against no bounds but those of the server."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the steps of one model, and of its queue."""
+    """Bounds the steps of one model, and its queue."""
 
     target_s: float = 0.3
-    """How long a step shall take: 0.3 s on a CPU, 0.03 s on a GPU. The fitted cost turns it into queries."""
+    """Time that a step shall take: 0.3 s on a CPU, 0.03 s on a GPU. The learnt cost turns it into queries."""
     queries: int = 512
-    """Masked queries in a step, whatever the fitted cost says."""
+    """The most queries in a step, whatever the learnt cost says."""
     items: int = 8
-    """Requests in a step, each with an image of its own."""
+    """The most requests in a step, each with an image of its own."""
     size_bytes: int = 40 * 2**20
-    """What the requests of a step add to its messages; a request alone is always let in."""
+    """Bytes that the requests of a step may add to its messages; a request alone is always let in."""
     share: float = 0.5
-    """Part of a step's queries that one request takes at most while others wait."""
+    """Share of a step's time for queries, and of its queries, that one request takes at most while others wait."""
     steps_per_worker: int = 2
-    """Steps at a place for each of its workers: one runs, the next is at hand."""
+    """Number of steps that a backend has at once for each of its workers: one runs, the next is at hand."""
     age_s: float = 10.0
-    """After this time a request counts as one class better; see `camserve.planning.queue`."""
+    """Time after which a request counts as one class better; see `camserve.planning.queue`."""
 
     requests: int = 128
-    """Requests taken on at once."""
-    waiting_queries: int = 100_000
+    """Number of requests that are taken on at once."""
+    waiting_s: float = 1200.0
+    """Seconds of work that may wait or be reserved for each worker that is there, by prediction."""
 
     straggler_factor: float = 3.0
-    """A step that takes so many times as long as predicted is overdue, ..."""
+    """A step is overdue when it takes this many times as long as predicted, but never before `straggler_s`."""
     straggler_s: float = 1.0
-    """... but never before this time."""
+    """A step is never overdue before this time."""
     forget_s: float = 300.0
-    """A worker that was not heard of for so long no longer counts."""
+    """A worker that has not answered for this time no longer counts."""
+    lead_s: float = 0.01
+    """A step for a worker that is busy is sent this long before the worker is predicted to be free, or half of the
+    target time before, if that is less. It covers the way there and back, planning, and what a prediction is off."""
 
     def __post_init__(self) -> None:
         if self.items < 2 or self.queries < 2:
             raise InvalidOption(f"a step has at least 2 queries and 2 items, got {self.queries} and {self.items}")
         if not 0 < self.share <= 1:
             raise InvalidOption(f"a request's share of a step must be above 0 and at most 1, got {self.share}")
+        if self.lead_s < 0:
+            raise InvalidOption(f"lead_s must not be negative, got {self.lead_s}")
         if min(self.target_s, self.age_s, self.forget_s) <= 0 or self.steps_per_worker < 1:
             raise InvalidOption(
                 "target_s, age_s and forget_s must be above 0 and steps_per_worker at least 1, "

@@ -1,35 +1,47 @@
-"""Decides which masked queries go into the next step and where it is sent, for one model.
+"""Plans the work of one model: which queries go into the next step, and where it is sent.
 
 Rule 1: every such decision is in this package. Rule 2: nothing here knows torch, asyncio or the clock.
 
-A request asks for a number of queries of each of its methods. Its first slice is its *opening*: it brings predictions,
-resolves the targets, makes the gradient maps (which take no queries) and as many masked queries as it is given. The
-rest follows once the opening has come back. A total may depend on how many classes the targets turn out to be; it is
-then unknown (None) until the opening has come back. It may stay unknown for longer: the curves of a map are asked when
-the map exists. The request is then stalled until `settle` says the total.
+A request asks a number of queries at each of its positions (`Demand`). A query costs a worker a number of units of a
+kind of work; what a unit costs is learnt for each worker, so that everything below is in seconds. The first slice
+of a request is its *opening*: it brings predictions, resolves the targets, does the work that cannot be divided (the
+gradients of a Grad-CAM) and as many queries as it is given. The rest follows once the opening has come back. How many
+queries a position asks may depend on how many classes the targets turn out to be; it is then unknown (None) until the
+opening has come back. It may stay unknown for longer: the curves of a map are asked when the map exists. The request is
+then stalled until `settle` says the number. A request is admitted by the most that it may ask, and never asks more.
 
-Where a step goes: to the place with the fewest steps in flight for each of its workers, as long as there is room. How
-large it is: as many queries as the slowest worker there does in the target time, by the fitted cost; in half of it
-where somebody asks for an opening alone, a Grad-CAM, and has to wait for the whole step.
+A step goes to the backend with the fewest steps in flight for each of its workers, as long as there is room. A backend
+with a free worker has room; where all are busy and a second step for each is allowed (`Limits.steps_per_worker`), there
+is room for it from `Limits.lead_s` before a worker is predicted to be free on: just in time, so that a Grad-CAM that
+comes meanwhile does not wait for a second step. A step is as
+large as what the slowest worker there does in the target time, by its learnt cost; in half of that time where a request
+asks for its opening alone, a Grad-CAM, and has to wait for the whole step. The openings' own work, the images and the
+step itself are paid from that time first, the queries share the rest. A step has at most twice the units of a kind of
+work that the largest step observed had.
 
 Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, deadline, least work):
 
 1. Work that was lost goes before anything else, and alone: if a request itself breaks the worker, it takes its
    neighbours down once, not three times.
 2. The eldest aged request of the started ones, and that of the openings.
-3. All openings, whatever their class: a Grad-CAM never waits behind a Score-CAM. One place is left to the started ones.
+3. All openings, whatever their class: a Grad-CAM never waits behind a Score-CAM. One item is left to the started ones.
 4. Started requests, as long as those more urgent leave queries for them.
 
-The step's queries are shared in the order of urgency, the aged started request first (an opening needs a place, not
-queries). While others wait no request takes more than its share of them; what is left over is given out in that order
-again. Whose deadline has passed is put into no step.
+The first opening and the first started request always have the time; any other comes in only if the time is enough for
+its image, its opening's own work and a query. So several expensive openings (a Grad-CAM of 100 targets) do not pile up
+in one step, and neither line can stop the other.
+
+The time for queries is shared in the order of urgency, the aged started request first (an opening needs an item, not
+queries). While others wait no request takes more than its share of it, or one query if a query is larger than a share
+and the time is enough; what is left over is given out in that order again. One query always goes, that of the first,
+however long it takes. A request whose deadline has passed is put into no step.
 
 So nothing starves. A request that has become aged is in one of the next `1 + sum(1 + ceil(queries / s))` steps that it
-could be in; the sum is over the live requests that came before it, and `s = max(1, share * budget)` is of the smallest
-step. Steps of lost work are not counted; there are at most two for each slice.
+could be in; the sum is over the live requests that came before it, and `s` is the number of queries that a share of the
+smallest step holds, at least 1. Steps of lost work are not counted; there are at most two for each slice.
 
-When nothing fresh is left to send, a step that is overdue by far is sent again to another place, once. The first answer
-of each slice counts.
+When nothing fresh is left to send, a step that is overdue by far is sent again to another backend, once. The first
+answer of each slice counts.
 
 Each query is waiting, in flight, done or cancelled, and the four counts always add up to what was asked. That sum is
 the first thing to check when something is odd.
@@ -38,106 +50,130 @@ the first thing to check when something is odd.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from camserve.errors import Overloaded
-from camserve.planning.cost import in_words
-from camserve.planning.draft import Draft
-from camserve.planning.flights import Flight, Flights, Piece
+from camserve.methods.work import Kind, Work
+from camserve.planning.admission import Admission
+from camserve.planning.backends import Backends, BackendState
+from camserve.planning.cost import Load
+from camserve.planning.demand import Demand
+from camserve.planning.filling import Filling
 from camserve.planning.ledger import Ledger
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
-from camserve.planning.places import Place, Places
+from camserve.planning.live import LiveRequest
 from camserve.planning.queue import Line, Queue
-from camserve.planning.step import Counts, Slice, Step
-from camserve.planning.work import Request
+from camserve.planning.sent import SentSlice, SentStep, StepsInFlight
+from camserve.planning.step import Counts, Step, load_of
 
 if TYPE_CHECKING:
     from camserve.types import Priority
 
 MAX_LOSSES = 3
-"""A piece of work that is lost this often fails its request: it is sent again at most twice."""
+"""A range of queries, or an opening, that is lost this many times fails its request: it is sent again at most twice."""
 
 
 class Planner:
-    """The waiting and running work of one model."""
+    """Plans the waiting and running work of one model; the rules are at the top of this file."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._requests: dict[int, Request] = {}  # live ones
+        self._requests: dict[int, LiveRequest] = {}
         self._queue = Queue(limits.age_s)
-        self._places = Places(limits)
-        self._flights = Flights()
+        self._backends = Backends(limits)
+        self._in_flight = StepsInFlight()
         self._ledger = Ledger()
+        self._admission = Admission(limits, self._ledger, self._backends)
         self._numbers = 0
+        self._followers = 0
 
     def __len__(self) -> int:
-        """Requests that are neither complete nor cancelled."""
+        """Returns the number of requests that are neither complete nor cancelled."""
         return len(self._requests)
 
     def __contains__(self, request: int) -> bool:
-        """The request is neither complete nor cancelled."""
+        """Tells whether a request is neither complete nor cancelled."""
         return request in self._requests
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing is in flight."""
-        return not self._requests and not self._flights
+        """Tells whether nothing waits and nothing is in flight."""
+        return not self._requests and not self._in_flight
 
     @property
     def waiting(self) -> int:
-        """Masked queries that are not in a step yet."""
+        """Number of queries that are not in a step yet."""
         return self._ledger.waiting
 
+    @property
+    def followers(self) -> int:
+        """Number of callers who follow a live request of another caller: see `join`."""
+        return self._followers
+
     def counts(self) -> Counts:
-        """Where every query is."""
+        """Returns the numbers of queries by state."""
         return self._ledger.counts()
 
     def counts_by_class(self) -> dict[Priority, Counts]:
-        """Where every query is, by class."""
+        """Returns the numbers of queries by state, for each class."""
         return self._ledger.by_class()
 
-    def set_workers(self, place: str, workers: int, limits: Limits | None = None) -> None:
-        """So many workers can answer at a place; with 0 nothing is sent there. Its steps may have limits of their own:
-        a GPU takes shorter ones than a CPU."""
-        self._places.set_workers(place, workers, limits)
+    def waiting_units(self) -> dict[Kind, int]:
+        """Returns the units of work that are in no step yet, openings included, without what is only reserved."""
+        return {kind: units for kind, units in self._ledger.waiting_units.items() if units}
 
-    def remove_place(self, place: str) -> None:
-        """Forgets a place and what was learnt of it. Its steps in flight are still to be answered or lost."""
-        self._places.remove(place)
+    def reserved_units(self) -> dict[Kind, int]:
+        """Returns the most units that what is not known yet can come to."""
+        return {kind: units for kind, units in self._ledger.reserved_units.items() if units}
 
-    def observe(self, place: str, worker: str, queries: int, images: int, seconds: float, now_s: float) -> None:
-        """A worker was busy for so long with a step of so many queries and images."""
-        found = self._places.get(place)
-        if found is not None:
-            found.observe(worker, queries, images, seconds, now_s)
+    def waiting_s(self) -> float:
+        """Returns how long one worker would be busy with what waits, without what is only reserved."""
+        return self.seconds_of(self._ledger.waiting_units)
 
-    def predicted_s(self, queries: int, *, priority: Priority = "normal", deadline_s: float = math.inf) -> float | None:
-        """Seconds until a request that came now would be complete, by the fitted cost.
+    def seconds_of(self, units: Mapping[Kind, int]) -> float:
+        """Returns how long one worker is busy with units of work, in full steps and on average over all workers."""
+        return self._admission.seconds_of(units)
 
-        What is in flight has to come back, the openings ahead go out, and then its own. The rest of its queries follows
-        the queries that wait in better classes, or in its own with an earlier deadline, at the full width of all
-        workers. No request to come is thought of, and the share of others in its steps is not either: a request that is
-        predicted to be late will be late.
+    def set_workers(self, backend: str, workers: int, limits: Limits | None = None) -> None:
+        """Sets how many workers can answer at a backend; with 0 nothing is sent there.
+
+        The steps of a backend may have limits of their own: a GPU takes shorter ones than a CPU.
+        """
+        self._backends.set_workers(backend, workers, limits)
+
+    def remove_backend(self, backend: str) -> None:
+        """Forgets a backend and what was learnt of it; its steps in flight are still to be answered or lost."""
+        self._backends.remove(backend)
+
+    def observe(self, backend: str, worker: str, load: Load, seconds: float, now_s: float) -> None:
+        """Learns that a worker was busy with a load for `seconds`."""
+        self._backends.observe(backend, worker, load, seconds, now_s)
+
+    def predicted_s(
+        self,
+        demands: Sequence[Demand],
+        *,
+        opening: Sequence[Work] = (),
+        priority: Priority = "normal",
+        deadline_s: float = math.inf,
+    ) -> float | None:
+        """Returns the seconds until a request that came now would be complete, by the learnt cost.
+
+        The steps in flight have to come back and the openings ahead to go out before its own opening does. The rest of
+        its queries follows the queries that wait in better classes, or in its own with an earlier deadline, at the full
+        width of all workers. What is not known counts as the most that it can be. Requests that are still to come are
+        left out, and so is the share of others in its steps: a request that is predicted to be late will be late.
 
         Returns:
-            None as long as nothing was observed.
+            The seconds; None as long as nothing was observed.
         """
-        pace = self._places.pace()
-        if pace is None:
-            return None
-        rank = CLASSES.index(priority)
-        first = min(queries, pace.step_queries)
-        openings, ahead = self._ledger.ahead(rank, deadline_s)
-        seconds = pace.flying_s + openings / pace.images_per_s + pace.cost.predict(first, 1)
-        if queries:
-            seconds += (ahead + queries - first) / pace.queries_per_s
-        return seconds
+        return self._admission.predicted_s(demands, opening, priority, deadline_s)
 
     def admit(
         self,
-        totals: Sequence[int | None],
+        demands: Sequence[Demand],
         *,
+        opening: Sequence[Work] = (),
         now_s: float,
         size_bytes: int = 0,
         deadline_s: float = math.inf,
@@ -148,25 +184,29 @@ class Planner:
         """Takes on a request and returns its number.
 
         Args:
-            totals: for each position how many queries it asks; None where that is not known yet.
-            now_s: time of its arrival; later arrivals have no earlier one.
+            demands: what it asks, by position.
+            opening: work that is done with the opening and cannot be divided.
+            now_s: time of its arrival, no earlier than that of the request before.
             size_bytes: what the request adds to a step's size.
             deadline_s: from this time on it is put into no step.
             priority: its class.
             owner: who asks, with its own bounds.
-            in_time: refuse what would be late; otherwise it is answered as far as it comes.
+            in_time: whether a request that would be late is refused; otherwise it is answered as far as it comes.
 
         Raises:
-            Overloaded: too many requests or queries wait, or it would be late: predicted to end after its deadline.
+            Overloaded: too many requests are there, too much work waits, or it would be late. An idle planner takes
+                any request: see `camserve.planning.admission`.
         """
-        queries = sum(total or 0 for total in totals)
-        self._check_room(queries)
-        self._check_owner(owner, queries)
-        if in_time:
-            self._check_time(queries, priority, deadline_s, now_s)
-        request = Request(
+        if self._requests:
+            self._admission.check_number(len(self) + self._followers, owner)
+            self._admission.check_room(demands, opening)
+            self._admission.check_owner(owner, demands, opening)
+            if in_time:
+                self._admission.check_time(demands, opening, priority, deadline_s, now_s)
+        request = LiveRequest(
             self._next_number(),
-            totals,
+            demands,
+            opening,
             size_bytes=size_bytes,
             deadline_s=deadline_s,
             rank=CLASSES.index(priority),
@@ -178,53 +218,96 @@ class Planner:
         self._queue.update(request)
         return request.number
 
-    def next_step(self, now_s: float) -> Step | None:
-        """The next step; None when nothing can be sent now."""
-        place = self._places.free()
-        if place is None:
-            return None
-        taken = [self._taken(request, share) for request, share in self._draft(place, now_s).shares()]
-        pieces = [piece for piece in taken if piece is not None]
-        return self._send(place, pieces, now_s) if pieces else self._second_try(now_s)
+    def join(self, request: int, deadline_s: float = math.inf, owner: Owner = NOBODY) -> None:
+        """Counts a caller who follows a live request of another: that adds no work, but is one request more.
 
-    def allowed_queries(self, step: Step) -> int:
-        """The most queries that a step just made may have at its place with so many images, by the fitted cost."""
-        place = self._places.get(step.place)
-        return step.queries if place is None else place.budget(len(step.slices))
+        The request stays where it is in the order, and is worked on until the latest deadline.
+
+        Raises:
+            Overloaded: too many requests are there, of all or of the owner.
+        """
+        self._admission.check_number(len(self) + self._followers, owner)
+        self._followers += 1
+        self._ledger.joins(owner.name)
+        live = self._requests[request]
+        live.expires_s = max(live.expires_s, deadline_s)
+        self._queue.update(live)  # it may have left its line when its own deadline had passed
+
+    def leave(self, owner: Owner = NOBODY) -> None:
+        """Counts one caller less who follows a request of another."""
+        self._followers -= 1
+        self._ledger.leaves(owner.name)
+
+    def next_step(self, now_s: float) -> Step | None:
+        """Returns the next step, which counts as sent; None when nothing can be sent now."""
+        backend = self._backends.least_crowded(now_s)
+        if backend is None:
+            return None
+        filling, queue = Filling(backend), self._queue
+        if (lost := queue.lost.first(now_s)) is not None:
+            filling.add(lost)
+        else:
+            self._let_in_aged(filling, now_s)
+            self._let_in(filling, queue.openings, now_s, spare=1 if len(queue.started) else 0)
+            self._let_in(filling, queue.started, now_s)
+            self._let_in(filling, queue.openings, now_s)
+        slices = [self._taken(request, queries) for request, queries in filling.shares()]
+        fresh = [each for each in slices if each is not None]
+        return self._send(backend, fresh, now_s, filling.allowed_s) if fresh else self._copy_of_overdue(now_s)
 
     def wake_s(self, now_s: float) -> float | None:
-        """When `next_step` may have something to send although nothing has come back; None: it will not."""
-        return self._flights.next_due_s(now_s) if len(self._places) > 1 else None
+        """Returns when `next_step` may have a step although nothing has come back meanwhile; None where it will not."""
+        several = len(self._backends) > 1
+        times_s = [self._in_flight.next_due_s(now_s) if several else None]
+        if self._has_fresh(now_s) or (several and self._has_overdue(now_s)):
+            times_s.append(self._backends.next_room_s(now_s))
+        return min((at_s for at_s in times_s if at_s is not None), default=None)
 
-    def done(self, step: int, request: int, totals: Sequence[int | None] | None = None) -> bool:
-        """One slice has been answered. True when its result counts, False when it is to be ignored.
+    def done(self, step: int, request: int, demands: Sequence[Demand] | None = None) -> bool:
+        """Notes that one slice was answered; returns whether its result counts.
 
         Args:
-            totals: with an opening, the final number of queries of each position, perhaps of more positions than were
-                admitted, or None where it is still to come; may be left out if all were known.
+            step: number of the step.
+            request: number of the request.
+            demands: the final demands, with an opening; None leaves them as they were admitted. Known numbers of
+                queries may have become less, unknown ones may be known now or still be to come. Other positions may
+                have replaced the unknown ones behind the known, as long as the units of each kind, unknown ones at
+                their most, are no more than what was admitted.
+
+        Raises:
+            ValueError: the demands go beyond what was admitted; nothing is changed then.
         """
-        piece = self._landed(step, request)
-        if piece.settled or self._is_gone(piece):
+        found = self._in_flight.find(step, request)
+        if demands is not None and found.slice_.opening and not found.settled and request in self:
+            found.request.check(demands)
+        landed = self._landed(step, request)
+        if landed.settled or self._is_gone(landed):
             return False
-        live = piece.request
-        self._ledger.answered(live, piece.part)
-        self._ledger.asks(live, live.land(piece.part.opening, totals))
-        piece.settled = True
+        live = landed.request
+        added, withdrawn = live.land(landed.slice_, demands)
+        self._ledger.answered(live, landed.slice_)
+        if landed.slice_.opening:
+            self._ledger.withdraws(live, withdrawn)
+            self._ledger.asks(live, added)
+        landed.settled = True
         self._changed(live)
         return True
 
     def lost(self, step: int, request: int) -> bool:
-        """One slice got no answer. True when its request goes on: the slice waits again, or its other copy is answered
-        or on its way. False when the request is over: cancelled, or this was lost too often."""
-        piece = self._landed(step, request)
-        if piece.settled or self._is_gone(piece):
+        """Notes that one slice got no answer; returns whether its request goes on.
+
+        It goes on when the slice waits again, or its other copy is answered or in flight. It is over when it was
+        cancelled, or when the slice was lost `MAX_LOSSES` times.
+        """
+        landed = self._landed(step, request)
+        if landed.settled or self._is_gone(landed):
             return request in self
-        if piece.carriers:
+        if landed.carriers:
             return True
-        live = piece.request
-        self._ledger.returned(live, piece.part)
-        losses = live.give_back(piece.part.opening, piece.part.spans)
-        piece.settled = True
+        live = landed.request
+        losses = live.give_back(landed.slice_)
+        self._ledger.returned(live, landed.slice_)
+        landed.settled = True
         if losses == MAX_LOSSES:
             self.cancel(request)
             return False
@@ -232,145 +315,129 @@ class Planner:
         return True
 
     def cancel(self, request: int) -> None:
-        """Drops what waits of a request and ignores what is in flight. Does nothing the second time."""
+        """Drops what waits of a request and ignores what is in flight of it; does nothing the second time."""
         if (live := self._requests.get(request)) is not None:
             self._forget(live)
 
     def stalled(self, request: int) -> bool:
-        """All that is known of a live request has been answered, but a total is still to come."""
+        """Tells whether a live request waits for `settle`: all that is known of it was answered."""
         return request in self._requests and self._requests[request].stalled
 
-    def settle(self, request: int, position: int, total: int) -> None:
-        """The total of one position of a live request, which was None."""
+    def settle(self, request: int, position: int, queries: int) -> None:
+        """Sets how many queries a position of a live request asks, which was not known before.
+
+        Raises:
+            ValueError: the number was known, or it is more than was admitted for the position; nothing is changed then.
+        """
         live = self._requests[request]
-        self._ledger.asks(live, live.settle(position, total))
+        self._ledger.asks(live, live.settle(position, queries))
         self._changed(live)
 
     def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
 
-    def _check_room(self, queries: int) -> None:
-        if len(self) >= self._limits.requests:
-            text = f"at most {self._limits.requests} requests are taken on at once; try again later"
-            raise Overloaded(text, reason="requests")
-        excess = self.waiting + queries - self._limits.waiting_queries
-        if self._requests and excess > 0:
-            text = f"at most {self._limits.waiting_queries} masked queries may wait; try again later"
-            raise Overloaded(text, self._worked_off_s(excess), "queries")
-
-    def _check_owner(self, owner: Owner, queries: int) -> None:
-        if not owner.name:
-            return
-        requests, waiting = self._ledger.owned(owner.name)
-        most = owner.requests
-        if most is not None and requests >= most:
-            text = f"at most {most} requests of {owner.name} are taken on at once; try again later"
-            raise Overloaded(text, reason="token_requests")
-        most = owner.waiting_queries
-        if most is not None and requests and waiting + queries > most:
-            text = f"at most {most} masked queries of {owner.name} may wait; try again later"
-            raise Overloaded(text, self._worked_off_s(waiting + queries - most), "token_queries")
-
-    def _check_time(self, queries: int, priority: Priority, deadline_s: float, now_s: float) -> None:
-        if math.isinf(deadline_s):
-            return
-        seconds = self.predicted_s(queries, priority=priority, deadline_s=deadline_s)
-        if seconds is not None and now_s + seconds > deadline_s:
-            left, takes = in_words(deadline_s - now_s), in_words(seconds)
-            text = f"the deadline is in {left}, but by what steps take now this would take {takes}; try again later"
-            raise Overloaded(text, now_s + seconds - deadline_s, "deadline")
-
-    def _worked_off_s(self, queries: int) -> float | None:
-        pace = self._places.pace()
-        return None if pace is None else queries / pace.queries_per_s
-
-    def _draft(self, place: Place, now_s: float) -> Draft:
-        draft, queue = Draft(place), self._queue
-        if (suspect := queue.suspects.first(now_s)) is not None:
-            draft.add(suspect)
-            return draft
-        aged = [(request, line) for line in (queue.started, queue.openings) if (request := line.aged(now_s))]
+    def _let_in_aged(self, filling: Filling, now_s: float) -> None:
+        """Lets in the eldest aged request of the started ones and that of the openings, the elder of both first."""
+        lines = (self._queue.started, self._queue.openings)
+        aged = [(request, line) for line in lines if (request := line.aged(now_s))]
         for request, line in sorted(aged, key=lambda pair: pair[0].number):
-            if draft.fits(request):
+            if filling.has_room_for(request):
                 line.take(request)
-                draft.add(request, aged=line is queue.started)
-        self._let_in(draft, queue.openings, now_s, spare=1 if len(queue.started) else 0)
-        self._let_in(draft, queue.started, now_s)
-        self._let_in(draft, queue.openings, now_s)
-        return draft
+                filling.add(request, aged=line is self._queue.started)
 
-    def _let_in(self, draft: Draft, line: Line, now_s: float, spare: int = 0) -> None:
-        """The first ones of a line come in. It is not jumped, so that a large image does not wait for smaller ones."""
-        while (request := line.first(now_s)) is not None and draft.fits(request, spare):
-            if not (request.to_open or draft.has_queries_for(request)):
+    def _let_in(self, filling: Filling, line: Line, now_s: float, spare: int = 0) -> None:
+        """Lets in the first requests of a line. None is passed over, so that small images do not delay a large one."""
+        while (request := line.first(now_s)) is not None and filling.has_room_for(request, spare):
+            if not (request.to_open or filling.has_queries_for(request)):
                 break
             line.take(request)
-            draft.add(request)
+            filling.add(request)
 
-    def _taken(self, request: Request, queries: int) -> Piece | None:
-        """The request's slice of the step; None if nothing is left for it. It goes back into its line."""
-        piece = None
+    def _taken(self, request: LiveRequest, queries: int) -> SentSlice | None:
+        """Returns a request's slice of the step, None if nothing is left for it; the request is back in its line."""
+        taken = None
         if request.to_open or queries:
-            part = Slice(request.number, request.to_open, request.take(queries))
-            self._ledger.sent(request, part)
-            piece = Piece(request, part)
+            slice_ = request.take(queries)
+            self._ledger.sent(request, slice_)
+            taken = SentSlice(request, slice_)
         self._queue.update(request)
-        return piece
+        return taken
 
-    def _second_try(self, now_s: float) -> Step | None:
-        """An overdue step once more, for another place; the slices that are still wanted."""
-        for flight in self._flights.overdue(now_s):
-            place = self._places.free(apart_from=flight.place.name)
-            pieces = [piece for piece in flight.pieces.values() if self._is_wanted(piece, now_s)]
-            if place is not None and pieces:
-                for piece in pieces:
-                    piece.carriers += 1
-                return self._send(place, pieces, now_s, copy_of=flight.step.number)
+    def _copy_of_overdue(self, now_s: float) -> Step | None:
+        """Sends the slices of an overdue step that are still wanted to another backend; None where none can be sent."""
+        for sent in self._in_flight.overdue(now_s):
+            backend = self._backends.least_crowded(now_s, apart_from=sent.backend.name)
+            wanted = [each for each in sent.slices.values() if self._is_wanted(each, now_s)]
+            if backend is not None and wanted:
+                for each in wanted:
+                    each.carriers += 1  # both steps carry the same `SentSlice`: the first answer settles it
+                return self._send(backend, wanted, now_s, backend.limits.target_s, copy_of=sent.step.number)
         return None
 
-    def _is_wanted(self, piece: Piece, now_s: float) -> bool:
-        return piece.request.number in self and now_s < piece.request.deadline_s
+    def _has_fresh(self, now_s: float) -> bool:
+        """Tells whether a request could go into a step, if there were room for one."""
+        lines = (self._queue.lost, self._queue.openings, self._queue.started)
+        return any(line.first(now_s) is not None for line in lines)
 
-    def _send(self, place: Place, pieces: Sequence[Piece], now_s: float, copy_of: int | None = None) -> Step:
-        step = Step(self._next_number(), place.name, tuple(piece.part for piece in pieces), copy_of)
-        predicted_s = place.cost.predict(step.queries, len(pieces))
-        due_s = now_s + self._patience_s(place, predicted_s)
-        by_request = {piece.request.number: piece for piece in pieces}
-        self._flights.add(Flight(step, place, predicted_s, due_s, by_request))
-        self._places.sends(place, predicted_s)
+    def _has_overdue(self, now_s: float) -> bool:
+        """Tells whether a step is overdue that could be sent again, if there were room for it."""
+        overdue = self._in_flight.overdue(now_s)
+        return any(self._is_wanted(each, now_s) for sent in overdue for each in sent.slices.values())
+
+    def _is_wanted(self, sent: SentSlice, now_s: float) -> bool:
+        """Tells whether somebody still waits for a slice in flight."""
+        return sent.request.number in self and now_s < sent.request.expires_s
+
+    def _send(
+        self,
+        backend: BackendState,
+        sent: Sequence[SentSlice],
+        now_s: float,
+        allowed_s: float,
+        copy_of: int | None = None,
+    ) -> Step:
+        """Makes a step of slices and notes that it is in flight."""
+        slices = tuple(each.slice_ for each in sent)
+        predicted_s = backend.cost.predict(load_of(slices))
+        expected_s = backend.pace * predicted_s
+        step = Step(self._next_number(), backend.name, slices, copy_of, predicted_s, allowed_s, expected_s)
+        due_s = now_s + self._patience_s(backend, predicted_s)
+        self._in_flight.add(SentStep(step, backend, due_s, {each.request.number: each for each in sent}))
+        self._backends.sends(backend, step, now_s)
         return step
 
-    def _patience_s(self, place: Place, predicted_s: float) -> float:
-        """After how long a step is overdue; the steps before it at its place have to be done as well."""
-        if not place.known:
+    def _patience_s(self, backend: BackendState, predicted_s: float) -> float:
+        """Returns after how many seconds a step is overdue, which includes the steps before it at its backend."""
+        if not backend.known:
             return math.inf
-        expected_s = predicted_s + place.flying_s / place.workers
+        expected_s = predicted_s + backend.in_flight_s / backend.workers
         return max(self._limits.straggler_s, self._limits.straggler_factor * expected_s)
 
-    def _landed(self, step: int, request: int) -> Piece:
-        piece = self._flights.land(step, request)
-        flight = self._flights.over(step)
-        if flight is not None:
-            self._places.gets_back(flight.place, flight.predicted_s)
-        return piece
+    def _landed(self, step: int, request: int) -> SentSlice:
+        """Returns a slice that has come back, or is lost; the last one of a step takes the step off its backend."""
+        landed = self._in_flight.land(step, request)
+        if (over := self._in_flight.over(step)) is not None:
+            self._backends.gets_back(over.backend, over.step)
+        return landed
 
-    def _is_gone(self, piece: Piece) -> bool:
-        """The request was cancelled; what comes of its queries is written off."""
-        if piece.request.number in self:
+    def _is_gone(self, sent: SentSlice) -> bool:
+        """Tells whether the request of a slice is over; the slice is then written off."""
+        if sent.request.number in self:
             return False
-        self._ledger.written_off(piece.request, piece.part)
-        piece.settled = True
+        self._ledger.written_off(sent.request, sent.slice_)
+        sent.settled = True
         return True
 
-    def _changed(self, request: Request) -> None:
+    def _changed(self, request: LiveRequest) -> None:
         """Puts a request where it belongs after an answer or a loss."""
         if request.complete:
             self._forget(request)
         else:
             self._queue.update(request)
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: LiveRequest) -> None:
+        """Drops a request that is complete or cancelled everywhere."""
         del self._requests[request.number]
         self._ledger.goes(request)
         self._queue.drop(request)

@@ -1,6 +1,6 @@
-"""Who comes first.
+"""Keeps the order in which requests are served.
 
-A request that could go into a step is in one of three lines: *suspect* (its next work was lost before), *openings*, or
+A request that could go into a step is in one of three lines: *lost* (its next work was lost before), *openings*, or
 *started* (opened, with queries that wait). The order in a line is
 
 1. class: interactive, normal, batch;
@@ -17,66 +17,67 @@ from __future__ import annotations
 
 from camserve.planning.heap import Heap
 from camserve.planning.limits import CLASSES
-from camserve.planning.work import Request
+from camserve.planning.live import LiveRequest
 
 
 class Line:
-    """Requests in the order of their urgency, beside the eldest of each class."""
+    """Holds requests in the order of their urgency, and beside it the eldest of each class."""
 
     def __init__(self, age_s: float) -> None:
         self._age_s = age_s
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, LiveRequest] = {}
         self._urgent: Heap[int] = Heap()
         self._eldest: tuple[Heap[int], ...] = tuple(Heap() for _ in CLASSES)
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def put(self, request: Request) -> None:
+    def put(self, request: LiveRequest) -> None:
         """Adds a request, or moves it to where it belongs now."""
         self._requests[request.number] = request
         self._urgent.put(request.number, request.urgency)
         self._eldest[request.rank].put(request.number, (request.number,))
 
-    def take(self, request: Request) -> None:
-        """The request goes into a step: it is passed over until the next `put` or `drop`."""
+    def take(self, request: LiveRequest) -> None:
+        """Passes the request over until the next `put` or `drop`, since it goes into a step."""
         self._urgent.drop(request.number)
 
-    def drop(self, request: Request) -> None:
-        """Removes a request, if it is here."""
+    def drop(self, request: LiveRequest) -> None:
+        """Removes a request, if it is in the line."""
         if self._requests.pop(request.number, None) is not None:
             self._urgent.drop(request.number)
             self._eldest[request.rank].drop(request.number)
 
-    def first(self, now_s: float) -> Request | None:
-        """The most urgent request. Those whose deadline has passed leave the line for good."""
+    def first(self, now_s: float) -> LiveRequest | None:
+        """Returns the most urgent request. Those whose deadline has passed leave the line."""
         return self._living(self._urgent, now_s)
 
-    def aged(self, now_s: float) -> Request | None:
-        """The eldest aged request."""
+    def aged(self, now_s: float) -> LiveRequest | None:
+        """Returns the eldest aged request; None where none is aged."""
         heads = [self._living(eldest, now_s) for eldest in self._eldest]
         aged = [head for head in heads if head and now_s - head.came_s >= self._age_s * (head.rank + 1)]
         return min(aged, key=lambda request: request.number, default=None)
 
-    def _living(self, heap: Heap[int], now_s: float) -> Request | None:
+    def _living(self, heap: Heap[int], now_s: float) -> LiveRequest | None:
+        """Returns the first request of a heap whose deadline has not passed."""
         while (number := heap.first()) is not None:
             request = self._requests[number]
-            if now_s < request.deadline_s:
+            if now_s < request.expires_s:
                 return request
             self.drop(request)
         return None
 
 
 class Queue:
-    """The three lines."""
+    """The three lines; each request is in one of them at most."""
 
     def __init__(self, age_s: float) -> None:
-        self.suspects = Line(age_s)
+        self.lost = Line(age_s)
         self.openings = Line(age_s)
         self.started = Line(age_s)
         self._lines: dict[int, Line] = {}  # where each request is
 
-    def update(self, request: Request) -> None:
+    def update(self, request: LiveRequest) -> None:
         """Puts a request into the line where it belongs now, if any."""
         line, before = self._line(request), self._lines.get(request.number)
         if before is not None and before is not line:
@@ -85,15 +86,15 @@ class Queue:
             self._lines[request.number] = line
             line.put(request)
 
-    def drop(self, request: Request) -> None:
-        """Removes a request from its line."""
+    def drop(self, request: LiveRequest) -> None:
+        """Removes a request from its line, if it is in one."""
         line = self._lines.pop(request.number, None)
         if line is not None:
             line.drop(request)
 
-    def _line(self, request: Request) -> Line | None:
-        if request.suspect:
-            return self.suspects
+    def _line(self, request: LiveRequest) -> Line | None:
+        if request.is_lost:
+            return self.lost
         if request.to_open:
             return self.openings
         return self.started if request.opened and request.waiting else None

@@ -1,47 +1,95 @@
-"""What the planner hands out: steps, their slices, and where every query is."""
+"""Defines what the planner hands out: steps, their slices, and the counts of queries by state."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from camserve.planning.work import Span
+from camserve.methods.work import Kind, Work
+from camserve.planning.cost import Load
+
+
+@dataclass(frozen=True)
+class Span:
+    """The queries [start, stop) of one position of a request."""
+
+    position: int
+    """Index of the demand in the request."""
+    start: int
+    stop: int
+    losses: int = 0
+    """Number of times that this range was sent in vain."""
+
+    @property
+    def queries(self) -> int:
+        """Number of queries in the span."""
+        return self.stop - self.start
+
+    def split(self, queries: int) -> tuple[Span, Span]:
+        """Returns the span of the first `queries` queries, and that of the rest."""
+        middle = self.start + queries
+        first = Span(self.position, self.start, middle, self.losses)
+        return first, Span(self.position, middle, self.stop, self.losses)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The part of one request inside a step."""
+    """The share of one request in a step: its opening, ranges of its queries, or both."""
 
     request: int
+    """Number of the request."""
     opening: bool
+    """Whether the slice opens the request."""
     spans: tuple[Span, ...]
-    """Ranges of queries; in an opening also an empty one for each position that asks none."""
+    """Ranges of queries; an opening also has an empty one for each position that is known to ask none."""
+    work: tuple[Work, ...] = ()
+    """Work of the slice: the opening's own, if it is one, and that of the queries."""
 
     @cached_property
     def queries(self) -> int:
-        """Number of masked queries."""
+        """Number of queries in the slice."""
         return sum(span.queries for span in self.spans)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one worker is asked at once."""
+    """The slices of one or more requests that one worker is asked at once."""
 
     number: int
-    place: str
+    backend: str
     slices: tuple[Slice, ...]
     copy_of: int | None = None
-    """The overdue step that is sent again as this one."""
+    """Number of the overdue step of which this one is a copy; None for any other step."""
+    predicted_s: float = 0.0
+    """Seconds that the slowest worker of the backend is predicted to take."""
+    allowed_s: float = 0.0
+    """Seconds that the step was allowed to take when it was filled."""
+    expected_s: float = 0.0
+    """Seconds that a worker of the backend is predicted to take on average."""
 
     @cached_property
     def queries(self) -> int:
-        """Number of masked queries."""
-        return sum(part.queries for part in self.slices)
+        """Number of queries in the step."""
+        return sum(slice_.queries for slice_ in self.slices)
+
+    @cached_property
+    def load(self) -> Load:
+        """Load of the worker, as planned."""
+        return load_of(self.slices)
+
+
+def load_of(slices: tuple[Slice, ...]) -> Load:
+    """Returns the load that slices are together."""
+    units: dict[Kind, int] = {}
+    for slice_ in slices:
+        for work in slice_.work:
+            units[work.kind] = units.get(work.kind, 0) + work.units
+    return Load(units, len(slices))
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Queries by state since the planner was made: asked = waiting + in_flight + done + cancelled."""
+    """Numbers of queries by state since the planner was made: asked = waiting + in_flight + done + cancelled."""
 
     asked: int = 0
     waiting: int = 0

@@ -1,1 +1,1 @@
-"""Masked queries of many images and methods, packed into micro-batches. torch only."""
+"""Packs masked queries of many images and methods into micro-batches. torch only."""

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from camserve.saliency.masks import Queries
 
-Piece = tuple[int, int, int]
-"""(which set, start, stop)."""
+QueryRange = tuple[int, int, int]
+"""Queries of one set: (index of the set, start, stop)."""
 
 
-def micro_batches(sizes: Sequence[int], limit: int) -> Iterator[list[Piece]]:
+def micro_batches(sizes: Sequence[int], limit: int) -> Iterator[list[QueryRange]]:
     """Cuts sets of these sizes, laid end to end, into runs of `limit` queries; only the last run may be shorter."""
-    batch: list[Piece] = []
+    batch: list[QueryRange] = []
     room = limit
     for which, size in enumerate(sizes):
         start = 0
@@ -42,7 +42,7 @@ def ask(
     micro_batch: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
-    """Scores of every set's classes for every set's queries: softmax probabilities, or logits where a set asks them.
+    """Returns the scores of every set's classes for every set's queries: softmax probabilities, or logits where asked.
 
     Args:
         network: (n, 3, H, W) to logits (n, classes).

@@ -1,4 +1,4 @@
-"""Ablation-CAM (Desai and Ramaswamy, WACV 2020): a channel's weight is the share of the logit that is lost without it.
+"""Computes Ablation-CAM (Desai and Ramaswamy, WACV 2020): a channel's weight is the share of the logit lost without it.
 
 A query is one channel set to zero. Only the tail behind the layer is run, on the image's own activations.
 """
@@ -16,7 +16,7 @@ from camserve.saliency.masks import loss
 
 
 def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tensor:
-    """sum_k w_k A_k over the channels of these numbers, with w_k = (S_c - S_c without channel k) / S_c: eq. 1.
+    """Returns sum_k w_k A_k over the channels of these numbers, w_k = (S_c - S_c without channel k) / S_c: eq. 1.
 
     The positive factor 1 / |S_c| is left out, its sign is not: where S_c is negative, so is every weight of a channel
     that speaks for the class. That is the definition.
@@ -26,6 +26,7 @@ def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tens
     """
     try:
         lost = _lost_in_closed_form(features)[:, numbers]
+        features.passes.count("closed_form", len(numbers))
     except Unsupported:
         lost = lost_by_running(features, numbers)
     weights = lost * features.logits[features.targets].sign()[:, None]
@@ -33,7 +34,7 @@ def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tens
 
 
 def _lost_in_closed_form(features: Features) -> Tensor:
-    """(K, C), W_ck gap(A_k): what a head of global average pooling and one linear layer loses.
+    """Returns W_ck gap(A_k), (K, C): what a head of global average pooling and one linear layer loses.
 
     Raises:
         Unsupported: the network has another head.
@@ -42,13 +43,14 @@ def _lost_in_closed_form(features: Features) -> Tensor:
 
 
 def lost_by_running(features: Features, numbers: Tensor) -> Tensor:
-    """(K, n), S_c - S_c without channel k, by one run of the tail for each channel.
+    """Returns S_c - S_c without channel k, (K, n), by one run of the tail for each channel.
 
-    S_c is that of the unaltered activations on the same way: rounding that all runs share is no loss.
+    S_c comes from a run of the unaltered activations through the same tail: rounding that all runs share is no loss.
     """
     run = features.passes.tail(features.input)
     channel = torch.arange(len(features.activations), device=features.activations.device)
-    ablated = torch.cat([channel.new_full((1,), -1), numbers])  # first none
+    # No channel has the number -1, so the first run ablates none: the losses are measured from it.
+    ablated = torch.cat([channel.new_full((1,), -1), numbers])
     logits = []
     for first, last in features.passes.runs(0, len(ablated)):
         absent = (ablated[first:last, None] == channel)[:, :, None, None]

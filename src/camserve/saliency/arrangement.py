@@ -1,4 +1,4 @@
-"""How a layer's raw output holds its maps: as planes, with channels last, or as a sequence of tokens."""
+"""Says how a layer's raw output holds its maps: as planes, with channels last, or as a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class Arrangement:
 
     Convolutions return (B, C, u, v): planes. Swin returns (B, u, v, C): channels last. A vision transformer returns
     (B, N, C): a sequence of some tokens of its own (class token, registers), then the u v tokens of the grid, row by
-    row. Its own tokens have no place in the image and are no part of a map.
+    row. Its own tokens have no location in the image and no cell in a map.
     """
 
     channels_last: bool = False
     grid: tuple[int, int] | None = None
-    """(u, v) of a sequence of tokens; None: the output is 4-D."""
+    """Height and width (u, v) of the grid in a sequence of tokens; None: the output is 4-D."""
     own_tokens: int = 0
-    """How many tokens stand before those of the grid."""
+    """Number of tokens that stand before those of the grid."""
 
     def maps(self, raw: Tensor) -> Tensor:
-        """(B, C, u, v) of a raw output or of its gradient; a view where possible."""
+        """Returns the maps (B, C, u, v) of a raw output or of its gradient; a view where possible."""
         if self.grid is not None:
             raw = raw[:, self.own_tokens :].reshape(len(raw), *self.grid, -1)
         return raw.movedim(-1, 1) if self.channels_last else raw
 
     def raw(self, maps: Tensor, like: Tensor) -> Tensor:
-        """The raw output that holds these maps (B, C, u, v).
+        """Returns the raw output that holds these maps (B, C, u, v).
 
         Args:
-            maps: to be held.
+            maps: the maps to be held.
             like: a raw output (B or 1, ...), from which the network's own tokens are taken.
         """
         held = maps.movedim(1, -1) if self.channels_last else maps
@@ -43,7 +43,7 @@ class Arrangement:
         return torch.cat([own, held.flatten(1, 2)], dim=1)
 
     def fits(self, raw: Tensor) -> bool:
-        """Whether a raw output has this shape, with more than one place on the grid."""
+        """Tells whether a raw output has this shape, with more than one cell on the grid."""
         if raw.dim() != (4 if self.grid is None else 3):
             return False
         if self.grid is not None:
@@ -57,5 +57,5 @@ CHANNELS_LAST = Arrangement(channels_last=True)
 
 
 def token_grid(height: int, width: int, own_tokens: int) -> Arrangement:
-    """A sequence of `own_tokens` tokens and a grid of height x width behind them."""
+    """Returns the arrangement of `own_tokens` tokens and a grid of height x width behind them."""
     return Arrangement(channels_last=True, grid=(height, width), own_tokens=own_tokens)

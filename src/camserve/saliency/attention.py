@@ -1,4 +1,4 @@
-"""What the class token attends to, through all layers of torchvision's vision transformers.
+"""Maps what the class token attends to, through all layers of torchvision's vision transformers.
 
 Attention weights are no module's output and are not kept by the fast kernels; they are made for one call, inside a
 `with` that answers only the thread that entered it.
@@ -21,7 +21,7 @@ from camserve.saliency.features import Features
 
 
 def attention_rollout(features: Features, spec: AttentionRollout) -> Tensor:
-    """Row of the class token in the product of (mean over heads of A_l + I) / 2: attention rollout.
+    """Returns the class token's row in the product of (mean over heads of A_l + I) / 2: attention rollout.
 
     Abnar and Zuidema (https://arxiv.org/abs/2005.00928), sec. 3: half of what a layer passes on is its residual. The
     rows of each factor add up to 1, as those of A_l do.
@@ -35,6 +35,7 @@ def attention_rollout(features: Features, spec: AttentionRollout) -> Tensor:
     transformer = _transformer(features)
     with torch.no_grad():
         _, weights = _run(features, transformer)
+    features.passes.count("masked_forward", 1, images=1)
     identity = torch.eye(weights[0].shape[-1]).to(weights[0])
     rollout = identity
     for layer in weights:
@@ -43,10 +44,11 @@ def attention_rollout(features: Features, spec: AttentionRollout) -> Tensor:
 
 
 def gradient_weighted_attention(features: Features, spec: GradientWeightedAttention) -> Tensor:
-    """Row of the class token in R: R = I, then R += mean over heads of ReLU(dS_c/dA_l * A_l) @ R, layer by layer.
+    """Returns the class token's row in R, which is relevance propagated through all layers.
 
-    Chefer et al. (https://arxiv.org/abs/2103.15679), eq. 5 and 6, for self-attention alone, without the normalisation
-    of eq. 8 and 9, as in the authors' notebook for ViT (`Transformer_MM_explainability_ViT.ipynb`).
+    R = I, then R += mean over heads of ReLU(dS_c/dA_l * A_l) @ R, layer by layer: Chefer et al.
+    (https://arxiv.org/abs/2103.15679), eq. 5 and 6, for self-attention alone, without the normalisation of eq. 8
+    and 9, as in the authors' notebook for ViT (`Transformer_MM_explainability_ViT.ipynb`).
 
     Returns:
         (K, u, v).
@@ -56,11 +58,12 @@ def gradient_weighted_attention(features: Features, spec: GradientWeightedAttent
     """
     transformer = _transformer(features)
     logits, weights = _run(features, transformer)
+    features.passes.count("pixel_gradient", len(features.targets), images=1)
     return torch.stack([_map(_relevance(logits[0, target], weights), transformer) for target in features.targets])
 
 
 def _relevance(score: Tensor, weights: list[Tensor]) -> Tensor:
-    """(N, N): R after all layers, for the attention weights (1, heads, N, N) of each."""
+    """Returns R after all layers, (N, N), for the attention weights (1, heads, N, N) of each."""
     gradients = torch.autograd.grad(score, weights, retain_graph=True)
     relevance = torch.eye(weights[0].shape[-1]).to(weights[0])
     for layer, gradient in zip(weights, gradients, strict=True):
@@ -70,10 +73,9 @@ def _relevance(score: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def _run(features: Features, transformer: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """Logits (1, classes) and attention weights (1, heads, N, N) of each layer."""
+    """Returns the logits (1, classes) and the attention weights (1, heads, N, N) of each layer."""
     layers = [child for child in transformer.modules() if isinstance(child, nn.MultiheadAttention)]
     with _attention(layers) as weights:
-        features.passes.made += 1
         logits: Tensor = features.passes.module(features.input[None])
     if len(weights) != len(layers) or len(weights[0]) != 1:
         raise Unsupported("attention maps need each image to run through the vision transformer exactly once")
@@ -91,14 +93,14 @@ def _transformer(features: Features) -> nn.Module:
 
 
 def _map(relevance: Tensor, transformer: Any) -> Tensor:
-    """(u, v): what the class token, which is the first, takes from each patch; (N, N) to the row without itself."""
+    """Returns what the class token, the first, takes from each patch: (N, N) to (u, v), its own share left out."""
     side = transformer.image_size // transformer.patch_size
     return relevance[0, 1:].reshape(side, side)
 
 
 @contextmanager
 def _attention(layers: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]]:
-    """Attention weights (B, heads, N, N) of the layers, in forward order, filled by a forward pass inside.
+    """Yields the layers' attention weights (B, heads, N, N), a list in forward order that a forward pass inside fills.
 
     The weights that PyTorch returns are a copy beside the path to the logits. So each layer's output is made once more
     from them, which changes nothing but rounding and gives them gradients.
@@ -114,6 +116,7 @@ def _attention(layers: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]
         if threading.get_ident() != owner:
             return None
         made = output[1]
+        # A network without trainable parameters gives weights that need no gradient: then they are the leaves.
         weights.append(made if made.requires_grad or not torch.is_grad_enabled() else made.requires_grad_())
         return _attended(module, inputs[2], made), made
 
@@ -129,7 +132,7 @@ def _attention(layers: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]
 
 
 def _attended(module: nn.MultiheadAttention, tokens: Tensor, weights: Tensor) -> Tensor:
-    """What the attention returns for these weights: (B, N, C) tokens and (B, heads, N, N) to (B, N, C)."""
+    """Returns what the attention makes of these weights: tokens (B, N, C) and weights (B, heads, N, N) to (B, N, C)."""
     weight, bias = module.in_proj_weight.chunk(3)[2], None
     if module.in_proj_bias is not None:
         bias = module.in_proj_bias.chunk(3)[2]

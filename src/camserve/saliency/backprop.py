@@ -1,4 +1,4 @@
-"""Gradients of the input: with other rules at ReLUs, along a way from a baseline, or averaged over noise.
+"""Computes gradients of the input: with other rules at ReLUs, along a way from a baseline, or averaged over noise.
 
 S_c is the logit of class c, x the network's input (3, H, W).
 """
@@ -17,12 +17,12 @@ from camserve.errors import Unsupported
 from camserve.methods import Deconvolution, GuidedBackprop, GuidedGradCam, IntegratedGradients, SmoothGrad
 from camserve.saliency.features import Features
 from camserve.saliency.masks import upsample
-from camserve.saliency.noise import gaussian
+from camserve.saliency.noise import noisy_copies
 from camserve.saliency.relu_rules import ReluRule, Rule
 
 
 def guided_backprop(features: Features, spec: GuidedBackprop) -> Tensor:
-    """max over channels of |dS_c/dx|, with only positive gradients through active ReLUs.
+    """Returns max over channels of |dS_c/dx|, with only positive gradients through active ReLUs.
 
     Guided backpropagation (https://arxiv.org/abs/1412.6806), section 3.4; its gradient is that of Captum 0.9.0's
     GuidedBackprop.
@@ -37,7 +37,7 @@ def guided_backprop(features: Features, spec: GuidedBackprop) -> Tensor:
 
 
 def deconvolution(features: Features, spec: Deconvolution) -> Tensor:
-    """max over channels of |dS_c/dx|, with only positive gradients through ReLUs, active or not.
+    """Returns max over channels of |dS_c/dx|, with only positive gradients through ReLUs, active or not.
 
     Deconvolution (https://arxiv.org/abs/1311.2901), section 2.1; its gradient is that of Captum 0.9.0's Deconvolution.
 
@@ -51,7 +51,7 @@ def deconvolution(features: Features, spec: Deconvolution) -> Tensor:
 
 
 def guided_grad_cam(features: Features, spec: GuidedGradCam) -> Tensor:
-    """up(Grad-CAM) times guided backpropagation: Guided Grad-CAM (https://arxiv.org/abs/1610.02391), section 3.2.
+    """Returns up(Grad-CAM) times guided backpropagation: Guided Grad-CAM (https://arxiv.org/abs/1610.02391), sec. 3.2.
 
     Grad-CAM has no channels, so that the product's largest absolute value over channels is the product of the two maps.
     Captum 0.9.0's GuidedGradCam upsamples "nearest".
@@ -69,21 +69,21 @@ def guided_grad_cam(features: Features, spec: GuidedGradCam) -> Tensor:
 
 
 def _ruled_gradients(features: Features, rule: Rule) -> Tensor:
-    """(K, 3, H, W), one forward pass for all targets."""
+    """Returns dS_c/dx by a rule, (K, 3, H, W), from one forward pass for all targets."""
     with ReluRule(rule) as relus:
-        gradients = features.passes.input_gradients(features.input[None], features.targets[None])
+        gradients = list(features.passes.input_gradients(features.input[None], features.targets[None]))
     if not relus.applied:
         raise Unsupported(f"{rule} gradients are a rule for ReLUs, and this network has none on the way to its logits")
-    return gradients[0]
+    return torch.cat(gradients)
 
 
 def _largest(gradients: Tensor) -> Tensor:
-    """(K, 3, H, W) to (K, H, W), the largest absolute value over channels."""
+    """Returns the largest absolute value over channels: (K, 3, H, W) to (K, H, W)."""
     return gradients.abs().amax(dim=1)
 
 
 def integrated_gradients(features: Features, spec: IntegratedGradients, numbers: Tensor) -> Tensor:
-    """sum over channels of (x - b) sum_i w_i dS_c/dx(b + t_i (x - b)), over the points of these numbers.
+    """Returns sum over channels of (x - b) sum_i w_i dS_c/dx(b + t_i (x - b)), over the points of these numbers.
 
     Integrated Gradients (https://arxiv.org/abs/1703.01365), eq. 1. t_i and w_i are the points and weights of the
     Gauss-Legendre quadrature of [0, 1], as in Captum 0.9.0. With all points the sum over space is S_c(x) - S_c(b).
@@ -101,46 +101,49 @@ def integrated_gradients(features: Features, spec: IntegratedGradients, numbers:
         return torch.lerp(baseline, image, t[:, None, None, None])
 
     total = image.new_zeros(len(features.targets), *image.shape)
-    for first, last, gradients in gradients_along(features, on_the_way, 0, len(numbers)):
-        total = total + torch.einsum("n,nkchw->kchw", image.new_tensor(weights[first:last]), gradients)
+    for first, last, row, gradients in gradients_along(features, on_the_way, 0, len(numbers)):
+        total[row] += torch.einsum("n,nchw->chw", image.new_tensor(weights[first:last]), gradients)
     return ((image - baseline) * total).sum(dim=1)
 
 
 def gradients_along(
     features: Features, images: Callable[[int, int], Tensor], start: int, stop: int
-) -> Iterator[tuple[int, int, Tensor]]:
-    """(first, last, gradients (n, K, 3, H, W)) of the images first..last-1, one micro-batch after the other.
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Yields (first, last, index of a target, its gradients (n, 3, H, W)) of the images first..last-1.
 
-    Where an image is saturated over the whole window of a max pooling, rounding alone decides to which place there the
+    One micro-batch comes after the other, and in each of them one target after the other.
+
+    Where an image is saturated over the whole window of a max pooling, rounding alone decides to which pixel there the
     gradient goes; in float32 a pass of one image may round otherwise than a pass of many.
     """
     for first, last in features.passes.runs(start, stop):
         classes = features.targets.expand(last - first, -1)
-        yield first, last, features.passes.input_gradients(images(first, last), classes)
+        for row, gradients in enumerate(features.passes.input_gradients(images(first, last), classes)):
+            yield first, last, row, gradients
 
 
 @lru_cache(maxsize=16)
 def _gauss_legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights for the integral over [0, 1]; the weights sum to 1."""
+    """Returns points and weights for the integral over [0, 1]; the weights sum to 1."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     return (nodes + 1) / 2, weights / 2
 
 
-def smooth_grad(features: Features, spec: SmoothGrad) -> Tensor:
-    """max over channels of |mean of dS_c/dx over noisy copies of x|: SmoothGrad (https://arxiv.org/abs/1706.03825).
+def smooth_grad(features: Features, spec: SmoothGrad, numbers: Tensor) -> Tensor:
+    """Returns the sum of dS_c/dx over the noisy copies of x of these numbers; the finish makes the map of it.
 
-    The noise is normal; its standard deviation is `sigma` times the range of the network's input.
+    The map is max over channels of |mean gradient|: SmoothGrad (https://arxiv.org/abs/1706.03825). The noise is normal;
+    its standard deviation is `sigma` times the range of the network's input.
 
     Returns:
-        (K, H, W).
+        (K, 3, H, W).
     """
-    image = features.input
-    deviation = spec.sigma * (image.max() - image.min())
+    image, sample = features.input, numbers.tolist()
 
     def noisy(first: int, last: int) -> Tensor:
-        return image + deviation * gaussian(spec.seed, first, last, image)
+        return noisy_copies(image, spec.sigma, spec.seed, sample[first:last])
 
     total = image.new_zeros(len(features.targets), *image.shape)
-    for _, _, gradients in gradients_along(features, noisy, 0, spec.samples):
-        total = total + gradients.sum(dim=0)
-    return _largest(total / spec.samples)
+    for _, _, row, gradients in gradients_along(features, noisy, 0, len(sample)):
+        total[row] += gradients.sum(dim=0)
+    return total

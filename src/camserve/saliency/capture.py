@@ -1,4 +1,4 @@
-"""One forward pass with its autograd graph starting at the target layer.
+"""Runs one forward pass with its autograd graph starting at the target layer.
 
 Everything before the layer runs without a graph; the layer's output becomes a leaf, so that a backward pass costs only
 the tail. No parameter is touched: gradients are asked for the leaf alone. Hooks live inside one `with` and answer only
@@ -35,31 +35,32 @@ ACTIVATIONS: dict[Callable[..., Any], str] = {
     F.gelu: "gelu",
     F.hardswish: "hardswish",
 }
-"""Functional activations that may follow a layer, by the name that addresses them."""
+"""Functional activations that may follow a layer, each with the name that addresses it."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What one forward pass of B images left at the layer."""
+    """Holds what one forward pass of B images left at the layer."""
 
     activations: Tensor
-    """(B, C, u, v), without graph."""
+    """The layer's maps (B, C, u, v), without graph."""
     logits: Tensor
-    """(B, classes), without graph."""
+    """Logits (B, classes), without graph."""
     _arrangement: Arrangement
     _leaf: Tensor = field(repr=False)
-    """The layer's raw output."""
+    """The layer's raw output, at which the graph starts."""
     _output: Tensor = field(repr=False)
+    """Logits (B, classes), with graph where they depend on the layer."""
     _classifier: nn.Linear | None = field(default=None, repr=False)
     """The network's last linear layer, if it is known."""
 
     @property
     def raw(self) -> Tensor:
-        """The layer's raw output, without graph."""
+        """Returns the layer's raw output, without graph."""
         return self._leaf.detach()
 
     def gradients(self, classes: Tensor) -> Tensor:
-        """dS_c/dA for each image's classes: in closed form behind global average pooling and one linear layer.
+        """Returns dS_c/dA for each image's classes, in closed form behind global average pooling and one linear layer.
 
         Args:
             classes: (B, K) class indices; column k is one backward pass of the tail for all images at once, which is
@@ -81,6 +82,11 @@ class Capture:
             return closed
         return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(classes))
 
+    def each_gradient(self, classes: Tensor) -> Iterator[Tensor]:
+        """Yields the columns of `gradients`, (B, C, u, v), so that no more than one need be in memory."""
+        for column in classes.unbind(1):
+            yield self.gradients(column[:, None])[:, 0]
+
     def _differentiated(self, classes: Tensor) -> Tensor:
         columns = [self._output.gather(1, column[:, None]).sum() for column in classes.unbind(1)]
         found = [torch.autograd.grad(column, self._leaf, retain_graph=True, allow_unused=True)[0] for column in columns]
@@ -97,7 +103,7 @@ def capture(
     arrangement: Arrangement = PLANES,
     classifier: nn.Linear | None = None,
 ) -> Capture:
-    """One forward pass of `module` on `x`, with activations and graph taken at `layer`.
+    """Makes one forward pass of `module` on `x`, with activations and graph taken at `layer`.
 
     Args:
         module: in eval mode; nothing is left on it, also when its forward fails.
@@ -125,7 +131,16 @@ def capture(
 
 
 def with_output(module: nn.Module, x: Tensor, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> Tensor:
-    """Logits (B, classes) of `x` (B, 3, H, W), with the layer's last output replaced by that of `maps` (B, C, u, v)."""
+    """Returns the logits (B, classes) of `x` with the layer's last output replaced.
+
+    Args:
+        module: in eval mode; nothing is left on it.
+        x: (B, 3, H, W) normalised input.
+        layer: address of the layer.
+        calls: how often the layer runs in one forward.
+        arrangement: how the layer's output holds its maps.
+        maps: (B, C, u, v), which the output in its place holds.
+    """
     replacement = _Replacement(layer, calls, arrangement, maps)
     with torch.no_grad(), replacement.installed(module):
         logits: Tensor = module(x)
@@ -133,7 +148,7 @@ def with_output(module: nn.Module, x: Tensor, layer: str, calls: int, arrangemen
 
 
 def is_spatial(output: Any, batch: int, arrangement: Arrangement) -> bool:
-    """Whether it is the raw output of `batch` images, arranged so, with more than one place."""
+    """Tells whether this is a raw output of `batch` images in this arrangement, with more than one cell."""
     return isinstance(output, Tensor) and arrangement.fits(output) and len(output) == batch
 
 
@@ -171,7 +186,8 @@ class _GraphStart:
 
     def _at_layer(self, output: Any) -> Any:
         if not self.is_wanted(output):
-            self.ran_without_space = True  # one activation module may serve the features and the head
+            # No error yet: one activation module may serve the features and the head.
+            self.ran_without_space = True
             return None
         if self.activation:
             self._before_activation = output
@@ -179,26 +195,31 @@ class _GraphStart:
         return self.start_graph(output)
 
     def start_graph(self, output: Tensor) -> Tensor | None:
+        """Makes the output of the last call the leaf; returns a copy to go on with, None where nothing is replaced."""
         self.calls_left -= 1
         if self.calls_left > 0:
             return None
-        self.leaf = output.detach().clone().requires_grad_()  # a later in-place operation must not change it
-        torch.set_grad_enabled(True)  # until the no_grad around the forward ends
-        return self.leaf.clone()  # autograd forbids in-place operations on a leaf
+        # A copy, because the network may alter its output in place after this.
+        self.leaf = output.detach().clone().requires_grad_()
+        # The forward runs inside `no_grad`, which sets the mode back when it ends.
+        torch.set_grad_enabled(True)
+        # The network goes on with a second copy, because autograd forbids in-place operations on a leaf.
+        return self.leaf.clone()
 
     def follows(self, function: Callable[..., Any], argument: Any) -> bool:
-        """Whether this call is the addressed activation, on the layer's output."""
+        """Tells whether this call is the addressed activation, on the layer's output."""
         return argument is self._before_activation and ACTIVATIONS.get(function) == self.activation
 
 
 class _Replacement(_GraphStart):
-    """Puts other maps in the place of the layer's output."""
+    """Replaces the layer's output by one that holds other maps."""
 
     def __init__(self, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> None:
         super().__init__(layer, calls, lambda output: is_spatial(output, len(maps), arrangement))
         self._arrangement, self._maps = arrangement, maps
 
     def start_graph(self, output: Tensor) -> Tensor | None:
+        """Returns the output that holds the other maps, once the last call is reached."""
         self.calls_left -= 1
         return None if self.calls_left > 0 else self._arrangement.raw(self._maps, output)
 
@@ -213,6 +234,7 @@ class _AfterActivation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if args and isinstance(args[0], Tensor) and self._start.follows(func, args[0]):
+            # With no calls left the graph has started: the same activation once more must not start another.
             return self._start.start_graph(result) if self._start.calls_left else result
         return result
 

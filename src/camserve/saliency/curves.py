@@ -1,4 +1,4 @@
-"""Deletion and insertion: what the class's probability does while pixels go, or come, in order of their saliency.
+"""Follows the class's probability while pixels go (deletion) or come (insertion) in order of their saliency.
 
 A point of a curve is a masked query: pixel by pixel the image or what replaces it, by comparing the pixel's rank with
 the number of pixels changed so far. The comparison is made for one micro-batch at a time, on the device.
@@ -30,24 +30,26 @@ from camserve.types import DEFAULT_CURVE_STEPS, MapCurves
 
 @dataclass(frozen=True)
 class Protocol:
-    """Constants of deletion and insertion."""
+    """Holds the constants of deletion and insertion."""
 
     name: str
     steps: int
-    """Of each curve, which has one point more. A step changes ceil(H W / steps) pixels: of 224 x 224, 28 steps change
-    1792 each and 112 steps 448."""
+    """Number of steps of each curve, which has one point more. A step changes ceil(H W / steps) pixels: of 224 x 224,
+    28 steps change 1792 each and 112 steps 448."""
     blur: Callable[[Tensor], Tensor] = field(repr=False)
-    """(3, H, W) to (3, H, W), normalised: what insertion starts from."""
+    """Makes of a normalised image (3, H, W) the one (3, H, W) that insertion starts from."""
 
     def step_px(self, pixels: int) -> int:
-        """Pixels changed in each step; the last one may change fewer."""
+        """Returns how many pixels each step changes; the last one may change fewer."""
         return -(-pixels // self.steps)
 
 
 @lru_cache(maxsize=1)
 def _gkern() -> Tensor:
-    """`gkern(11, 5)` of the RISE code: a unit impulse through SciPy's Gaussian filter, whose reflection at the borders
-    makes it almost a box: not a truncated Gaussian."""
+    """Returns `gkern(11, 5)` of the RISE code: a unit impulse through SciPy's Gaussian filter.
+
+    The filter's reflection at the borders makes it almost a box: not a truncated Gaussian.
+    """
     from scipy.ndimage import gaussian_filter
 
     impulse = np.zeros((11, 11))
@@ -56,13 +58,13 @@ def _gkern() -> Tensor:
 
 
 def rise_blur(image: Tensor) -> Tensor:
-    """(3, H, W) convolved with `gkern(11, 5)`, zeros beyond the border: RISE, `Evaluation.ipynb`."""
+    """Convolves an image (3, H, W) with `gkern(11, 5)`, zeros beyond the border: RISE, `Evaluation.ipynb`."""
     kernel = _gkern().to(image).expand(3, 1, -1, -1)
     return F.conv2d(image[None], kernel, padding=kernel.shape[-1] // 2, groups=3)[0]
 
 
 def group_cam_blur(image: Tensor) -> Tensor:
-    """(3, H, W) blurred as Group-CAM's baseline is: 51 x 51, sigma 50, reflected at the border.
+    """Blurs an image (3, H, W) as Group-CAM's baseline is: 51 x 51, sigma 50, reflected at the border.
 
     Raises:
         Unsupported: the image is too small for the reflection.
@@ -78,23 +80,23 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol("group_cam_paper", steps=28, blur=group_cam_blur),
     )
 }
-"""rise: https://arxiv.org/abs/1806.07421 and its `Evaluation.ipynb`. group_cam: `ins_del_gc.py` of Group-CAM's authors
-since August 2021; group_cam_paper: the same before."""
+"""Protocols by name. rise: https://arxiv.org/abs/1806.07421 and its `Evaluation.ipynb`. group_cam: `ins_del_gc.py` of
+Group-CAM's authors since August 2021. group_cam_paper: the same file before."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one curve as masked queries, for `camserve.queries.pack.ask`."""
+    """Holds the points of one curve as masked queries, for `camserve.queries.pack.ask`."""
 
     begin: Tensor
-    """(3, H, W), the first point."""
+    """First point of the curve, (3, H, W)."""
     end: Tensor
-    """(3, H, W), the last point."""
+    """Last point of the curve, (3, H, W)."""
     rank: Tensor
-    """(H, W), place of each pixel in the order of change."""
+    """Rank of each pixel in the order of change, (H, W), from 0."""
     step_px: int
     columns: Tensor
-    """(1,), the class."""
+    """The class whose probability is asked, (1,)."""
     logits: ClassVar[bool] = False
     """Probabilities are asked."""
 
@@ -102,17 +104,17 @@ class Curve:
         return -(-self.rank.numel() // self.step_px) + 1
 
     def blend(self, start: int, stop: int) -> Tensor:
-        """Points start..stop-1, (n, 3, H, W)."""
+        """Returns the points start..stop-1, (n, 3, H, W)."""
         return self.at(torch.arange(start, stop, device=self.rank.device))
 
     def at(self, points: Tensor) -> Tensor:
-        """These points (n,), (n, 3, H, W)."""
+        """Returns the images (n, 3, H, W) at these points (n,)."""
         changed = self.rank < (points * self.step_px)[:, None, None]
         return torch.where(changed[:, None], self.end, self.begin)
 
 
 def saliency_rank(saliency: Tensor) -> Tensor:
-    """(H, W) saliency to the place of each pixel, 0 the most salient; equal ones in reading order."""
+    """Returns each pixel's rank by saliency (H, W), 0 for the most salient; equal ones rank in reading order."""
     order = saliency.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
@@ -120,43 +122,43 @@ def saliency_rank(saliency: Tensor) -> Tensor:
 
 
 def deletion(image: Tensor, saliency: Tensor, column: Tensor, protocol: Protocol) -> Curve:
-    """The deletion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
+    """Returns the deletion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
     step_px = protocol.step_px(saliency.numel())
     return Curve(image, torch.zeros_like(image), saliency_rank(saliency), step_px, column)
 
 
 def insertion(image: Tensor, saliency: Tensor, column: Tensor, protocol: Protocol) -> Curve:
-    """The insertion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
+    """Returns the insertion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
     step_px = protocol.step_px(saliency.numel())
     return Curve(protocol.blur(image), image, saliency_rank(saliency), step_px, column)
 
 
 @dataclass(frozen=True)
 class BothCurves:
-    """Points of a map's deletion curve, and behind its last one those of the insertion curve."""
+    """Holds points of a map's deletion curve, and behind its last one those of the insertion curve."""
 
     curves: tuple[Curve, Curve]
     numbers: Tensor
-    """(N,), which points."""
+    """Numbers of the points, (N,)."""
     logits: ClassVar[bool] = False
 
     @property
     def columns(self) -> Tensor:
-        """(1,), the class."""
+        """Returns the class whose probability is asked, (1,)."""
         return self.curves[0].columns
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def blend(self, start: int, stop: int) -> Tensor:
-        """(n, 3, H, W)."""
+        """Returns the images (n, 3, H, W) of the points start..stop-1 among the N."""
         number, points = self.numbers[start:stop], len(self.curves[0])
         deleted, inserted = (curve.at(number % points) for curve in self.curves)
         return torch.where((number < points)[:, None, None, None], deleted, inserted)
 
 
 def masks(features: Features, spec: MapCurves, numbers: Tensor) -> BothCurves:
-    """Queries of these numbers, of a map's deletion and insertion by the RISE protocol.
+    """Returns the queries of these numbers, of a map's deletion and insertion by the RISE protocol.
 
     Raises:
         InvalidOption: the map has not the input's size, or there is no such class.
@@ -175,7 +177,7 @@ def masks(features: Features, spec: MapCurves, numbers: Tensor) -> BothCurves:
 
 
 def reduce(scores: Tensor, queries: BothCurves, spec: MapCurves) -> Tensor:
-    """(1, 2, points): the probabilities (N, 1) at the places of their queries, zeros elsewhere."""
+    """Returns (1, 2, points): the probabilities (N, 1) at the points of their queries, zeros elsewhere."""
     found = scores.new_zeros(2 * spec.points)
     found[queries.numbers] = scores[:, 0]
     return found.reshape(1, 2, spec.points)

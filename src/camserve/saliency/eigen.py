@@ -1,4 +1,4 @@
-"""Eigen-CAM (https://arxiv.org/abs/2008.00299): what varies most over the layer's places, whatever the class."""
+"""Computes Eigen-CAM (https://arxiv.org/abs/2008.00299): what varies most over a layer's cells, whatever the class."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from camserve.methods import EigenCam
 from camserve.saliency.features import Features
 
-NOISE = 1e-6
-"""Centred activations at most this share of the activations themselves are rounding: some 8 ulp of float32."""
+NOISE = 1e-5
+"""Centred activations at most this share of the activations themselves are rounding: some 80 ulp of float32."""
 SAME_MEAN = 1e-4
-"""A mean over channels that varies over places by at most this share of the activations' size is the same everywhere.
+"""A mean over channels that varies over cells by at most this share of the activations' size is the same everywhere.
 
 A LayerNorm makes it so, up to rounding; a residual stream with a large mean of its own multiplies that rounding."""
 CLEAR_CORRELATION = 0.05
@@ -23,7 +23,7 @@ EQUAL = 1e-3
 
 
 def eigen_cam(features: Features, spec: EigenCam) -> Tensor:
-    """Returns the places' scores on the first principal component of the activations, negative ones cut off.
+    """Returns the cells' scores on the first principal component of the activations, negative ones cut off.
 
     Returns:
         (K, u, v), the same for every class.
@@ -33,15 +33,15 @@ def eigen_cam(features: Features, spec: EigenCam) -> Tensor:
 
 
 def principal_scores(activations: Tensor) -> Tensor:
-    """Returns X v_1, with X (u v, C) the activations centred over places and v_1 its first right singular vector.
+    """Returns X v_1, with X (u v, C) the activations centred over cells and v_1 its first right singular vector.
 
-    It comes from the smaller of the two Gram matrices, X X^T over places or X^T X over channels, in float64 because a
+    It comes from the smaller of the two Gram matrices, X X^T over cells or X^T X over channels, in float64 because a
     Gram matrix squares the ratio of the singular values. A principal component has no sign of its own. The first of
     these that means something chooses it, each by a margin that rounding cannot cross:
 
     1. the scores correlate positively with the mean over channels of the activations;
-    2. the third moment of the scores is positive: few places stand out from many;
-    3. the score of largest absolute value is positive; among equal ones, that of the first place in reading order.
+    2. the third moment of the scores is positive: few cells stand out from many;
+    3. the score of largest absolute value is positive; among equal ones, that of the first cell in reading order.
 
     Args:
         activations: (C, u, v).
@@ -58,21 +58,21 @@ def principal_scores(activations: Tensor) -> Tensor:
 
 
 def _first_scores(centred: Tensor) -> Tensor:
-    """Returns the scores on the first component, (u v,), positive at the place that stands out most.
+    """Returns the scores on the first component, (u v,), positive at the cell that stands out most.
 
     Components of equal variance can be turned into each other, and rounding would choose one. The one that is taken
-    gives the place that stands out most all that they have there. Of equal places the first in reading order counts.
+    gives the cell that stands out most all that they have there. Of equal cells the first in reading order counts.
     """
-    places, channels = centred.shape
-    few = centred.T if channels < places else centred  # (min(C, u v), the other)
+    cells, channels = centred.shape
+    few = centred.T if channels < cells else centred  # (min(C, u v), the other)
     variances, vectors = torch.linalg.eigh(few @ few.T)
     first = variances >= (1 - EQUAL) * variances[-1]
     scores = (
-        centred @ vectors[:, first] if channels < places else variances[first].clamp(min=0).sqrt() * vectors[:, first]
+        centred @ vectors[:, first] if channels < cells else variances[first].clamp(min=0).sqrt() * vectors[:, first]
     )
     outstanding = scores.square().sum(dim=1)  # (u v,)
-    place = (outstanding >= (1 - EQUAL) * outstanding.max()).int().argmax()
-    component: Tensor = scores @ (scores[place] / outstanding[place].sqrt())
+    cell = (outstanding >= (1 - EQUAL) * outstanding.max()).int().argmax()
+    component: Tensor = scores @ (scores[cell] / outstanding[cell].sqrt())
     return component
 
 

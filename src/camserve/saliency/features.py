@@ -1,4 +1,4 @@
-"""What one forward pass tells of one image: the input of every method."""
+"""Holds what one forward pass tells of one image: the input of every method."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from camserve.saliency.passes import Passes
 
 @dataclass(frozen=True)
 class Features:
-    """One image at one layer, with K targets."""
+    """Describes one image at one layer, with K targets."""
 
     input: Tensor
-    """(3, H, W), normalised."""
+    """The normalised input (3, H, W)."""
     activations: Tensor
-    """(C, u, v)."""
+    """The layer's maps A (C, u, v)."""
     logits: Tensor
-    """(classes,)."""
+    """Logits (classes,) of the image."""
     targets: Tensor
-    """(K,), class indices."""
+    """Class indices (K,) of the targets."""
     gradients: Tensor | None
-    """(K, C, u, v), dS_c/dA; None when no method of the request asks for them."""
+    """Gradients dS_c/dA (K, C, u, v); None when no method of the request asks for them."""
     classifier: nn.Linear | None
     """The network's last linear layer, if it ends in one."""
     passes: Passes
     """Further passes of the network at this layer."""
+    labels: tuple[int, ...] = ()
+    """Groups of the K * C channels, found by an earlier step; empty: they are to be found, where a method has some."""
 
     def weights(self) -> Tensor:
-        """(K, C), the mean over space of the gradients: Grad-CAM, eq. 1."""
+        """Returns the mean over space of the gradients, (K, C): Grad-CAM, eq. 1."""
         assert self.gradients is not None, "the registry says which methods need gradients"
         return self.gradients.mean(dim=(-2, -1))

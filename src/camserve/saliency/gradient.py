@@ -1,4 +1,4 @@
-"""Activations weighted by gradients as they are: one forward, at most one backward of the tail for each target."""
+"""Weights activations by plain gradients: one forward, and at most one backward of the tail for each target."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from camserve.methods import Cam, GradCam, HiresCam, LayerCam, XgradCam
 from camserve.saliency.features import Features
 from camserve.saliency.head import is_pooled_linear
 
+CANCELLED = 1e-6
+"""A channel's sum counts as 0 if it is at most this share of the sum of absolute values. Behind an instance norm every
+sum is 0 but for rounding, and divided by that a channel would have a weight of any size and sign."""
 XGRAD_EPSILON = 1e-7
-"""Added to the sum of a channel's activations, as grad-cam 1.5.7 does; torchcam 0.5.0 adds 1e-8."""
+"""Number added to the sum of a channel's activations, as grad-cam 1.5.7 does; torchcam 0.5.0 adds 1e-8."""
 
 
 def grad_cam(features: Features, spec: GradCam) -> Tensor:
-    """ReLU(sum_k gap(g_k) A_k): Grad-CAM (https://arxiv.org/abs/1610.02391), eq. 1 and 2.
+    """Returns ReLU(sum_k gap(g_k) A_k): Grad-CAM (https://arxiv.org/abs/1610.02391), eq. 1 and 2.
 
     Returns:
         (K, u, v).
@@ -24,7 +27,7 @@ def grad_cam(features: Features, spec: GradCam) -> Tensor:
 
 
 def hires_cam(features: Features, spec: HiresCam) -> Tensor:
-    """ReLU(sum_k g_k A_k), place by place: HiResCAM (https://arxiv.org/abs/2011.08891).
+    """Returns ReLU(sum_k g_k A_k), each location by itself: HiResCAM (https://arxiv.org/abs/2011.08891).
 
     Returns:
         (K, u, v).
@@ -33,20 +36,26 @@ def hires_cam(features: Features, spec: HiresCam) -> Tensor:
 
 
 def xgrad_cam(features: Features, spec: XgradCam) -> Tensor:
-    """ReLU(sum_k w_k A_k) with w_k = sum(g_k A_k) / (sum(A_k) + 1e-7): XGrad-CAM (https://arxiv.org/abs/2008.02312).
+    """Returns ReLU(sum_k w_k A_k) with w_k = sum(g_k A_k) / (sum(A_k) + 1e-7): XGrad-CAM.
 
-    Where a layer has negative values, a channel's sum may be nearly 0 and its weight enormous: that is the definition.
+    Source: https://arxiv.org/abs/2008.02312. Where a layer has negative values, a channel's sum may be nearly 0 and its
+    weight enormous: that is the definition.
 
     Returns:
         (K, u, v).
     """
     gained = torch.einsum("kcuv,cuv->kc", gradients_of(features), features.activations)
-    total = features.activations.sum(dim=(-2, -1)) + XGRAD_EPSILON
-    return weighted(quotient(gained, total), features.activations)
+    return weighted(quotient(gained, _sums(features.activations) + XGRAD_EPSILON), features.activations)
+
+
+def _sums(activations: Tensor) -> Tensor:
+    """Returns the channels' sums over space, (C,); exactly 0 where only rounding is left of one."""
+    total = activations.sum(dim=(-2, -1))
+    return total.masked_fill(total.abs() <= CANCELLED * activations.abs().sum(dim=(-2, -1)), 0)
 
 
 def layer_cam(features: Features, spec: LayerCam) -> Tensor:
-    """ReLU(sum_k ReLU(g_k) A_k), place by place: LayerCAM (https://doi.org/10.1109/TIP.2021.3089943).
+    """Returns ReLU(sum_k ReLU(g_k) A_k), each location by itself: LayerCAM (https://doi.org/10.1109/TIP.2021.3089943).
 
     Returns:
         (K, u, v).
@@ -55,23 +64,25 @@ def layer_cam(features: Features, spec: LayerCam) -> Tensor:
 
 
 def gradients_of(features: Features) -> Tensor:
-    """(K, C, u, v), there for every method whose line in the registry asks for them."""
+    """Returns the gradients (K, C, u, v), there for every method whose line in the registry asks for them."""
     assert features.gradients is not None, "the registry says which methods need gradients"
     return features.gradients
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """ReLU(sum_k w_k A_k): (K, C) and (C, u, v) to (K, u, v)."""
+    """Returns ReLU(sum_k w_k A_k): (K, C) and (C, u, v) to (K, u, v)."""
     return torch.einsum("kc,cuv->kuv", weights, activations).relu()
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, 0 where the denominator is 0: a weight is never infinite or NaN."""
+    """Returns numerator / denominator, and 0 where the denominator is 0: a weight is never infinite or NaN."""
     return (numerator / denominator).masked_fill(denominator == 0, 0)
 
 
 def cam(features: Features, spec: Cam) -> Tensor:
-    """sum_k W_ck A_k: class activation mapping (https://arxiv.org/abs/1512.04150), eq. 2; negative evidence cut off.
+    """Returns sum_k W_ck A_k, its negative evidence cut off: class activation mapping.
+
+    Source: https://arxiv.org/abs/1512.04150, eq. 2.
 
     Returns:
         (K, u, v).
@@ -84,10 +95,10 @@ def cam(features: Features, spec: Cam) -> Tensor:
 
 
 def pooled_linear_weight(features: Features) -> Tensor:
-    """(classes, C): the head's weight, once its logits have been seen to be W gap(A) + b.
+    """Returns the head's weight (classes, C), once its logits have been seen to be W gap(A) + b.
 
     Raises:
-        Unsupported: they are not.
+        Unsupported: the logits are not that.
     """
     linear, activations = features.classifier, features.activations[None]
     if linear is None or not is_pooled_linear(linear, activations, features.logits[None]).all():

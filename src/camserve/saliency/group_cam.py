@@ -1,4 +1,4 @@
-"""Group-CAM (https://arxiv.org/abs/2103.13859): gradient-weighted channels, masked in groups.
+"""Computes Group-CAM (https://arxiv.org/abs/2103.13859): gradient-weighted channels, masked in groups.
 
 The PAPER variant is the authors' code of June 2021 (commit 1b795e1); REFERENCE is their code since August 2021, which
 can also cluster the weighted channels instead of taking them in order. Queries are numbered target by target: query l
@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camserve.errors import InvalidOption
 from camserve.methods import GroupCam
 from camserve.saliency.features import Features
-from camserve.saliency.masks import Masks, gaussian_blur, make_masks
+from camserve.saliency.masks import Masks, gaussian_blur, loss, make_masks
 
 BLUR_KERNEL_PX = 51
 BLUR_SIGMA_PX = 50.0
+PLATEAU = 8
+"""Units in the last place, of a map's maximum, by which the values of a plateau may differ: sums of the same channels
+in another order. More would drop values that lie just above the percentile by coincidence."""
 
 
 def masks(features: Features, spec: GroupCam, numbers: Tensor) -> Masks:
-    """Queries of these numbers behind one query of the blurred image alone, from which the scores are measured.
+    """Returns the queries of these numbers behind one of the blurred image alone, from which the scores are measured.
 
     Args:
         features: with gradients.
@@ -39,12 +43,12 @@ def masks(features: Features, spec: GroupCam, numbers: Tensor) -> Masks:
 
 
 def order(features: Features, spec: GroupCam) -> Tensor:
-    """(K * groups,), the queries by the energy of their group, the sum of M_l over space, the largest first."""
+    """Returns the queries (K * groups,) by the energy of their group, the sum of M_l over space, the largest first."""
     return _group_maps(features, spec).sum(dim=(1, 2)).argsort(descending=True, stable=True)
 
 
 def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:
-    """PAPER: sum_l (p_l - p_blur) M'_l. REFERENCE: sum_l ReLU(p_l - p_blur) M_l.
+    """Returns sum_l (p_l - p_blur) M'_l for PAPER, sum_l ReLU(p_l - p_blur) M_l for REFERENCE.
 
     Args:
         scores: (N, K) probabilities, first those of the blurred image.
@@ -54,7 +58,7 @@ def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:
     Returns:
         (K, u, v), to be upsampled.
     """
-    gain = scores[1:] - scores[:1]
+    gain = -loss(scores[:1], scores[1:])
     own = F.one_hot(masks.owners[1:], scores.shape[1]).to(gain)  # a query counts for its own target only
     if spec.variant == "paper":
         return torch.einsum("nk,nuv->kuv", gain * own, masks.normalised()[1:])
@@ -62,17 +66,28 @@ def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:
 
 
 def _group_maps(features: Features, spec: GroupCam) -> Tensor:
-    """(K * groups, u, v): ReLU of the sum of w_k A_k over each group."""
-    weighted = features.weights()[:, :, None, None] * features.activations  # (K, C, u, v)
+    """Returns ReLU of the sum of w_k A_k over each group, (K * groups, u, v)."""
+    weighted = _weighted(features)
     if spec.grouping == "chunk":
         return in_order(weighted, spec.groups).relu()
-    return torch.cat([_clustered(one, spec) for one in weighted]).relu()
+    found = features.labels or labels(features, spec)
+    number = len(weighted) * weighted.shape[1]
+    if len(found) != number or max(found) >= spec.groups:
+        raise InvalidOption(f"{number} labels below {spec.groups} fit, got {len(found)} up to {max(found)}")
+    own = torch.tensor(found, device=weighted.device).view(weighted.shape[:2])
+    member = F.one_hot(own, spec.groups).to(weighted)  # (K, C, groups)
+    return torch.einsum("kcg,kcuv->kguv", member, weighted).flatten(0, 1).relu()
+
+
+def _weighted(features: Features) -> Tensor:
+    """Returns w_k A_k, (K, C, u, v)."""
+    return features.weights()[:, :, None, None] * features.activations
 
 
 def in_order(weighted: Tensor, groups: int) -> Tensor:
-    """(K, C, u, v) to (K * groups, u, v): sums over runs of channels.
+    """Returns sums over runs of channels: (K, C, u, v) to (K * groups, u, v).
 
-    As torch.chunk splits: groups of ceil(C / groups) channels, so that the last ones may be short or empty.
+    The runs are those of torch.chunk: groups of ceil(C / groups) channels, so that the last ones may be short or empty.
     """
     channels, size = weighted.shape[1], math.ceil(weighted.shape[1] / groups)
     padded = F.pad(weighted, (0, 0, 0, 0, 0, size * groups - channels))
@@ -80,26 +95,33 @@ def in_order(weighted: Tensor, groups: int) -> Tensor:
     return padded.reshape(targets * groups, size, height, width).sum(dim=1)
 
 
-def _clustered(weighted: Tensor, spec: GroupCam) -> Tensor:
-    """(C, u, v) to (groups, u, v): sums over clusters of channels that look alike.
+def labels(features: Features, spec: GroupCam) -> tuple[int, ...]:
+    """Returns the cluster of every channel, target by target, where channels are grouped by how alike they look.
 
-    As the authors' `utils/cluster.py`: scikit-learn's `KMeans(n_clusters=groups, random_state=0)` or
+    The clusters are those of the authors' `utils/cluster.py`: scikit-learn's `KMeans(n_clusters=groups,
+    random_state=0)` or
     `AgglomerativeClustering(n_clusters=groups)` on the flattened w_k A_k, on the CPU. A cluster may be empty where
-    fewer channels than groups differ.
+    fewer
+    channels than groups differ.
+
+    Returns:
+        K * C numbers below `groups`; none where channels are taken in order.
     """
-    labels = _labels(weighted.flatten(1).detach().cpu().numpy(), spec)
-    member = F.one_hot(torch.from_numpy(labels).long().to(weighted.device), spec.groups).to(weighted)  # (C, groups)
-    return torch.einsum("cg,cuv->guv", member, weighted)
+    if spec.grouping == "chunk":
+        return ()
+    rows = _weighted(features).flatten(2).detach().cpu().numpy()
+    return tuple(int(label) for of_target in rows for label in _labels(of_target, spec))
 
 
 def _labels(rows: np.ndarray, spec: GroupCam) -> np.ndarray:
-    """(C,), the cluster of each row."""
+    """Returns the cluster of each row, (C,)."""
     if spec.groups == 1:
         return np.zeros(len(rows), np.int64)  # one row alone cannot be clustered
     from sklearn.cluster import AgglomerativeClustering, KMeans  # slow to import, and seldom needed
 
     if spec.grouping == "kmeans":
-        distinct = len(np.unique(rows, axis=0))  # more clusters than these would stay empty, with a warning each time
+        # More clusters than distinct rows would stay empty, with a warning each time.
+        distinct = len(np.unique(rows, axis=0))
         clustering = KMeans(n_clusters=min(spec.groups, distinct), random_state=0)
     else:
         clustering = AgglomerativeClustering(n_clusters=spec.groups)
@@ -107,11 +129,16 @@ def _labels(rows: np.ndarray, spec: GroupCam) -> np.ndarray:
 
 
 def above_percentile(maps: Tensor, theta: float) -> Tensor:
-    """Values at or below the map's own theta percentile become 0; as numpy.percentile, linear between ranks."""
+    """Returns the maps, in which values at or below the map's own theta percentile are 0.
+
+    The percentile is numpy's, linear between ranks. Values that are equal but for rounding are on the same side of it:
+    a plateau is kept or left out as a whole.
+    """
     flat = maps.flatten(1)
     ranked = flat.sort(dim=1).values
     rank = theta / 100 * (flat.shape[1] - 1)
     below, fraction = math.floor(rank), rank - math.floor(rank)
     above = min(below + 1, flat.shape[1] - 1)
-    threshold = torch.lerp(ranked[:, below], ranked[:, above], fraction)
+    rounding = PLATEAU * torch.finfo(maps.dtype).eps * ranked[:, -1].abs()
+    threshold = torch.lerp(ranked[:, below], ranked[:, above], fraction) + rounding
     return torch.where(maps > threshold[:, None, None], maps, 0)

@@ -1,7 +1,7 @@
-"""Heads of global average pooling and one linear layer: there S_c = sum_k W_ck gap(A_k) + b_c.
+"""Recognises heads of global average pooling and one linear layer, where S_c = sum_k W_ck gap(A_k) + b_c.
 
-So dS_c/dA_k is W_ck / (u v) at every place, and what a channel adds to a logit is W_ck gap(A_k): no backward pass and
-no further forward is needed to know either.
+With such a head dS_c/dA_k is W_ck / (u v) at every location, and what a channel adds to a logit is W_ck gap(A_k): no
+backward pass and no further forward is needed to know either.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROUNDING = 100
-"""Units in the last place by which such logits may differ from the formula, relative to the largest of them: sums of
-some thousand products in another order differ by fewer than 10."""
+"""Units in the last place, of the largest logit, by which logits may differ from W gap(A) + b: sums of some thousand
+products in another order differ by fewer than 10."""
 
 
 def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tensor) -> Tensor:
-    """Whether the logits of each image are W gap(A) + b.
+    """Tells whether the logits of each image are W gap(A) + b.
 
-    That is asked of every image anew and only numbers can tell: behind a second ReLU, say, a layer that is positive
-    everywhere has such a head, and the same layer for another image has not. Where a second ReLU sees zeros, numbers do
-    not tell: there the closed form is the derivative from above, autograd's that from below.
+    Every image is asked anew, and only numbers can tell: behind a second ReLU, say, a layer that is positive everywhere
+    has
+    such a head, and the same layer for another image has not. Where a second ReLU sees zeros, numbers do not tell:
+    there
+    the closed form is the derivative from above, autograd's that from below.
 
     Args:
         linear: the network's last linear layer, if it has one.
@@ -33,13 +35,14 @@ def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tens
     if linear is None or (linear.out_features, linear.in_features) != (logits.shape[1], activations.shape[1]):
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     weight, bias = linear.weight.detach(), 0 if linear.bias is None else linear.bias.detach()
-    added = F.linear(activations.mean(dim=(-2, -1)), weight)  # without b: a large one must not hide a difference
+    # The differences are measured against the logits without b: a large b must not hide them.
+    added = F.linear(activations.mean(dim=(-2, -1)), weight)
     apart = (added + bias - logits).abs().amax(dim=1)
     return apart <= min(ROUNDING * torch.finfo(logits.dtype).eps, 1e-3) * added.abs().amax(dim=1)
 
 
 def constant_gradients(linear: nn.Linear, classes: Tensor, size: torch.Size) -> Tensor:
-    """dS_c/dA of such a head: W_ck / (u v) everywhere.
+    """Returns dS_c/dA of a head of global average pooling and one linear layer: W_ck / (u v) everywhere.
 
     Args:
         linear: the head's linear layer.

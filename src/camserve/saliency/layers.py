@@ -1,4 +1,4 @@
-"""Which layers a network has to explain, and which one to take: found by watching one forward pass.
+"""Finds which layers a network has to explain, and which one to take, by watching one forward pass.
 
 The rules need shapes and the order of calls alone, no values and no names.
 
@@ -44,12 +44,12 @@ _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 _ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
 MOST_OWN_TOKENS = 16
-"""Class token, distillation token and registers together, at most."""
+"""Largest number of class token, distillation token and registers together."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """A layer, how often it runs in one forward, and how its output holds its maps."""
+class FoundLayer:
+    """Describes a layer, how often it runs in one forward, and how its output holds its maps."""
 
     layer: Layer
     calls: int
@@ -64,8 +64,8 @@ class _Event:
     is_feature: bool
 
 
-def find_layers(module: nn.Module, example: Tensor) -> tuple[tuple[Site, ...], str]:
-    """Every layer with a spatial output, in forward order, and the name of the default one.
+def find_layers(module: nn.Module, example: Tensor) -> tuple[tuple[FoundLayer, ...], str]:
+    """Returns every layer with a spatial output, in forward order, and the name of the default one.
 
     Args:
         module: in eval mode.
@@ -81,42 +81,45 @@ def find_layers(module: nn.Module, example: Tensor) -> tuple[tuple[Site, ...], s
         raise Unsupported("the network has no layer with a spatial output before its classifier")
     if features[-1].arrangement.own_tokens:
         features = watch.features(stop=watch.attention.start) or features
-    sites = tuple(_site(event, watch.outputs[event.name]) for event in _last_of_each_name(watch.events))
-    return sites, features[-1].name
+    found = tuple(_found_layer(event, watch.outputs[event.name]) for event in _last_of_each_name(watch.events))
+    return found, features[-1].name
 
 
 def _last_of_each_name(events: Sequence[_Event]) -> list[_Event]:
-    """Without functional activations that a module's own name stands for: the ReLU inside nn.ReLU."""
-    last = {event.name: place for place, event in enumerate(events)}
-    of_modules = {id(event.output): place for place, event in enumerate(events) if ":" not in event.name}
+    """Returns the last event of each name.
+
+    Functional activations that a module's own name stands for are left out, such as the ReLU inside nn.ReLU.
+    """
+    last = {event.name: index for index, event in enumerate(events)}
+    of_modules = {id(event.output): index for index, event in enumerate(events) if ":" not in event.name}
     return [
         event
-        for place, event in enumerate(events)
-        if last[event.name] == place and not (":" in event.name and of_modules.get(id(event.output), -1) > place)
+        for index, event in enumerate(events)
+        if last[event.name] == index and not (":" in event.name and of_modules.get(id(event.output), -1) > index)
     ]
 
 
-def _site(event: _Event, outputs: Sequence[Tensor]) -> Site:
+def _found_layer(event: _Event, outputs: Sequence[Tensor]) -> FoundLayer:
     _, channels, height, width = event.arrangement.maps(event.output).shape
     calls = sum(is_spatial(output, len(event.output), event.arrangement) for output in outputs)
-    return Site(Layer(event.name, channels, height, width), calls, event.arrangement)
+    return FoundLayer(Layer(event.name, channels, height, width), calls, event.arrangement)
 
 
 class _Watch:
-    """One forward pass, and what was seen."""
+    """Watches one forward pass, and keeps what was seen."""
 
     def __init__(self, example: Tensor) -> None:
         self.example = example
         self.events: list[_Event] = []
         """Spatial outputs in order of appearance."""
         self.outputs: dict[str, list[Tensor]] = {}
-        """Whatever each layer returned, call by call."""
+        """Outputs of each layer by its name, call by call."""
         self.before_classifier = 0
-        """How many events there were when the classifier was called last."""
+        """Number of events before the classifier was called last."""
         self.attention = range(0)
         """Events inside the module that holds the last attention, up to that attention."""
         self._entered: list[int] = []
-        """How many when each of the modules that are running now was."""
+        """Number of events before each of the modules that are running now was entered."""
         self._arrangements = _Arrangements(example)
 
     def run(self, module: nn.Module) -> None:
@@ -130,9 +133,12 @@ class _Watch:
             module(self.example)
 
     def features(self, stop: int) -> list[_Event]:
-        """Feature layers before this event; what an attention makes for itself (queries, keys, values) is none."""
-        places = [place for place in range(stop) if place not in self.attention]
-        return [self.events[place] for place in places if self.events[place].is_feature]
+        """Returns the feature layers before this event.
+
+        What an attention makes for itself (queries, keys, values) is none.
+        """
+        indices = [index for index in range(stop) if index not in self.attention]
+        return [self.events[index] for index in indices if self.events[index].is_feature]
 
     def _enter(self, module: nn.Module, _inputs: Any) -> None:
         self._entered.append(len(self.events))
@@ -152,7 +158,7 @@ class _Watch:
             self.events.append(_Event(name, output, arrangement, is_feature))
 
     def called(self, function: Callable[..., Any], argument: Any, result: Any) -> None:
-        """A function was called: the activation that follows a layer directly, or an attention?"""
+        """Notes a call of the activation that follows a layer directly, or of an attention."""
         if function in ACTIVATIONS and isinstance(argument, Tensor):
             source = _source(self.events, argument)
             if source is not None:
@@ -167,13 +173,14 @@ class _Arrangements:
     def __init__(self, example: Tensor) -> None:
         self._height, self._width = example.shape[-2:]
         self._seen: dict[torch.Size, Arrangement | None] = {}
-        """By shape, of 4-D outputs."""
+        """Arrangements of 4-D outputs by shape, in the order in which each was seen last."""
 
     def of(self, module: nn.Module, output: Tensor) -> Arrangement | None:
-        """How it holds maps; None: not at all."""
+        """Returns how an output holds maps; None where it holds none."""
         if output.dim() == 4:
             found = self._four_dimensional(module, output)
-            self._seen.pop(output.shape, None)  # the last one seen stands last
+            # A dict keeps the order of insertion: taken out first, the shape seen last stands last.
+            self._seen.pop(output.shape, None)
             self._seen[output.shape] = found
             return found if found is not None and found.fits(output) else None
         if output.dim() == 3 and not isinstance(module, (*_PLANES, nn.Flatten)):
@@ -193,7 +200,7 @@ class _Arrangements:
         return CHANNELS_LAST if self._has_proportions(first, second) else None
 
     def _has_proportions(self, height: int, width: int) -> bool:
-        """Those of the input, to within one place."""
+        """Tells whether a grid has the input's proportions, to within one cell."""
         return abs(height * self._width - width * self._height) <= max(self._height, self._width)
 
     def _tokens(self, length: int) -> Arrangement | None:
@@ -204,7 +211,7 @@ class _Arrangements:
         return None
 
     def _grids(self, length: int) -> Iterator[tuple[int, int]]:
-        """Those seen, the last one first; then those of the input's proportions, for patches cut by reshaping."""
+        """Yields the grids seen, last one first; then one of the input's proportions, for patches cut by reshaping."""
         for shape, arrangement in reversed(self._seen.items()):
             if arrangement is not None:
                 yield (shape[1], shape[2]) if arrangement.channels_last else (shape[2], shape[3])
@@ -215,7 +222,7 @@ class _Arrangements:
 
 
 class _Functions(TorchFunctionMode):
-    """Tells of functions called."""
+    """Tells a watch of the functions that are called."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -228,7 +235,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _is_rearranged(inputs: Any, output: Tensor) -> bool:
-    """Whether the output is the input seen in another way, as torchvision's `Permute` returns it."""
+    """Tells whether the output is the input seen in another way, as torchvision's `Permute` returns it."""
     source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
     if source is None or output is source or output._base is None:
         return False
@@ -236,7 +243,7 @@ def _is_rearranged(inputs: Any, output: Tensor) -> bool:
 
 
 def _source(events: Sequence[_Event], tensor: Tensor) -> _Event | None:
-    """The innermost module whose output this is, when nothing came after it."""
+    """Returns the event of the innermost module whose output this is, when nothing came after it."""
     same = []
     for event in reversed(events):
         if event.output is not tensor:

@@ -1,4 +1,4 @@
-"""Gaussian noise that depends on a seed and a sample's number alone.
+"""Makes Gaussian noise that depends on a seed and a sample's number alone.
 
 So a sample is the same in whatever micro-batch, shard, order or step it is made, on any device and in any dtype.
 """
@@ -6,27 +6,32 @@ So a sample is the same in whatever micro-batch, shard, order or step it is made
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def gaussian(seed: int, start: int, stop: int, like: Tensor) -> Tensor:
-    """Samples start..stop-1 of standard normal noise.
+def gaussian(seed: int, numbers: Sequence[int], like: Tensor) -> Tensor:
+    """Returns the samples of these numbers of standard normal noise.
 
     Args:
         seed: of the whole sequence.
-        start: number of the first sample.
-        stop: one more than the number of the last.
+        numbers: of the samples.
         like: gives one sample's shape, dtype and device.
 
     Returns:
-        (stop - start, *like.shape), each sample drawn in float32 on the CPU and then converted.
+        (len(numbers), *like.shape), each sample drawn in float32 on the CPU and then converted.
     """
-    noise = torch.empty(stop - start, *like.shape)
-    for sample, index in zip(noise, range(start, stop), strict=True):
+    noise = torch.empty(len(numbers), *like.shape)
+    for sample, index in zip(noise, numbers, strict=True):
         sample.normal_(generator=torch.Generator().manual_seed(_sample_seed(seed, index)))
     return noise.to(like)
+
+
+def noisy_copies(image: Tensor, sigma: float, seed: int, numbers: Sequence[int]) -> Tensor:
+    """Returns an image plus noise of these numbers, (n, 3, H, W), of `sigma` times the image's range."""
+    return image + sigma * (image.max() - image.min()) * gaussian(seed, numbers, image)
 
 
 def _sample_seed(seed: int, index: int) -> int:

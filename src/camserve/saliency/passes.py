@@ -1,23 +1,26 @@
-"""Further passes of one network, for methods that look at altered images or activations.
+"""Makes further passes of one network, for methods that look at altered images or activations.
 
-No pass is larger than the micro-batch, so that memory is bounded however many images a method wants.
+No pass is larger than the micro-batch, and gradients come one target after the other, so that memory is bounded however
+many images and targets a method wants.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from camserve.errors import Unsupported
+from camserve.methods.work import Kind
 from camserve.saliency.arrangement import Arrangement
 from camserve.saliency.capture import Capture, capture, with_output
 from camserve.saliency.tail import find_tail
 
 
 class Passes:
-    """Passes of `module` at `layer`; counts the images that went through.
+    """Makes passes of `module` at `layer`; counts the images that went through, and the work that they were.
 
     Args:
         module: in eval mode; nothing is left on it.
@@ -29,6 +32,7 @@ class Passes:
         white: (3, 1, 1), pixel value 1 (255 of uint8) as the network's input.
         tails: the network's tails by layer, kept from one request to the next; None where a layer has none.
         classifier: the network's last linear layer, if it has one.
+        work: units by kind, to which those of the passes are added; None: they are not wanted.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Passes:
         white: Tensor,
         tails: dict[str, nn.Module | None],
         classifier: nn.Linear | None = None,
+        work: Counter[Kind] | None = None,
     ) -> None:
         self.module = module
         self.layer = layer
@@ -53,7 +58,13 @@ class Passes:
         self._tails = tails
         self._classifier = classifier
         self.made = 0
-        """Images that went through so far."""
+        """Number of images that went through so far."""
+        self.work: Counter[Kind] = Counter() if work is None else work
+
+    def count(self, kind: Kind, units: int, images: int = 0) -> None:
+        """Adds work that has been done, and the images that went through for it."""
+        self.work[kind] += units
+        self.made += images
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cuts start..stop into runs of the micro-batch."""
@@ -61,29 +72,50 @@ class Passes:
             yield first, min(stop, first + self.micro_batch)
 
     def capture(self, x: Tensor) -> Capture:
-        """One forward pass of (n, 3, H, W), n at most the micro-batch, with the graph starting at the layer."""
-        self.made += len(x)
-        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier)
+        """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, of which no gradient is wanted."""
+        self.count("masked_forward", len(x), images=len(x))
+        return self._capture(x)
 
-    def input_gradients(self, x: Tensor, classes: Tensor) -> Tensor:
-        """dS_c/dx, (n, K, 3, H, W), of (n, 3, H, W) images for (n, K) classes, n at most the micro-batch.
+    def layer_gradients(self, x: Tensor, classes: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+        """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, and a backward pass for each class.
+
+        Returns:
+            The activations (n, C, u, v), and dS_c/dA (n, C, u, v) for each of the classes (K,), one after the other.
+        """
+        self.count("layer_gradient", len(x) * len(classes), images=len(x))
+        captured = self._capture(x)
+        return captured.activations, captured.each_gradient(classes.expand(len(x), -1))
+
+    def input_gradients(self, x: Tensor, classes: Tensor) -> Iterator[Tensor]:
+        """Yields dS_c/dx, (n, 3, H, W), of n images, at most the micro-batch, one class after the other.
+
+        All of them together take K times the memory of the images: they should be added up as they come.
+
+        Args:
+            x: (n, 3, H, W), the images.
+            classes: (n, K), the classes of each image.
 
         Raises:
             Unsupported: gradients do not reach the input.
         """
-        self.made += len(x)
+        self.count("pixel_gradient", classes.numel(), images=len(x))
         x = x.detach().clone().requires_grad_()
-        logits = self.module(x.clone())  # autograd forbids in-place operations on a leaf
+        # The network gets a copy, because autograd forbids in-place operations on a leaf.
+        logits = self.module(x.clone())
         if not logits.requires_grad:
             raise Unsupported("gradients of this network do not reach its input")
-        columns = [logits.gather(1, column[:, None]).sum() for column in classes.unbind(1)]
-        found = [torch.autograd.grad(column, x, retain_graph=True, allow_unused=True)[0] for column in columns]
-        if found[0] is None:
-            raise Unsupported("gradients of this network do not reach its input")
-        return torch.stack(found, dim=1)
+        for column in classes.unbind(1):
+            score = logits.gather(1, column[:, None]).sum()
+            gradients = torch.autograd.grad(score, x, retain_graph=True, allow_unused=True)[0]
+            if gradients is None:
+                raise Unsupported("gradients of this network do not reach its input")
+            yield gradients
+
+    def _capture(self, x: Tensor) -> Capture:
+        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier)
 
     def tail(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """What the network makes of altered activations of an image, (3, H, W).
+        """Returns a function that runs altered activations of an image (3, H, W) through the network.
 
         Only the tail behind the layer is run. Where the network has none (see `find_tail`), the whole network is run,
         and the layer's output replaced on the way.
@@ -91,14 +123,16 @@ class Passes:
         Returns:
             From (n, C, u, v), n at most the micro-batch, to logits (n, classes).
         """
-        if self.layer not in self._tails:  # a pass that one request makes for all: no part of its cost
+        if self.layer not in self._tails:
+            # The first request makes this pass for all that follow, so it is not counted as work of its own.
             captured = capture(self.module, x[None], self.layer, self.calls, self.arrangement)
             self._tails[self.layer] = find_tail(self.module, self.layer, captured)
-        like = x if self.arrangement.grid is None else self.capture(x[None]).raw  # for the network's own tokens
+        # The network's own tokens are no part of the altered maps: they are taken from a pass of the image.
+        like = x if self.arrangement.grid is None else self.capture(x[None]).raw
         tail = self._tails[self.layer]
 
         def run(maps: Tensor) -> Tensor:
-            self.made += len(maps)
+            self.count("tail", len(maps), images=len(maps))
             if tail is None:
                 images = x.expand(len(maps), -1, -1, -1)
                 return with_output(self.module, images, self.layer, self.calls, self.arrangement, maps)

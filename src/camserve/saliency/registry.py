@@ -1,4 +1,4 @@
-"""Which functions make up each method. One line a method."""
+"""Says which functions make up each method, in one line a method."""
 
 from __future__ import annotations
 
@@ -52,49 +52,56 @@ from camserve.saliency import (
 )
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
-from camserve.types import MapCurves
+from camserve.types import MapCurves, Ranking
 
 
 @dataclass(frozen=True)
 class Direct:
-    """A method that is made in one go."""
+    """Names the function of a method that is made in one go."""
 
     sums: Callable[[Features, Any], Tensor]
-    """(features, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution."""
+    """Function (features, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution."""
     needs_gradients: bool
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A method whose queries are passes of its own: gradients of altered images, tails on altered activations."""
+    """Names the functions of a method whose queries are passes of its own.
+
+    Such passes are gradients of altered images, or tails on altered activations.
+    """
 
     sums: Callable[[Features, Any, Tensor], Tensor]
-    """(features, spec, numbers (n,)) -> sums over the queries of these numbers; those of disjoint sets add up."""
+    """Function (features, spec, numbers (n,)) -> sums over the queries of these numbers, of the shape that the spec
+    says; those of disjoint sets add up."""
     needs_gradients: bool
     order: Callable[[Features, Any], Tensor] | None = None
-    """(features with gradients, spec) -> (queries,), their numbers, those that matter most first; None: none do."""
+    """Function (features with gradients, spec) -> numbers of the blocks of queries, those that matter most first; None:
+    none matter more. A block is one query, unless the spec says otherwise."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A method of masked queries: which to ask, and what their scores add up to."""
+    """Names the functions of a method of masked queries: which to ask, and what their scores add up to."""
 
     masks: Callable[[Features, Any, Tensor], Queries]
-    """(features, spec, numbers (n,)) -> the queries of these numbers."""
+    """Function (features, spec, numbers (n,)) -> the queries of these numbers."""
     reduce: Callable[[Tensor, Any, Any], Tensor]
-    """(scores (N, K), the same queries, spec) -> (K, u, v), or (K, H, W) for a spec of input resolution; the sums of
-    disjoint sets add up."""
+    """Function (scores (N, K), the same queries, spec) -> sums of the spec's shape; those of disjoint sets add up."""
     needs_gradients: bool
     order: Callable[[Features, Any], Tensor] | None = None
-    """As that of `Sampled`."""
+    """Function that orders the queries, the same as that of `Sampled`."""
+    labels: Callable[[Features, Any], tuple[int, ...]] | None = None
+    """Function (features, spec) -> what must be found once for all queries, because another worker might find something
+    else; it comes back to the other functions as `Features.labels`."""
 
 
-REGISTRY: dict[type[MethodSpec | MapCurves], Direct | Sampled | Perturbation] = {
+REGISTRY: dict[type[MethodSpec | MapCurves | Ranking], Direct | Sampled | Perturbation] = {
     Cam: Direct(gradient.cam, needs_gradients=False),
     GradCam: Direct(gradient.grad_cam, needs_gradients=True),
     HiresCam: Direct(gradient.hires_cam, needs_gradients=True),
     GradCamPlusPlus: Direct(plus_plus.grad_cam_plus_plus, needs_gradients=True),
-    SmoothGradCamPlusPlus: Direct(plus_plus.smooth_grad_cam_plus_plus, needs_gradients=False),
+    SmoothGradCamPlusPlus: Sampled(plus_plus.smooth_grad_cam_plus_plus, needs_gradients=False),
     XgradCam: Direct(gradient.xgrad_cam, needs_gradients=True),
     LayerCam: Direct(gradient.layer_cam, needs_gradients=True),
     IntegratedGradCam: Sampled(integrated.integrated_grad_cam, needs_gradients=False),
@@ -103,9 +110,11 @@ REGISTRY: dict[type[MethodSpec | MapCurves], Direct | Sampled | Perturbation] = 
     Deconvolution: Direct(backprop.deconvolution, needs_gradients=False),
     GuidedGradCam: Direct(backprop.guided_grad_cam, needs_gradients=True),
     IntegratedGradients: Sampled(backprop.integrated_gradients, needs_gradients=False),
-    SmoothGrad: Direct(backprop.smooth_grad, needs_gradients=False),
-    Xrai: Direct(xrai.xrai, needs_gradients=False),
-    GroupCam: Perturbation(group_cam.masks, group_cam.reduce, needs_gradients=True, order=group_cam.order),
+    SmoothGrad: Sampled(backprop.smooth_grad, needs_gradients=False),
+    Xrai: Sampled(xrai.attributions, needs_gradients=False),
+    GroupCam: Perturbation(
+        group_cam.masks, group_cam.reduce, needs_gradients=True, order=group_cam.order, labels=group_cam.labels
+    ),
     ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False, order=score_cam.order),
     SsCam: Perturbation(score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False, order=score_cam.order),
     IsCam: Perturbation(
@@ -116,5 +125,6 @@ REGISTRY: dict[type[MethodSpec | MapCurves], Direct | Sampled | Perturbation] = 
     Occlusion: Perturbation(occlusion.masks, occlusion.reduce, needs_gradients=False),
     AttentionRollout: Direct(attention.attention_rollout, needs_gradients=False),
     GradientWeightedAttention: Direct(attention.gradient_weighted_attention, needs_gradients=False),
+    Ranking: Sampled(xrai.ranked, needs_gradients=False),
     MapCurves: Perturbation(curves.masks, curves.reduce, needs_gradients=False),
 }

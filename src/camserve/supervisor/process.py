@@ -1,7 +1,7 @@
-"""TorchServe as a child process: started, watched until its workers are ready, and stopped without leftovers.
+"""Runs TorchServe as a child process: starts it, watches it until its workers are ready, stops it without leftovers.
 
-Everything it writes is in one private directory that goes with it. The JVM is told to stop when this process dies;
-what is left of its process group is killed.
+Everything that TorchServe writes is in one private directory, which is removed with it. The JVM is told to stop when
+this process dies; what is left of its process group is killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from camserve.supervisor.settings import WorkerSettings
 from camserve.supervisor.state import worker_states
 
 _log = logging.getLogger("camserve.torchserve")
-"""Gets what TorchServe and its workers write, line by line."""
+"""Log of what TorchServe and its workers write, line by line."""
 
 _POLL_S = 0.1
 _START_ATTEMPTS = 3
@@ -36,10 +36,10 @@ _TAIL_LINES = 200
 _SHOWN_LINES = 40
 
 _FAILURES = ("Load model failed", "Failed to load model", "Backend worker error")
-"""TorchServe tries again after these, but a load that failed once fails again."""
+"""Texts of a load that failed: TorchServe tries again, but the load fails again."""
 
 _LEVELS = {"ERROR": logging.ERROR, "WARN": logging.WARNING, "DEBUG": logging.DEBUG}
-"""A line of the JVM begins with its level; every other line is INFO."""
+"""Levels by the word that a line of the JVM begins with; every other line is INFO."""
 
 _PORT_TAKEN = ("Address already in use", "Failed to bind to address")
 
@@ -56,7 +56,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class TorchServe:
-    """One TorchServe; as a context manager it is ready inside, and gone afterwards."""
+    """Runs one TorchServe; as a context manager it is ready inside, and gone afterwards."""
 
     def __init__(self, options: WorkerSettings) -> None:
         self._options = options
@@ -69,27 +69,27 @@ class TorchServe:
 
     @property
     def grpc_address(self) -> str:
-        """host:port of the gRPC inference service."""
+        """Address of the gRPC inference service, "host:port"."""
         return reached(self._addresses.grpc_inference)
 
     @property
-    def place(self) -> str:
-        """host:grpc_port:management_port, as `Settings.upstreams` names it."""
+    def backend(self) -> str:
+        """Name of the backend as the setting `upstreams` has it, "host:grpc_port:management_port"."""
         return f"{self.grpc_address}:{self._addresses.management.rpartition(':')[2]}"
 
     @property
     def inference_url(self) -> str:
-        """REST, for plain clients: `<inference_url>/predictions/<model>`."""
+        """URL of the REST API for plain clients: `<inference_url>/predictions/<model>`."""
         return f"http://{reached(self._addresses.inference)}"
 
     @property
     def management_url(self) -> str:
-        """Where the state of the workers is told: `<management_url>/models/<model>`."""
+        """URL of the management API, which tells the state of the workers: `<management_url>/models/<model>`."""
         return f"http://{reached(self._addresses.management)}"
 
     @property
     def metrics_url(self) -> str:
-        """Prometheus metrics of TorchServe itself."""
+        """URL of the Prometheus metrics of TorchServe itself."""
         return f"http://{reached(self._addresses.metrics)}/metrics"
 
     @property
@@ -112,7 +112,7 @@ class TorchServe:
         await self.stop()
 
     async def start(self) -> None:
-        """Start the JVM and wait until every worker of every model is ready.
+        """Starts the JVM and waits until every worker of every model is ready.
 
         Raises:
             NotFound: no Java, no TorchServe, or no such archive.
@@ -123,19 +123,19 @@ class TorchServe:
             await asyncio.to_thread(ensure_archive, name, self._options.store)
         java = await asyncio.to_thread(find_java)
         for _ in range(_START_ATTEMPTS - 1):
-            with suppress(_PortTaken):  # between our look and TorchServe's: look again
+            with suppress(_PortTaken):  # somebody took a port between our look and TorchServe's: look again
                 await self._start_once(java)
                 return
         await self._start_once(java)
 
     async def wait(self) -> int:
-        """Wait until the JVM exits; its exit code."""
+        """Waits until the JVM exits, and returns its exit code."""
         if self._process is None:
             raise RuntimeError("TorchServe is not started")
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Stop the JVM and its workers: in peace, then by force. Does nothing when it is not started."""
+        """Stops the JVM and its workers: in peace, then by force. Does nothing when it is not started."""
         if self._process is not None:
             await self._stop_processes(self._process)
             self._process = None
@@ -242,11 +242,11 @@ class TorchServe:
 
 
 class _PortTaken(Unavailable):
-    """Another process took a port between our look and TorchServe's."""
+    """Another process took a port between our look for free ones and TorchServe's start."""
 
 
 def bound_addresses(options: WorkerSettings) -> Addresses:
-    """The addresses of the settings, with a port that is free now for each port 0.
+    """Returns the addresses of the settings, with a port that is free now for each port 0.
 
     Raises:
         InvalidOption: a given port is taken, or an address is not of this machine.
@@ -257,7 +257,7 @@ def bound_addresses(options: WorkerSettings) -> Addresses:
 
 
 def check_free(address: str) -> None:
-    """Look whether a server can listen on "host:port".
+    """Checks that a server can listen on "host:port".
 
     Raises:
         InvalidOption: the port is taken, or the address is not of this machine.
@@ -267,7 +267,7 @@ def check_free(address: str) -> None:
 
 
 def _bound(stack: ExitStack, address: str) -> str:
-    """The address, its port filled in; taken until the stack is closed."""
+    """Returns the address with its port filled in; the port stays taken until the stack is closed."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))

@@ -1,4 +1,4 @@
-"""TorchServe and the gateway as one service, started together and stopped together; and TorchServe alone."""
+"""Runs TorchServe and the gateway as one service, started and stopped together; or TorchServe alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 from typing import NoReturn
 
 from camserve.errors import Unavailable
-from camserve.gateway.places import torchserves
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.shutdown import Signals, before, caught_signals, run_until_stopped
+from camserve.gateway.pool.discovery import torchserves
 from camserve.gateway.server import Gateway
-from camserve.gateway.settings import Settings
-from camserve.gateway.stopping import Signals, before, caught_signals, run_until_stopped
 from camserve.supervisor.process import TorchServe, check_free
 from camserve.supervisor.settings import WorkerSettings
 
@@ -18,15 +18,15 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.Event | None = None) -> None:
-    """Run TorchServe with the gateway in front of it until SIGTERM or SIGINT; to be called in the main thread.
+    """Runs TorchServe with the gateway in front of it until SIGTERM or SIGINT; must be called in the main thread.
 
-    On a signal the gateway says NOT_SERVING and lets running requests finish, as long as `settings.drain_s` says; then
-    TorchServe is stopped. A second signal cuts that short.
+    On a signal the gateway says NOT_SERVING and lets running requests finish for at most `settings.drain_s` seconds;
+    then TorchServe is stopped. A second signal cuts that short.
 
     Args:
-        settings: of the gateway; the addresses of TorchServe in it are not used.
-        options: of TorchServe; ports that were not set are chosen by the OS.
-        ready: set once a model has answered through the gateway.
+        settings: settings of the gateway; the addresses of TorchServe in them are not used.
+        options: settings of TorchServe; ports that were not set are chosen by the OS.
+        ready: event that is set once a model has answered through the gateway.
 
     Raises:
         InvalidOption: a port is taken.
@@ -48,7 +48,7 @@ async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.E
 async def _serve(
     settings: Settings, torchserve: TorchServe, options: WorkerSettings, signals: Signals, ready: asyncio.Event | None
 ) -> None:
-    gateway = Gateway(settings, torchserves([torchserve.place]))
+    gateway = Gateway(settings, torchserves([torchserve.backend]))
     await run_until_stopped(gateway, signals, _until_dead(gateway, torchserve, options, ready))
 
 
@@ -78,11 +78,11 @@ async def _announce(
 
 
 async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None = None) -> None:
-    """Run TorchServe alone, for gateways elsewhere, until SIGTERM or SIGINT; to be called in the main thread.
+    """Runs TorchServe alone, for gateways elsewhere, until SIGTERM or SIGINT; must be called in the main thread.
 
     Args:
-        options: of TorchServe.
-        ready: set once every worker is ready.
+        options: settings of TorchServe.
+        ready: event that is set once every worker is ready.
 
     Raises:
         InvalidOption: a port is taken.
@@ -94,7 +94,7 @@ async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None =
         try:
             if not await before(signals.stop, torchserve.start()):
                 return
-            _log.info("ready: %s on %s", ", ".join(options.models), torchserve.place)
+            _log.info("ready: %s on %s", ", ".join(options.models), torchserve.backend)
             if ready is not None:
                 ready.set()
             await before(signals.stop, _death(torchserve))
@@ -104,6 +104,6 @@ async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None =
 
 
 async def _death(torchserve: TorchServe) -> NoReturn:
-    """Wait for it; always raises."""
+    """Waits until TorchServe has died, and raises Unavailable."""
     code = await torchserve.wait()
     raise Unavailable(f"TorchServe died (exit code {code}); the last lines of its log:\n{torchserve.log_tail}")

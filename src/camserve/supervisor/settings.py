@@ -1,4 +1,4 @@
-"""TorchServe's settings; `camserve.settings` says where they come from."""
+"""Defines TorchServe's settings; `camserve.settings` says where they come from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Address = Annotated[str, StringConstraints(pattern=r"^[^:\s/\[\]]+:\d{1,5}$")]
 
 
 class WorkerSettings(Layered):
-    """Everything an operator can set of TorchServe and its workers. Frozen."""
+    """Holds everything that an operator can set of TorchServe and its workers. Frozen."""
 
     table: ClassVar[str] = "worker"
     model_config = SettingsConfigDict(
@@ -95,6 +95,6 @@ class WorkerSettings(Layered):
         return self
 
     def on_free_ports(self) -> WorkerSettings:
-        """The same, with ports chosen by the OS for listeners that were not set."""
+        """Returns the settings with ports chosen by the OS for listeners that were not set."""
         unset = [name for name in LISTENERS if name not in self.model_fields_set]
         return self.model_copy(update=dict.fromkeys(unset, "127.0.0.1:0"))

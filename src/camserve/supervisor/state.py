@@ -1,4 +1,4 @@
-"""What TorchServe's management API says of its workers."""
+"""Asks TorchServe's management API for the state of its workers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _http = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a neighb
 
 
 def worker_states(management_url: str, model: str, timeout_s: float) -> list[str]:
-    """The states of a model's workers, such as READY.
+    """Returns the states of a model's workers, such as READY.
 
     Raises:
-        OSError: it does not answer, or does not know the model.
-        ValueError: its answer is no JSON.
+        OSError: TorchServe does not answer, or does not know the model.
+        ValueError: the answer is no JSON.
     """
     with _http.open(f"{management_url}/models/{urllib.parse.quote(model, safe='')}", timeout=timeout_s) as reply:
         versions: list[dict[str, Any]] = json.load(reply)

@@ -1,4 +1,4 @@
-"""How much memory the device of a worker has, and how much of it is in use."""
+"""Tells how much memory the device of a worker has, and how much of it is in use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from camserve.types import DeviceMemory
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of the container: cgroup v2, v1."""
+"""Files with the memory limit of the container: cgroup v2, v1."""
 _RESIDENT = Path("/proc/self/statm")
 
 
 def device_memory(device: torch.device) -> DeviceMemory | None:
-    """Of a GPU what all its processes use; on a CPU what this process does. None for devices that do not tell."""
+    """Returns what all processes use of a GPU, or this process of a CPU's memory; None for devices that do not tell."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -26,7 +26,7 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
 
 
 def resident_bytes(statm: Path = _RESIDENT) -> int | None:
-    """Memory of this process that is in RAM; None where the system does not say so in /proc."""
+    """Returns the memory of this process that is in RAM; None where the system does not say so in /proc."""
     try:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -34,7 +34,7 @@ def resident_bytes(statm: Path = _RESIDENT) -> int | None:
 
 
 def limit_bytes(limits: Sequence[Path] = _LIMITS) -> int:
-    """Memory of the machine, or of the container if it has less."""
+    """Returns the memory of the machine, or of the container if it has less."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in limits:
         try:

@@ -11,10 +11,12 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, DeadlineExceeded, Internal, InvalidOption
 from camserve.labels import resolve_target
 from camserve.methods import GradCam, MethodSpec, ScoreCam
+from camserve.methods.work import Kind
 from camserve.queries.pack import ask
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
@@ -34,6 +37,7 @@ from camserve.types import (
     Partial,
     Precision,
     Prediction,
+    Ranking,
     StepResult,
     Target,
     Task,
@@ -46,30 +50,35 @@ from camserve.worker.network import Network, exact_float32
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 256 * 2**20
-"""What a worker keeps of recent images, unless it is told otherwise."""
+"""Number of bytes that a worker keeps of recent images, unless it is told otherwise."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class _Job:
-    """One item on its way through the step."""
+    """Holds one item on its way through the step."""
 
     item: Item
+    work: Counter[Kind]
+    """Units of work that the whole step has taken so far; all jobs of a step share it."""
     error: CamserveError | None = None
     layers: tuple[str, ...] = ()
-    """Of its tasks, each once; the default layer where it has no task."""
+    """Names of the layers of its tasks, each once; the default layer where there is no task."""
     digest: bytes = b""
     seen: Seen | None = None
     features: dict[str, Features] = field(default_factory=dict)
-    """By layer."""
+    """Features by layer."""
     predictions: tuple[Prediction, ...] = ()
     targets: tuple[Prediction, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
-    """Masked queries by place among the item's tasks."""
+    """Masked queries by index of the task."""
     orders: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Of a task's queries, where it wants to know."""
+    """Order of the blocks of queries by index of the task; empty for a task that does not ask for it."""
+    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Labels of the groups found, by index of the task; empty for a task that brought its own."""
     partials: dict[int, Partial] = field(default_factory=dict)
+    """Partials by index of the task."""
 
 
 class Executor:
@@ -77,7 +86,7 @@ class Executor:
 
     Args:
         network: the network. With a memory its weights must stay as they are.
-        memory_bytes: bound of what is kept of recent images from one step to the next; 0: nothing.
+        memory_bytes: number of bytes kept of recent images from one step to the next; 0: nothing is kept.
     """
 
     def __init__(self, network: Network, memory_bytes: int = 0) -> None:
@@ -87,13 +96,14 @@ class Executor:
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
     def execute(self, items: Sequence[Item], on_progress: Progress | None = None) -> StepResult:
-        """Answers every item; an item's failure is its own outcome and nobody else's.
+        """Returns an outcome for every item; an item's failure is its own outcome and nobody else's.
 
         Args:
-            items: of any requests.
-            on_progress: called with masked queries (done, total) of the step.
+            items: items of any requests.
+            on_progress: function called with the masked queries (done, total) of the step.
         """
-        jobs = [_Job(item) for item in items]
+        work: Counter[Kind] = Counter()
+        jobs = [_Job(item, work) for item in items]
         hits, misses = self.memory.hits, self.memory.misses
         seconds: dict[str, float] = {}
         with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
@@ -101,16 +111,32 @@ class Executor:
                 self._each(jobs, self._prepare)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
-                    group = [job for job in jobs if layer in job.layers]
-                    for first in range(0, len(group), self.network.micro_batch):
-                        self._together(group[first : first + self.network.micro_batch], partial(self._forward, layer))
+                    for group in self._batches(layer, [job for job in jobs if layer in job.layers]):
+                        self._together(group, partial(self._forward, layer))
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
                 for group in _groups(jobs, lambda job: job.item.precision):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
-        found = self.memory.hits - hits, self.memory.misses - misses
-        memory = device_memory(self.network.device)
-        return StepResult(tuple(map(_outcome, jobs)), seconds, self.worker, *found, device_memory=memory)
+        return StepResult(
+            outcomes=tuple(map(_outcome, jobs)),
+            stage_seconds=seconds,
+            worker=self.worker,
+            memory_hits=self.memory.hits - hits,
+            memory_misses=self.memory.misses - misses,
+            device_memory=device_memory(self.network.device),
+            made=dict(+work),
+            version=self.network.info.version,
+            weights=self.network.info.weights,
+            keeps_images=self.memory.keeps,
+        )
+
+    def answer(self, item: Item, on_progress: Progress | None = None) -> tuple[StepResult, ItemResult]:
+        """Executes a step of one item and returns both results; raises what the item failed with."""
+        step = self.execute([item], on_progress)
+        (outcome,) = step.outcomes
+        if isinstance(outcome, CamserveError):
+            raise outcome
+        return step, outcome
 
     def warm_up(self) -> None:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
@@ -131,7 +157,7 @@ class Executor:
             self._together([job], lambda group: work(group[0]))
 
     def _together(self, jobs: Sequence[_Job], work: Callable[[Sequence[_Job]], None]) -> None:
-        """Work on all jobs at once, or one by one where that fails; a job that fails alone has its error."""
+        """Works on all jobs at once, or one by one where that fails; a job that fails alone keeps its error."""
         jobs = [job for job in jobs if job.error is None]
         try:
             if jobs:
@@ -144,14 +170,31 @@ class Executor:
                 jobs[0].error = _typed(error)
 
     def _prepare(self, job: _Job) -> None:
-        if 0 < job.item.deadline_unix_s < time.time():
+        if job.item.expires_s < time.monotonic():
             raise DeadlineExceeded("the deadline passed before the worker came to this")
         info = self.network.info
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         for target in job.item.targets:
             resolve_target(target, info.labels)
-        job.digest, job.seen = self._images.seen(job.item.image)
+        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image)
+
+    def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+        """Cuts jobs into batches whose images times gradients are at most the micro-batch, or of a single job.
+
+        All gradients of a batch are in memory at once, for each image the number that the one with most targets needs.
+        """
+        batch: list[_Job] = []
+        most = 1
+        for job in jobs:
+            needed = _most_targets(job.item) if self._needs_gradients(job, layer) else 1
+            if batch and (len(batch) + 1) * max(most, needed) > self.network.micro_batch:
+                yield batch
+                batch, most = [], 1
+            batch.append(job)
+            most = max(most, needed)
+        if batch:
+            yield batch
 
     def _forward(self, layer: str, jobs: Sequence[_Job]) -> None:
         wanted = [
@@ -159,7 +202,7 @@ class Executor:
             for job in jobs
             if job.seen is not None
         ]
-        for job, passed in zip(jobs, self._images.passed(layer, wanted), strict=True):
+        for job, passed in zip(jobs, self._images.passed(layer, wanted, jobs[0].work), strict=True):
             self._take(job, layer, passed)
 
     def _take(self, job: _Job, layer: str, passed: Passed) -> None:
@@ -172,17 +215,17 @@ class Executor:
             targets=torch.tensor(classes, device=passed.logits.device),
             gradients=torch.stack([passed.gradients[index] for index in classes]) if needed else None,
             classifier=self.network.classifier,
-            passes=self.network.passes(layer),
+            passes=self.network.passes(layer, job.work),
         )
-        if layer == job.layers[0]:  # the first of its passes
-            self._predict(job, passed.logits.softmax(dim=0))
+        if layer == job.layers[0]:  # predictions are the same at every layer
+            self._predict(job, passed.logits)
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
-        return any(REGISTRY[type(task.method)].needs_gradients or _has_order(task) for task in tasks)
+        return any(REGISTRY[type(task.method)].needs_gradients or _ordering(task) is not None for task in tasks)
 
     def _classes(self, job: _Job, logits: Tensor) -> list[int]:
-        """The item's targets as class indices, in order, each once; the most probable class where there is none."""
+        """Returns the item's targets as class indices, in order, each once; without targets the most probable class."""
         ranked = logits.argsort(descending=True, stable=True)
         found: dict[int, None] = {}
         for target in job.item.targets or (Target(top_k=1),):
@@ -190,51 +233,86 @@ class Executor:
             found.update(dict.fromkeys([target.index] if target.index is not None else ranked[: target.top_k].tolist()))
         return list(found)
 
-    def _predict(self, job: _Job, probabilities: Tensor) -> None:
-        targets = job.features[job.layers[0]].targets
-        top = probabilities.topk(min(job.item.top_predictions, len(probabilities)))
-        job.predictions = _predictions(top.indices, top.values)
+    def _predict(self, job: _Job, logits: Tensor) -> None:
+        targets, probabilities = job.features[job.layers[0]].targets, logits.softmax(dim=0)
+        # A stable sort of the logits, as for the targets: `topk` leaves open which of equal ones comes first, and
+        # probabilities below the smallest number are all equal.
+        top = logits.argsort(descending=True, stable=True)[: job.item.top_predictions]
+        job.predictions = _predictions(top, probabilities[top])
         job.targets = _predictions(targets, probabilities[targets])
 
     def _work(self, job: _Job) -> None:
-        """Makes what needs no pooled query, and the masks of what does."""
-        for place, task in enumerate(job.item.tasks):
+        """Makes the partials of tasks without pooled queries, and the masks of the others."""
+        for index, task in enumerate(job.item.tasks):
             method, spec = REGISTRY[type(task.method)], task.method
-            features = job.features[self.network.info.layer(task.layer).name]
-            numbers, job.orders[place] = _numbers(task, features)
+            layer = self.network.info.layer(task.layer)
+            features = self._labelled(job, index, job.features[layer.name])
+            numbers, job.orders[index] = _numbers(task, features)
             made = features.passes.made
             if isinstance(method, Perturbation):
-                job.asked[place] = method.masks(features, spec, numbers)
-            else:
-                sums = _sums(method, features, spec, numbers)
-                job.partials[place] = _as_partial(task, features.passes.made - made, sums, job.orders[place])
+                job.asked[index] = method.masks(features, spec, numbers)
+                continue
+            sums = _sums(method, features, spec, numbers)
+            if isinstance(method, Direct) and isinstance(spec, MethodSpec) and spec.kind == "closed_form":
+                job.work["closed_form"] += spec.work(layer, len(features.targets)).units  # no pass that is counted
+            job.partials[index] = self._as_partial(job, index, features.passes.made - made, sums)
+
+    def _labelled(self, job: _Job, index: int, features: Features) -> Features:
+        """Returns the features with the labels of a task: those that it brought, or else those that are found now."""
+        task = job.item.tasks[index]
+        method = REGISTRY[type(task.method)]
+        if not isinstance(method, Perturbation) or method.labels is None:
+            return features
+        job.labels[index] = () if task.labels else method.labels(features, task.method)
+        return replace(features, labels=task.labels or job.labels[index])
 
     def _ask(self, jobs: Sequence[_Job], on_progress: Progress | None) -> None:
         precision: Precision = jobs[0].item.precision
-        waiting = [(job, place, masks) for job in jobs for place, masks in job.asked.items()]
+        waiting = [(job, index, masks) for job in jobs for index, masks in job.asked.items()]
+
+        def network(x: Tensor) -> Tensor:
+            logits = self.network.scores(x, precision)
+            jobs[0].work["masked_forward"] += len(x)
+            return logits
+
         scores = ask(
-            lambda x: self.network.scores(x, precision),
+            network,
             [masks for _, _, masks in waiting],
             self.network.micro_batch,
             on_progress,
         )
-        for (job, place, masks), answer in zip(waiting, scores, strict=True):
-            task = job.item.tasks[place]
+        for (job, index, masks), answer in zip(waiting, scores, strict=True):
+            task = job.item.tasks[index]
             method = REGISTRY[type(task.method)]
             assert isinstance(method, Perturbation)
             sums = method.reduce(answer, masks, task.method)
-            job.partials[place] = _as_partial(task, len(masks), sums, job.orders[place])
+            job.partials[index] = self._as_partial(job, index, len(masks), sums)
+
+    def _as_partial(self, job: _Job, index: int, queries: int, sums: Tensor) -> Partial:
+        task = job.item.tasks[index]
+        layer = self.network.info.layer(task.layer)
+        context: np.ndarray | None = None
+        if isinstance(task.method, MethodSpec) and task.start == 0 and task.method.context_shape(layer) is not None:
+            context = job.features[layer.name].activations.detach().cpu().numpy()
+        return Partial(
+            position=task.position,
+            queries=queries,
+            sums=sums.detach().cpu().numpy(),
+            order=job.orders[index],
+            context=context,
+            labels=job.labels.get(index, ()),
+        )
 
 
 @contextmanager
 def _own_modes(device_type: str) -> Iterator[None]:
-    """Neither the caller's no_grad or inference_mode nor its autocast reaches the network."""
+    """Keeps the caller's no_grad, inference_mode and autocast away from the network."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
         yield
 
 
 def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_Job]]:
-    """The jobs without error, together where the key is the same."""
+    """Yields the jobs without error, together where the key is the same."""
     groups: dict[str, list[_Job]] = {}
     for job in jobs:
         if job.error is None:
@@ -242,14 +320,14 @@ def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_
     yield from groups.values()
 
 
-def _has_order(task: Task) -> bool:
-    """The worker is to say in which order the queries matter, and the method has one."""
+def _ordering(task: Task) -> Callable[[Features, Any], Tensor] | None:
+    """Returns what orders a method's queries, if the task asks for their order and the method has one."""
     method = REGISTRY[type(task.method)]
-    return task.ordered and not isinstance(method, Direct) and method.order is not None
+    return method.order if task.ordered and not isinstance(method, Direct) else None
 
 
 def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
-    """The queries that a task asks, (n,), and the order of all queries if it asks for that."""
+    """Returns the numbers of the queries that a task asks, (n,), and the order of all blocks if it asks for that."""
     total = task.method.queries(len(features.activations), len(features.targets))
     start, stop = min(task.start, total), min(task.stop, total)
     device = features.activations.device
@@ -257,14 +335,21 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
         if max(task.numbers) >= total:
             raise InvalidOption(f"there are {total} queries, number {max(task.numbers)} was asked")
         return torch.tensor(task.numbers, device=device), ()
-    method = REGISTRY[type(task.method)]
-    if task.ordered and not isinstance(method, Direct) and method.order is not None:
-        order = method.order(features, task.method)
-        return order[start:stop], tuple(order.tolist())
+    if (ordering := _ordering(task)) is not None:
+        assert isinstance(task.method, MethodSpec), "curves and rankings have no order"
+        order = tuple(ordering(features, task.method).tolist())
+        return torch.tensor(task.method.numbers(order, start, stop), dtype=torch.long, device=device), order
     return torch.arange(start, stop, device=device), ()
 
 
-def _sums(method: Direct | Sampled, features: Features, spec: MethodSpec | MapCurves, numbers: Tensor) -> Tensor:
+def _most_targets(item: Item) -> int:
+    """Returns the largest number of classes that the item's targets may stand for."""
+    return sum(target.top_k or 1 for target in item.targets) or 1
+
+
+def _sums(
+    method: Direct | Sampled, features: Features, spec: MethodSpec | MapCurves | Ranking, numbers: Tensor
+) -> Tensor:
     if isinstance(method, Direct):
         return method.sums(features, spec)
     return method.sums(features, spec, numbers)
@@ -282,13 +367,9 @@ def _predictions(indices: Tensor, probabilities: Tensor) -> tuple[Prediction, ..
     return tuple(Prediction(index, "", probability) for index, probability in pairs)
 
 
-def _as_partial(task: Task, queries: int, sums: Tensor, order: tuple[int, ...]) -> Partial:
-    return Partial(task.position, queries, sums.detach().cpu().numpy(), order)
-
-
 def _outcome(job: _Job) -> ItemResult | CamserveError:
     if job.error is not None:
         return job.error
     assert job.seen is not None
-    partials = tuple(job.partials[place] for place in range(len(job.item.tasks)))
+    partials = tuple(job.partials[index] for index in range(len(job.item.tasks)))
     return ItemResult(job.predictions, job.targets, job.seen.view, partials)

@@ -1,4 +1,4 @@
-"""What a worker keeps of recent images, so that the many steps of one request decode and forward it once."""
+"""Keeps what a worker made of recent images, so that the many steps of one request decode and forward it once."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from camserve.types import InputView
 
 @dataclass(frozen=True)
 class Seen:
-    """A decoded image."""
+    """Holds a decoded image."""
 
     pixels: Tensor
-    """(H, W, 3), as the network sees it."""
+    """(H, W, 3) pixels as the network sees them."""
     view: InputView
 
     @property
     def size_bytes(self) -> int:
-        """Of the pixels."""
+        """Number of bytes of the pixels."""
         return self.pixels.nbytes
 
 
 @dataclass(frozen=True)
 class Passed:
-    """An image's pass at one layer."""
+    """Holds an image's pass at one layer."""
 
     input: Tensor
-    """(3, H, W), normalised."""
+    """(3, H, W) normalised input."""
     activations: Tensor
-    """(C, u, v)."""
+    """(C, u, v) activations of the layer."""
     logits: Tensor
-    """(classes,)."""
+    """(classes,) logits."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
-    """(C, u, v) of each class for which they were made."""
+    """(C, u, v) gradients by class, for the classes for which they were made."""
 
     @property
     def size_bytes(self) -> int:
-        """Of all tensors; an expanded one counts as what it holds."""
+        """Number of bytes of all tensors; an expanded tensor counts with its storage."""
         tensors = (self.input, self.activations, self.logits, *self.gradients.values())
         return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
 
     def alone(self) -> Passed:
-        """The same, but holding no memory of others that shared the pass."""
+        """Returns a copy that holds no memory of other images that shared the pass."""
         gradients = {index: gradient.clone() for index, gradient in self.gradients.items()}
         return Passed(self.input.clone(), self.activations.clone(), self.logits.clone(), gradients)
 
 
 class Memory:
-    """The most recently used values, bounded in bytes; may be used from several threads.
+    """Keeps the most recently used values, bounded in bytes; may be used from several threads.
 
     Args:
-        size_bytes: bound; 0 keeps nothing.
+        size_bytes: largest number of bytes kept; 0 keeps nothing.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -68,11 +68,11 @@ class Memory:
 
     @property
     def keeps(self) -> bool:
-        """Anything is kept at all."""
+        """Tells whether anything is kept at all."""
         return self._bound > 0
 
     def get(self, key: Hashable) -> Any:
-        """The value, or None."""
+        """Returns the value of a key, or None where it is not kept."""
         with self._lock:
             if key not in self._values:
                 self.misses += 1

@@ -1,10 +1,13 @@
-"""A classifier with what is needed to explain it: preprocessing, labels, layers, device."""
+"""Holds a classifier with what is needed to explain it: preprocessing, labels, layers, device."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,30 +16,33 @@ from torch import Tensor, nn
 
 from camserve.archive import load_package
 from camserve.errors import InvalidOption
+from camserve.methods.work import Kind
 from camserve.saliency.capture import Capture, capture
-from camserve.saliency.layers import Site, find_layers
+from camserve.saliency.head import is_pooled_linear
+from camserve.saliency.layers import FoundLayer, find_layers
 from camserve.saliency.passes import Passes
 from camserve.types import ModelInfo, Precision, Preprocessing
 
 DEFAULT_MICRO_BATCH = {"cpu": 4, "cuda": 128}
-"""Queries per forward pass. Few on CPUs: glibc gives blocks above 32 MB back to the system after each use, and fetching
-them anew costs more than a larger batch gains."""
+"""Number of queries per forward pass by type of device. It is small on CPUs: glibc gives blocks above 32 MB back to the
+system after each use, and fetching them anew costs more than a larger batch gains."""
 
 
 class Network:
-    """One module, never changed for good: modes and hooks are entered in a `with` and gone afterwards.
+    """Holds one module and never changes it for good: modes and hooks are entered in a `with` and gone afterwards.
 
     Args:
-        module: (n, 3, H, W) to logits (n, classes).
+        module: maps (n, 3, H, W) to logits (n, classes).
         preprocessing: how an image becomes its input.
         labels: name of each class by index; empty means "class 0", "class 1", ...
-        name: of the model.
-        version: of the model.
+        name: name of the model.
+        version: version of the model.
         layer: default layer; None means the one that `find_layers` chooses.
         source: where the weights came from.
-        licence: of the weights.
+        licence: licence of the weights.
         evaluation: overall score of methods by title, if the model was evaluated.
-        device: where to run; None leaves the module where it is.
+        weights: hash of the weights, see `weights_hash`; empty where nobody needs to tell them from others.
+        device: device to move the module to; None leaves it where it is.
         micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`.
 
     Raises:
@@ -56,6 +62,7 @@ class Network:
         source: str = "",
         licence: str = "",
         evaluation: Mapping[str, float] | None = None,
+        weights: str = "",
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -67,34 +74,51 @@ class Network:
         self.preprocessing = preprocessing
         self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
         self.evaluating = Shared(self._evaluate)
-        """Eval mode while inside; afterwards every module is in the mode it was in."""
+        """Context manager with eval mode inside; afterwards every module is in the mode it was in."""
         with self.evaluating(), exact_float32():
             example = torch.zeros(1, 3, *preprocessing.crop_px, device=self.device, dtype=self.dtype)
-            sites, default = find_layers(module, example)
+            found, default = find_layers(module, example)
+            layers = tuple(map(self._with_head, found))
             with torch.no_grad():
                 classes = module(example).shape[1]
         if labels and len(labels) != classes:
             raise InvalidOption(f"the network has {classes} classes, got {len(labels)} labels")
         self._tails: dict[str, nn.Module | None] = {}
-        self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
+        self._layers: dict[str, FoundLayer] = {each.layer.name: each for each in layers}
         self.info = ModelInfo(
             name=name,
             version=version,
             labels=tuple(labels) or tuple(f"class {index}" for index in range(classes)),
             input_size=preprocessing.crop_px,
-            layers=tuple(site.layer for site in sites),
+            layers=tuple(each.layer for each in layers),
             default_layer=layer or default,
             source=source,
             licence=licence,
             evaluation=evaluation or {},
+            weights=weights,
         )
         self.info.layer("")  # the default layer exists
 
     @cached_property
     def classifier(self) -> nn.Linear | None:
-        """The last linear layer."""
+        """The last linear layer; None where the module has none."""
         linear = [child for child in self.module.modules() if isinstance(child, nn.Linear)]
         return linear[-1] if linear else None
+
+    def _with_head(self, found: FoundLayer) -> FoundLayer:
+        """Returns the layer, which now says whether global average pooling and one linear layer follow it.
+
+        A pseudo-random image tells, because numbers alone can (see `is_pooled_linear`). Layers of another size than the
+        head's input are not tried, nor are tokens: where there are some, a class token is read, and a pass through a
+        transformer for each of its layers would take long.
+        """
+        linear = self.classifier
+        if linear is None or found.layer.channels != linear.in_features or found.arrangement.grid is not None:
+            return found
+        pixels = torch.rand(1, *self.preprocessing.crop_px, 3, generator=torch.Generator().manual_seed(0))
+        captured = capture(self.module, self.normalise(pixels), found.layer.name, found.calls, found.arrangement)
+        pooled = bool(is_pooled_linear(linear, captured.activations, captured.logits).all())
+        return replace(found, layer=replace(found.layer, pooled_head=pooled))
 
     def _evaluate(self) -> Callable[[], None]:
         training = [child for child in self.module.modules() if child.training]
@@ -108,32 +132,34 @@ class Network:
         return undo
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) pixels, uint8 or float in [0, 1], to the (B, 3, H, W) input on the device."""
+        """Returns the (B, 3, H, W) input on the device of (B, H, W, 3) pixels, uint8 or float in [0, 1]."""
         pixels = pixels.to(self.device)
         scaled = pixels.to(self.dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
         mean, std = (scaled.new_tensor(values) for values in (self.preprocessing.mean, self.preprocessing.std))
         return ((scaled - mean) / std).permute(0, 3, 1, 2)  # channels_last in memory
 
     def capture(self, x: Tensor, layer: str) -> Capture:
-        """One forward pass with the graph starting at a layer that `info` lists."""
-        site = self._sites[layer]
-        return capture(self.module, x, layer, site.calls, site.arrangement, self.classifier)
+        """Makes one forward pass whose graph starts at a layer that `info` lists."""
+        found = self._layers[layer]
+        return capture(self.module, x, layer, found.calls, found.arrangement, self.classifier)
 
-    def passes(self, layer: str) -> Passes:
-        """Further passes at a layer that `info` lists."""
+    def passes(self, layer: str, work: Counter[Kind] | None = None) -> Passes:
+        """Returns what makes further passes at a layer that `info` lists; their work is added to `work`."""
         black, white = (self.normalise(torch.full((1, 1, 1, 3), value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        site, size, tails = self._sites[layer], self.micro_batch, self._tails
-        return Passes(self.module, layer, site.calls, site.arrangement, size, black, white, tails, self.classifier)
+        found, size, tails = self._layers[layer], self.micro_batch, self._tails
+        return Passes(
+            self.module, layer, found.calls, found.arrangement, size, black, white, tails, self.classifier, work
+        )
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
-        """Logits of masked images, without graph."""
+        """Returns the logits (n, classes) of masked images."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             logits: Tensor = self.module(x)
         return logits
 
 
 def load_network(path: str | Path, device: str | torch.device | None = None, micro_batch: int | None = None) -> Network:
-    """The network of an archive or of an unpacked archive directory; device None: CUDA where there is one."""
+    """Returns the network of an archive or unpacked archive directory; with device None on CUDA where there is one."""
     module, card = load_package(Path(path))
     return Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
@@ -145,16 +171,30 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
         source=card.source,
         licence=card.licence,
         evaluation=card.evaluation,
+        weights=weights_hash(module, card.preprocessing),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         micro_batch=micro_batch,
     )
 
 
+def weights_hash(module: nn.Module, preprocessing: Preprocessing) -> str:
+    """Returns a hash of all parameters and buffers with their names, and of how an image becomes their input.
+
+    Returns:
+        BLAKE2b of 16 bytes, hexadecimal.
+    """
+    found = hashlib.blake2b(repr(preprocessing).encode(), digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 class Shared:
-    """A state that the first of several threads enters and the last one leaves.
+    """Holds a state that the first of several threads enters and the last one leaves.
 
     Args:
-        enter: brings the state about and returns what undoes it.
+        enter: function that brings the state about and returns the function that undoes it.
     """
 
     def __init__(self, enter: Callable[[], Callable[[], None]]) -> None:
@@ -164,7 +204,7 @@ class Shared:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Inside, the state holds."""
+        """Makes the state hold inside."""
         with self._lock:
             if self._inside == 0:
                 self._undo = self._enter()
@@ -193,4 +233,4 @@ def _forbid_tf32() -> Callable[[], None]:
 
 
 exact_float32 = Shared(_forbid_tf32)
-"""float32 means float32: no TF32 in convolutions and matrix products while inside, whatever the process has set."""
+"""Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""

@@ -11,25 +11,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from camserve import wire
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, InvalidInput
+from camserve.codecs import plain
+from camserve.codecs import step as codec
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal
+from camserve.finalise.results import Results
+from camserve.images import MAX_BYTES, MAX_PIXELS
 from camserve.types import Item, StepResult
-from camserve.worker import plain
+from camserve.types.request import RequestLimits
 from camserve.worker.answers import explanation
 from camserve.worker.executor import Executor
-from camserve.worker.v1 import step_pb2
 
 log = logging.getLogger(__name__)
 
 GATEWAY_KEY = "camserve"
 """The key under which the gateway sends a WorkerRequest."""
 
+PLAIN_LIMITS = RequestLimits(
+    image_bytes=MAX_BYTES,
+    image_pixels=MAX_PIXELS,
+    methods=16,
+    layers=8,
+    targets=100,
+    map_pixels=128 * 10**6,
+    message_bytes=64 * 2**20,
+)
+"""The bounds of a plain client's request: those that a gateway has by default."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to one caller."""
+    """Holds what goes back to one caller."""
 
     body: bytes
     content_type: str = "application/octet-stream"
@@ -38,88 +49,85 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One caller's part in the batch."""
+class _Entry:
+    """Holds what one caller's entry of the batch asks, and how it is answered."""
 
     items: tuple[Item, ...]
     finish: Callable[[StepResult], Answer]
-    """From the step's result, cut to this caller's items."""
+    """Function that makes the answer from the step's result, cut to this caller's items."""
 
 
 class WorkerService:
-    """The handler's logic, importable without TorchServe."""
+    """Answers what the handler gets; importable without TorchServe.
 
-    def __init__(self, executor: Executor) -> None:
+    Args:
+        executor: the executor of the items.
+        limits: how large the requests of plain clients may be; those of a gateway were checked there.
+    """
+
+    def __init__(self, executor: Executor, limits: RequestLimits = PLAIN_LIMITS) -> None:
         self._executor = executor
+        self._limits = limits
 
     def answer(self, batch: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """One answer for each entry, in their order; the masked queries of the whole batch are pooled."""
-        calls = [self._read(entry) for entry in batch]
-        step = self._executor.execute([item for call in calls for item in call.items])
+        """Returns one answer for each entry, in their order; the masked queries of the whole batch are pooled."""
+        entries = [self._read(data) for data in batch]
+        step = self._executor.execute([item for entry in entries for item in entry.items])
         answers, start = [], 0
-        for call in calls:
-            stop = start + len(call.items)
+        for entry in entries:
+            stop = start + len(entry.items)
             own = replace(step, outcomes=step.outcomes[start:stop])
-            answers.append(call.finish(own))
+            answers.append(entry.finish(own))
             start = stop
         return answers
 
-    def _read(self, entry: Mapping[str, Any]) -> _Call:
-        if GATEWAY_KEY in entry:
-            return _guarded(lambda: self._gateway_call(bytes(entry[GATEWAY_KEY])), _gateway_error)
-        return _guarded(lambda: self._plain_call(entry), _plain_error)
+    def _read(self, data: Mapping[str, Any]) -> _Entry:
+        if GATEWAY_KEY in data:
+            return _guarded(lambda: self._gateway_entry(bytes(data[GATEWAY_KEY])), _gateway_error)
+        return _guarded(lambda: self._plain_entry(data), _plain_error)
 
-    def _gateway_call(self, data: bytes) -> _Call:
-        try:
-            request = step_pb2.WorkerRequest.FromString(data)
-        except DecodeError:
-            raise InvalidInput("not a camserve.worker.v1.WorkerRequest") from None
-        if request.WhichOneof("request") == "describe":
-            described = step_pb2.ModelDescription(
-                model=wire.model_to_proto(self._executor.network.info), worker=self._executor.worker
-            )
-            return _Call((), lambda _: _gateway_answer(step_pb2.WorkerReply(describe=described)))
-        return _step_call(request.step)
+    def _gateway_entry(self, data: bytes) -> _Entry:
+        read = codec.request_from_bytes(data)
+        if read is None:
+            described = codec.description_to_bytes(self._executor.network.info, self._executor.worker)
+            return _Entry((), lambda _: _gateway_answer(described))
+        return _step_entry(read)
 
-    def _plain_call(self, entry: Mapping[str, Any]) -> _Call:
-        request = plain.parse(entry, self._executor.network.info)
+    def _plain_entry(self, data: Mapping[str, Any]) -> _Entry:
+        asked = plain.decode(data)
+        results = Results(asked.request.fit(self._executor.network.info, self._limits))
+        item = results.next_item()
+        assert item is not None, "the first item of a request asks something"
 
         def finish(step: StepResult) -> Answer:
             (outcome,) = step.outcomes
             if isinstance(outcome, CamserveError):
                 return _plain_error(outcome)
-            answer = explanation(request.whole, outcome, step.stage_seconds, step.worker)
-            return Answer(plain.render(request, answer), "application/json")
+            found = explanation(results, item, step, outcome, self._executor.answer)
+            return Answer(plain.encode(found, asked.format), "application/json")
 
-        return _Call((request.whole.item,), _guarded_finish(finish, _plain_error))
+        return _Entry((item,), _guarded_finish(finish, _plain_error))
 
 
-def _step_call(step: step_pb2.Step) -> _Call:
-    """A step; an item that cannot be read is its own error and does not reach the executor."""
-    read: list[Item | CamserveError] = []
-    for message in step.items:
-        try:
-            read.append(wire.item_from_proto(message))
-        except CamserveError as error:
-            read.append(error)
+def _step_entry(read: Sequence[Item | CamserveError]) -> _Entry:
+    """Returns the entry of a step; an item that could not be read is its own error and does not reach the executor."""
     items = tuple(item for item in read if isinstance(item, Item))
 
     def finish(result: StepResult) -> Answer:
         done = iter(result.outcomes)
         outcomes = tuple(next(done) if isinstance(item, Item) else item for item in read)
-        reply = wire.step_result_to_proto(replace(result, outcomes=outcomes))
-        return _gateway_answer(step_pb2.WorkerReply(step=reply))
+        return _gateway_answer(codec.result_to_bytes(replace(result, outcomes=outcomes)))
 
-    return _Call(items, _guarded_finish(finish, _gateway_error))
+    return _Entry(items, _guarded_finish(finish, _gateway_error))
 
 
-def _guarded(read: Callable[[], _Call], as_answer: Callable[[CamserveError], Answer]) -> _Call:
-    """The call, or one without items that answers with the error."""
+def _guarded(read: Callable[[], _Entry], as_answer: Callable[[CamserveError], Answer]) -> _Entry:
+    """Returns the entry that was read, or one without items that answers with the error."""
     try:
         return read()
     except Exception as error:
         answer = as_answer(_typed(error))
-        return _Call((), lambda _: answer)
+        return _Entry((), lambda _: answer)
 
 
 def _guarded_finish(
@@ -141,13 +149,13 @@ def _typed(error: Exception) -> CamserveError:
     return Internal(INTERNAL_MESSAGE)
 
 
-def _gateway_answer(reply: step_pb2.WorkerReply) -> Answer:
-    return Answer(reply.SerializeToString(), "application/protobuf")
+def _gateway_answer(reply: bytes) -> Answer:
+    return Answer(reply, "application/protobuf")
 
 
 def _gateway_error(error: CamserveError) -> Answer:
-    return _gateway_answer(step_pb2.WorkerReply(error=wire.error_to_proto(error)))
+    return _gateway_answer(codec.error_to_bytes(error))
 
 
 def _plain_error(error: CamserveError) -> Answer:
-    return Answer(plain.render_error(error), "application/json", status=500 if isinstance(error, Internal) else 400)
+    return Answer(plain.encode_error(error), "application/json", status=500 if isinstance(error, Internal) else 400)

@@ -16,10 +16,10 @@ FILES = ("recording.yml", "alerts.yml")
 
 
 class _Readable(yaml.SafeDumper):
-    """Long texts over several lines, and lists within their keys."""
+    """Writes long texts over several lines, and indents lists within their keys."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        """As people write lists."""
+        """Indents lists, as people write them."""
         super().increase_indent(flow, False)
 
 
@@ -31,7 +31,7 @@ _Readable.add_representer(str, _text)
 
 
 def rules() -> dict[str, Any]:
-    """The resource."""
+    """Returns the resource."""
     groups = [group for name in FILES for group in yaml.safe_load((RULES / name).read_text("utf-8"))["groups"]]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
@@ -42,7 +42,7 @@ def rules() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file."""
+    """Returns the content of the file."""
     body = yaml.dump(rules(), Dumper=_Readable, sort_keys=False, width=120, allow_unicode=True)
     return f"# Generated from deploy/prometheus by generate.py beside it; do not edit.\n{body}"
 

@@ -1,4 +1,4 @@
-"""A compact classifier of digit scenes: five convolutions, global average pooling, one linear layer."""
+"""Classifies digit scenes with a compact network: five convolutions, global average pooling, one linear layer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PREPROCESSING = Preprocessing(
     interpolation="bilinear",
 )
 MICRO_BATCH = 32
-"""The scenes are small: a larger one is faster than the engine's default for CPUs."""
+"""Number of scenes in one pass. Scenes are small: a larger number is faster than the engine's default for CPUs."""
 WEIGHTS = files("camserve.evaluation.digits") / "weights.safetensors"
 
 _WIDTHS = ((3, 16, 2), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1))
-"""(channels in, channels out, stride) of each convolution."""
+"""Channels in, channels out and stride of each convolution."""
 
 
 class DigitsNet(nn.Module):
-    """(n, 3, 96, 96) to logits (n, classes); 64 maps of 12 x 12 before the pooling, each place seeing 47 x 47 px."""
+    """Makes logits (n, classes) of scenes (n, 3, 96, 96), from 64 maps of 12 x 12 cells that see 47 x 47 px each."""
 
     def __init__(self, classes: int = len(LABELS)) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(_WIDTHS[-1][1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Returns the logits."""
         logits: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
         return logits
 
@@ -47,7 +47,7 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def trained() -> DigitsNet:
-    """The network with the weights that are shipped, in eval mode, frozen; also a source of archives."""
+    """Returns the network with the weights that are shipped, in eval mode, frozen; also a source of archives."""
     from safetensors.torch import load_file
 
     module = DigitsNet()
@@ -57,7 +57,7 @@ def trained() -> DigitsNet:
 
 
 def load_engine(device: str | torch.device | None = None, micro_batch: int | None = None) -> Engine:
-    """An engine of the trained network; device None: CUDA where there is one, else the CPU."""
+    """Returns an engine of the trained network; device None: CUDA where there is one, else the CPU."""
     return Engine(
         trained().to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=PREPROCESSING,

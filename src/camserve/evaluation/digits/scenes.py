@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits over brick, grass and gravel, each the same whenever and wherever it is made.
+"""Composes scenes of handwritten digits over brick, grass and gravel, each the same whenever and wherever it is made.
 
 The digits are scikit-learn's (8 x 8, real handwriting, UCI Optical Recognition of Handwritten Digits), the textures
 scikit-image's photos. Every fifth digit is held out: what is trained on never appears in a test scene. Needs
@@ -18,7 +18,7 @@ from PIL import Image
 from camserve.evaluation.truth import TrueBox
 
 SIZE_PX = 96
-"""Of a scene, in both directions."""
+"""Size of a scene in both directions."""
 DIGIT_PX = (28, 40)
 """Smallest and largest side of the square that a digit is enlarged to."""
 INK = 0.25
@@ -30,21 +30,21 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture of digits with a box around each."""
+    """Holds a picture of digits with a box around each."""
 
     pixels: np.ndarray
-    """uint8 (SIZE_PX, SIZE_PX, 3)."""
+    """Pixels of the scene, uint8 (SIZE_PX, SIZE_PX, 3)."""
     boxes: tuple[TrueBox, ...]
-    """One for each digit, of different classes; the label is the digit."""
+    """Boxes of the digits, each of a different class; the label is the digit."""
 
 
 def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
-    """Scene `index` of a series.
+    """Returns scene `index` of a series.
 
     Args:
         seed: of the series.
         index: of the scene; the same scene whichever others are made.
-        digits: how many digits, of different classes, at places that do not overlap; 1..3.
+        digits: how many digits, of different classes, at locations that do not overlap; 1..3.
         split: which handwriting: that for training, or that held out.
     """
     rng = np.random.default_rng([seed, index, digits, split == "test"])
@@ -52,7 +52,7 @@ def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
     picture = _background(rng)
     boxes = []
     chosen = rng.choice(10, digits, replace=False)
-    for digit, (left, top, side) in zip(chosen, _places(rng, digits), strict=True):
+    for digit, (left, top, side) in zip(chosen, _squares(rng, digits), strict=True):
         ink = _ink(images[rng.choice(np.flatnonzero(classes == digit))], side)
         part = picture[top : top + side, left : left + side]
         part += ink[..., None] * (rng.uniform(180, 255, 3) - part)
@@ -61,13 +61,13 @@ def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
 
 
 def benchmark_scenes(count: int, seed: int = 2) -> Sequence[Scene]:
-    """The benchmark: held-out digits, two in most scenes and three in every third."""
+    """Returns the benchmark: held-out digits, two in most scenes and three in every third."""
     return [make_scene(seed, index, 3 if index % 3 == 2 else 2, "test") for index in range(count)]
 
 
 @lru_cache(maxsize=2)
 def _handwriting(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 8, 8) uint8 images of one split and their (n,) classes."""
+    """Returns the (n, 8, 8) uint8 images of one split and their (n,) classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -84,22 +84,22 @@ def _textures() -> tuple[np.ndarray, ...]:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """A tinted, darkened piece of a texture, float64 (SIZE_PX, SIZE_PX, 3)."""
+    """Returns a tinted, darkened cut-out of a texture, float64 (SIZE_PX, SIZE_PX, 3)."""
     texture = _textures()[rng.integers(len(TEXTURES))]
     top, left = rng.integers(0, np.array(texture.shape) - SIZE_PX)
-    piece = texture[top : top + SIZE_PX, left : left + SIZE_PX, None].astype(np.float64)
-    tinted: np.ndarray = piece * rng.uniform(0.7, 1, 3) * rng.uniform(0.4, 0.8)
+    cut = texture[top : top + SIZE_PX, left : left + SIZE_PX, None].astype(np.float64)
+    tinted: np.ndarray = cut * rng.uniform(0.7, 1, 3) * rng.uniform(0.4, 0.8)
     return tinted
 
 
-def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int, int]]:
-    """(left, top, side) of squares inside the scene that do not overlap; drawn together until they fit."""
+def _squares(rng: np.random.Generator, count: int) -> list[tuple[int, int, int]]:
+    """Returns (left, top, side) of squares in the scene that do not overlap; they are drawn together until they fit."""
     while True:
         sides = rng.integers(DIGIT_PX[0], DIGIT_PX[1] + 1, count)
         corners = rng.integers(0, SIZE_PX - sides[:, None] + 1, (count, 2))
-        places = [(int(left), int(top), int(side)) for (left, top), side in zip(corners, sides, strict=True)]
-        if not any(_overlap(a, b) for number, a in enumerate(places) for b in places[:number]):
-            return places
+        squares = [(int(left), int(top), int(side)) for (left, top), side in zip(corners, sides, strict=True)]
+        if not any(_overlap(a, b) for number, a in enumerate(squares) for b in squares[:number]):
+            return squares
 
 
 def _overlap(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
@@ -107,13 +107,13 @@ def _overlap(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
 
 
 def _ink(image: np.ndarray, side: int) -> np.ndarray:
-    """A digit enlarged to (side, side), in [0, 1]."""
+    """Returns a digit enlarged to (side, side), in [0, 1]."""
     enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(enlarged, np.float64) / 255
 
 
 def _box(label: str, ink: np.ndarray, left: int, top: int) -> TrueBox:
-    """Tight around the ink."""
+    """Returns the box that lies tightly around the ink."""
     rows, columns = np.nonzero(ink >= INK)
     return TrueBox(
         label,

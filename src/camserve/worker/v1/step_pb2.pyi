@@ -32,57 +32,73 @@ class Step(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "deadline_unix_s")
+    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "remaining_s", "digest")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOP_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_S_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     image: _explain_pb2.Image
     targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Target]
     tasks: _containers.RepeatedCompositeFieldContainer[Task]
     top_predictions: int
     precision: _explain_pb2.Precision
-    deadline_unix_s: float
-    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., deadline_unix_s: _Optional[float] = ...) -> None: ...
+    remaining_s: float
+    digest: bytes
+    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., remaining_s: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("position", "method", "curves", "start", "stop", "layer", "numbers", "ordered")
+    __slots__ = ("position", "method", "curves", "ranking", "start", "stop", "layer", "numbers", "ordered", "labels")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CURVES_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     ORDERED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     position: int
     method: _explain_pb2.MethodSpec
     curves: MapCurves
+    ranking: Ranking
     start: int
     stop: int
     layer: str
     numbers: _containers.RepeatedScalarFieldContainer[int]
     ordered: bool
-    def __init__(self, position: _Optional[int] = ..., method: _Optional[_Union[_explain_pb2.MethodSpec, _Mapping]] = ..., curves: _Optional[_Union[MapCurves, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., layer: _Optional[str] = ..., numbers: _Optional[_Iterable[int]] = ..., ordered: bool = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., method: _Optional[_Union[_explain_pb2.MethodSpec, _Mapping]] = ..., curves: _Optional[_Union[MapCurves, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., layer: _Optional[str] = ..., numbers: _Optional[_Iterable[int]] = ..., ordered: bool = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MapCurves(_message.Message):
-    __slots__ = ("saliency", "height", "width", "target", "steps")
+    __slots__ = ("saliency", "target", "steps")
     SALIENCY_FIELD_NUMBER: _ClassVar[int]
-    HEIGHT_FIELD_NUMBER: _ClassVar[int]
-    WIDTH_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
-    saliency: bytes
-    height: int
-    width: int
+    saliency: Array
     target: int
     steps: int
-    def __init__(self, saliency: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., target: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    def __init__(self, saliency: _Optional[_Union[Array, _Mapping]] = ..., target: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class Ranking(_message.Message):
+    __slots__ = ("attribution",)
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    attribution: Array
+    def __init__(self, attribution: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class Array(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory")
+    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory", "made", "version", "weights", "keeps_images")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -90,19 +106,34 @@ class StepReply(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class MadeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HITS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MISSES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MADE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_IMAGES_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ItemReply]
     stage_seconds: _containers.ScalarMap[str, float]
     worker: str
     memory_hits: int
     memory_misses: int
     device_memory: DeviceMemory
-    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ...) -> None: ...
+    made: _containers.ScalarMap[str, int]
+    version: str
+    weights: str
+    keeps_images: bool
+    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., made: _Optional[_Mapping[str, int]] = ..., version: _Optional[str] = ..., weights: _Optional[str] = ..., keeps_images: bool = ...) -> None: ...
 
 class DeviceMemory(_message.Message):
     __slots__ = ("device", "used_bytes", "limit_bytes")
@@ -135,22 +166,20 @@ class ItemResult(_message.Message):
     def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
 
 class Partial(_message.Message):
-    __slots__ = ("position", "queries", "targets", "height", "width", "sums", "order")
+    __slots__ = ("position", "queries", "sums", "order", "context", "labels")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
-    TARGETS_FIELD_NUMBER: _ClassVar[int]
-    HEIGHT_FIELD_NUMBER: _ClassVar[int]
-    WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     position: int
     queries: int
-    targets: int
-    height: int
-    width: int
-    sums: bytes
+    sums: Array
     order: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., targets: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., sums: _Optional[bytes] = ..., order: _Optional[_Iterable[int]] = ...) -> None: ...
+    context: Array
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., sums: _Optional[_Union[Array, _Mapping]] = ..., order: _Optional[_Iterable[int]] = ..., context: _Optional[_Union[Array, _Mapping]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")

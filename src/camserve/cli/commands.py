@@ -1,0 +1,508 @@
+"""Defines the command `camserve`; heavy imports are left to the command that needs them: `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camserve import __version__
+from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
+from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
+from camserve.types import BoxOptions, Explanation, Preprocessing, Target
+
+try:
+    import click
+except ImportError:
+    sys.exit("the command camserve needs click and rich: pip install 'camserve[cli]'")
+
+from camserve.cli import serving
+from camserve.cli.connection_options import Connection, connection_options, token
+from camserve.cli.extras import needs_extra
+from camserve.cli.serving import STORE_HELP
+from camserve.labels import parse_target_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from camserve.types import Progress, SaliencyMap
+
+_CALLERS_FAULT = (InvalidInput, NotFound, Unauthenticated, Unsupported)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0, 2 for what the caller can mend, 130 after Ctrl-C, 1 for anything else.
+    """
+    try:
+        return camserve.main(args=list(arguments), prog_name="camserve", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except CamserveError as error:
+        click.echo(f"camserve: {error}", err=True)
+        return 2 if isinstance(error, _CALLERS_FAULT) else 1
+    except OSError as error:  # a folder that cannot be written, for instance
+        click.echo(f"camserve: {error}", err=True)
+        return 1
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="camserve")
+def camserve() -> None:
+    """Predictions of an image classifier together with the saliency maps behind them."""
+
+
+@camserve.command()
+@click.option("--out", type=click.Path(path_type=Path), default="demo-output", show_default=True, help="For pictures.")
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
+def demo(out: Path, store: Path | None) -> None:
+    """Explain two photos over gRPC and write pictures.
+
+    Serves the default model on free ports of this machine, and stops it again.
+    """
+    with needs_extra("demo"):
+        from camserve.cli.demo import run_demo
+
+        run_demo(out, store)
+
+
+for _command in (*serving.COMMANDS, token):
+    camserve.add_command(_command)
+
+
+@camserve.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="A method with parameters, as `camserve methods` lists them; may be repeated.  [default: grad_cam]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="INDEX|LABEL|topK",
+    help="A class, or the K most probable ones (top3); may be repeated.  [default: top1]",
+)
+@click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME",
+    help="May be repeated: the maps of several layers are fused.  [default: the model's]",
+)
+@click.option(
+    "--fusion", type=click.Choice(["mean", "max"]), default="mean", show_default=True, help="Of several layers."
+)
+@click.option("--evaluate", is_flag=True, help="Also measure deletion and insertion (RISE protocol) of each map.")
+@click.option("--size", type=click.Choice(["input", "layer", "original"]), default="input", show_default=True)
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
+@connection_options
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
+@click.option("--allow-partial", is_flag=True, help="At the deadline, take the maps as far as they are.")
+@click.option(
+    "--priority", type=click.Choice(["interactive", "normal", "batch"]), help="Of a server.  [default: normal]"
+)
+@click.option("--watch", is_flag=True, help="Show predictions at once, and rewrite the pictures while they sharpen.")
+@click.option("--local", is_flag=True, help="Explain in this process, without a server.")
+@click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {STORE_HELP}")
+def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Explain IMAGE, with or without a server.
+
+    Prints predictions and costs, writes one picture for each method and target.
+    """
+    specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
+    wanted = [parse_target_text(text) for text in targets]
+    watch = out if options.pop("watch") else None
+    with needs_extra("worker" if options["local"] else "cli"):
+        from rich.console import Console
+
+        answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
+        _show(Console(), image, specs, answer, seconds)
+        for path in write_pictures(answer.maps, image.stem, out):
+            click.echo(path)
+
+
+def _timed_explanation(
+    image: Path, methods: list[MethodSpec], targets: list[Target], console: Console, watch: Path | None, **options: Any
+) -> tuple[Explanation, float]:
+    import time
+
+    from camserve.cli.terminal import query_bar
+
+    with _explainer(stream=watch is not None, **options) as ask:
+        start = time.perf_counter()
+        if watch is not None:
+            answer = _watched(ask(image, methods, targets), image, console, watch)
+        else:
+            with query_bar(console, image.name) as on_progress:
+                answer = ask(image, methods, targets, on_progress=on_progress)
+        return answer, time.perf_counter() - start
+
+
+@contextmanager
+def _explainer(
+    *,
+    local: bool,
+    stream: bool,
+    store: Path | None,
+    connection: Connection,
+    timeout_s: float | None,
+    model: str,
+    layers: tuple[str, ...],
+    boxes: bool,
+    priority: str | None,
+    allow_partial: bool,
+    **options: Any,
+) -> Iterator[Callable[..., Any]]:
+    """Yields `explain` of the engine, or `explain` or `stream` of a client, with the options filled in."""
+    from functools import partial
+
+    options |= {"boxes": BoxOptions() if boxes else None, "layer": layers}
+    if local:
+        if stream or priority or allow_partial:
+            raise InvalidOption("--watch, --priority and --allow-partial need a server: they do not go with --local")
+        from camserve.engine import Engine
+
+        yield partial(Engine.load(model or "lite0", store).explain, **options)
+    else:
+        options |= {"priority": priority or "normal", "allow_partial": allow_partial}
+        with connection.client(timeout_s) as client:
+            yield partial(client.stream if stream else client.explain, model=model, **options)
+
+
+def _watched(updates: Iterable[Progress | Explanation], image: Path, console: Console, out: Path) -> Explanation:
+    """Shows what comes in, writes the maps as far as they are known, and returns the final answer."""
+    from camserve.cli.terminal import live_view
+
+    with live_view(console, image.name) as show:
+        for update in updates:
+            if isinstance(update, Explanation):
+                return update
+            show(update.predictions, update.done, update.total)
+            write_pictures(update.maps, image.stem, out)
+    raise Internal("the stream ended without a reply")
+
+
+def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Explanation, seconds: float) -> None:
+    from camserve.cli.terminal import costs_table, predictions_table
+
+    console.print(predictions_table(f"{image.name} ({answer.model} {answer.version})", answer.predictions))
+    console.print(costs_table([(", ".join(map(method_text, methods)), seconds, answer.cost)]))
+    for saliency in answer.maps:
+        for note in _notes(saliency):
+            click.echo(f"{method_text(saliency.method)}, {saliency.target.label}: {note}")
+
+
+def _notes(saliency: SaliencyMap) -> Iterator[str]:
+    if saliency.degenerate:
+        yield "no positive evidence, the map is empty"
+    if (found := saliency.faithfulness) is not None:
+        yield f"insertion {found.insertion_auc:.3f}, deletion {found.deletion_auc:.3f}, overall {found.overall:.3f}"
+    for box in saliency.boxes:
+        yield f"x {box.left:.0f}..{box.right:.0f}, y {box.top:.0f}..{box.bottom:.0f}, score {box.score:.2f}"
+
+
+def write_pictures(maps: Iterable[SaliencyMap], stem: str, folder: Path) -> list[Path]:
+    """Writes `<stem>-<method>-<label>.png` for each map, and returns the paths.
+
+    The name gets -2, -3, ... where a method comes several times.
+    """
+    from camserve.finalise.render import file_stem
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for saliency in maps:
+        name = file_stem(stem, saliency)
+        candidates = (folder / f"{name}{suffix}.png" for suffix in ("", *(f"-{i}" for i in range(2, 10_000))))
+        paths.append(next(path for path in candidates if path not in paths))
+        _picture(saliency).save(paths[-1])
+    return paths
+
+
+def _picture(saliency: SaliencyMap) -> Image.Image:
+    """Returns the overlay, or the map in grey where it lies on nothing."""
+    if saliency.image is not None:
+        return saliency.overlay()
+    from PIL import Image
+
+    from camserve.finalise.render import grey_levels
+
+    return Image.fromarray(grey_levels(saliency.array))
+
+
+@camserve.command()
+@click.option("--model", default="lite0", show_default=True, help="Of the model store.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of JPEG, PNG or WebP images.")
+@click.option("--boxes", type=click.Path(path_type=Path), help="COCO JSON, Pascal VOC XML, or a folder of XML files.")
+@click.option("--benchmark", type=click.Choice(["digits"]), help="Scenes, boxes and a model that are shipped.")
+@click.option(
+    "--methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="One or several, separated by spaces; may be repeated.  [default: all]",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    type=click.Choice(["rise", "group_cam", "group_cam_paper"]),
+    multiple=True,
+    default=["rise", "group_cam_paper"],
+    show_default=True,
+    help="Of deletion and insertion; may be repeated.",
+)
+@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Images at most.  [default: all; 30 scenes of a benchmark]")
+@click.option("--sanity-images", type=click.IntRange(0), default=1, show_default=True, help="For the sanity check.")
+@click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="For the report.")
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
+def evaluate(methods: tuple[str, ...], **options: Any) -> None:
+    """Measure how far the maps of a model can be trusted.
+
+    Explains the images of a folder, or of a benchmark, and writes report.json, report.csv, report.md, curves and a
+    contact sheet. A run that was stopped is continued by the same command.
+    """
+    specs = [parse_method_text(text) for some in methods for text in some.split()]
+    with needs_extra("evaluation"):
+        from rich.console import Console
+
+        from camserve.evaluation.command import run as run_evaluation
+
+        for path in run_evaluation(methods=specs, console=Console(stderr=True), **options):
+            click.echo(path)
+
+
+@camserve.command()
+@click.argument("images", type=click.Path(path_type=Path), metavar="IMAGES_DIR")
+@click.option("--model", default="lite0", show_default=True, help="Of the model store.")
+@click.option("--groups", type=int, default=32, show_default=True, help="Of channels.")
+@click.option(
+    "--denoise",
+    type=float,
+    default=0,
+    show_default=True,
+    metavar="PERCENTILE",
+    help="Of each group's map, at or below which it is set to 0; 0: not at all.",
+)
+@click.option(
+    "--theta",
+    default="mean",
+    show_default=True,
+    metavar="mean|PERCENTILE",
+    help="Of the map: where it is above, the image stays sharp.",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["predicted", "folder"]),
+    default="predicted",
+    show_default=True,
+    help="Whose maps: the most probable class, or the label that the image's folder is named after.",
+)
+@click.option("--layer", default="", help="Name of the layer.  [default: the model's]")
+@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="augmented", show_default=True, help="For variants.")
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
+def augment(images: Path, groups: int, denoise: float, theta: str, out: Path, **options: Any) -> None:
+    """Write Group-CAM variants of images, for fine-tuning.
+
+    Each image of IMAGES_DIR and its subfolders stays sharp where its gradient-free Group-CAM map is high, and is
+    blurred elsewhere. A run that was stopped is continued by the same command. Broken images do not stop it; they are
+    named at the end, and the exit status is then 2.
+    """
+    with needs_extra("evaluation"):
+        from rich.console import Console
+
+        from camserve.evaluation.augment import Recipe
+        from camserve.evaluation.command import run_augment
+        from camserve.evaluation.variants import check
+
+        recipe = Recipe(groups, denoise, parse_theta(theta))
+        outcome = run_augment(images, recipe=recipe, out=out, console=Console(stderr=True), **options)
+        for name in outcome.empty:
+            click.echo(f"{name}: no positive evidence, no variant")
+        click.echo(f"{len(outcome.written)} variants written to {out}, {len(outcome.there)} were there")
+        check(outcome)
+
+
+def parse_theta(text: str) -> float | None:
+    """Returns the percentile in a text; None for `mean`.
+
+    Raises:
+        InvalidOption: the text is neither `mean` nor a number.
+    """
+    if text == "mean":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOption(f"--theta must be `mean` or a percentile, got {text!r}") from None
+
+
+@camserve.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
+@click.option("--name", help="Of the served model; for one SOURCE only.  [default: that of the source]")
+@click.option("--version", default="1.0", show_default=True, help="Of the served model.")
+@click.option("--weights", help="DEFAULT, a name of torchvision's weights, or a file (safetensors or a state dict).")
+@click.option("--labels", type=click.Path(path_type=Path), help="File of class names.")
+@click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
+@click.option("--licence", help="Of the weights.  [default: what is known of them]")
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path),
+    help="report.json of `camserve evaluate` on this model: a server's auto method goes by it.",
+)
+@click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
+@click.option("--crop", type=click.IntRange(1), metavar="PX", help="Side of the centre crop, the network's input.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from pixels in 0..1.")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="What they are then divided by.")
+@click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), default="bicubic")
+def archive(
+    sources: tuple[str, ...],
+    store: Path | None,
+    name: str | None,
+    resize: int | None,
+    crop: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: Any,
+    **options: Any,
+) -> None:
+    """Pack models for serving.
+
+    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of your
+    own, called without arguments, that returns the module; its package must be importable also where it is served.
+
+    --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights.
+    """
+    if name is not None and len(sources) > 1:
+        raise InvalidOption(f"--name is for one source, got {len(sources)}")
+    options["preprocessing"] = _preprocessing(resize, crop, mean, std, interpolation)
+    with needs_extra("worker"):
+        from camserve.archive import build_archive, model_store
+
+        for source in sources:
+            click.echo(build_archive(source, name=name, store=model_store(store), **options))
+
+
+def _preprocessing(
+    resize: int | None,
+    crop: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: Any,
+) -> Preprocessing | None:
+    if resize is None and crop is None and mean is None and std is None:
+        return None
+    if resize is None or crop is None or mean is None or std is None:
+        raise InvalidOption("--resize, --crop, --mean and --std come together")
+    return Preprocessing(resize_px=resize, crop_px=(crop, crop), mean=mean, std=std, interpolation=interpolation)
+
+
+@camserve.command()
+@connection_options
+@click.option("--store", type=click.Path(path_type=Path), help="List the archives of this directory instead.")
+def models(connection: Connection, store: Path | None) -> None:
+    """List the models of a server, or those of a model store."""
+    with needs_extra("cli"):
+        from rich.console import Console
+        from rich.table import Table
+
+        header, rows = _served(connection) if store is None else _stored(store)
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+
+
+def _served(connection: Connection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    with connection.client(10) as client:
+        served = client.models()
+    return ("model", "version", "ready"), [(model.name, model.version, _yes(model.ready)) for model in served]
+
+
+def _stored(store: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    from camserve.archive import archives, listed_models, read_card
+
+    rows: list[tuple[str, ...]] = []
+    for name in archives(store):
+        card = read_card(store / f"{name}.mar")
+        rows.append((name, card.version, card.architecture, "packed"))
+    for name, listed in listed_models(store).items():
+        if name not in archives(store):
+            rows.append((name, listed.version, listed.source, "packed on first use"))
+    return ("model", "version", "source", "archive"), rows
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+@camserve.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known of them, for programs.")
+@click.option("--model", help="With --json: the cost of each method at this model's default layer.")
+@click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
+def methods(as_json: bool, model: str | None, store: Path | None) -> None:
+    """List the methods with their parameters."""
+    if as_json:
+        import json
+
+        channels = None if model is None else _channels(model, store)
+        click.echo(json.dumps([describe_method(name, channels) for name in METHODS], indent=2))
+        return
+    for name, spec in METHODS.items():
+        click.echo(f"{name}: {spec.title}. {spec.paper}")
+        for parameter in spec.parameters():
+            click.echo(f"    {parameter.name}={parameter.default}  {parameter.description}")
+
+
+def _channels(model: str, store: Path | None) -> int:
+    """Returns the number of channels of the model's default layer."""
+    with needs_extra("worker"):
+        from camserve.engine import Engine
+
+        return Engine.load(model, store).info.layer("").channels
+
+
+def describe_method(name: str, channels: int | None = None) -> dict[str, Any]:
+    """Describes a method for JSON: name, title, paper, needs, cost, variants (the default first) and parameters.
+
+    The cost is for one target with default parameters at a layer of `channels` channels: images that go through the
+    network beyond the first forward pass, at most; null where it is not known or the defaults do not fit.
+
+    Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
+    exist, or depends on the layer.
+    """
+    from dataclasses import asdict
+
+    spec = METHODS[name]
+    parameters = [asdict(parameter) for parameter in spec.parameters()]
+    variants = next((parameter["choices"] for parameter in parameters if parameter["name"] == "variant"), ())
+    return {
+        "name": name,
+        "title": spec.title,
+        "paper": spec.paper,
+        "needs": spec.needs,
+        "cost": None if channels is None else spec.default_passes(channels),
+        "variants": variants,
+        "parameters": parameters,
+    }

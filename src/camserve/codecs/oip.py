@@ -1,0 +1,254 @@
+"""Speaks the Open Inference Protocol: reads inference requests, and writes explanations as responses.
+
+Clients of this protocol are others' (tritonclient, for instance), so only the server's direction is here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from camserve.codecs import texts
+from camserve.errors import InvalidImage, InvalidInput, InvalidOption
+from camserve.images import ImageContent
+from camserve.methods import GradCam
+from camserve.oip import inference_pb2 as pb
+from camserve.types import Explanation, ModelInfo
+from camserve.types.request import ExplainRequest, OutputOptions
+
+PLATFORM = "pytorch_camserve"
+SALIENCY = "saliency"
+PARAMETERS: Mapping[str, str] = {
+    "explain_method": "methods",
+    "explain_targets": "targets",
+    "explain_layers": "layers",
+    "explain_fusion": "fusion",
+    "explain_size": "size",
+    "explain_boxes": "boxes",
+    "explain_precision": "precision",
+    "explain_top_predictions": "top_predictions",
+    "explain_evaluate": "evaluate",
+    "explain_evaluation_steps": "evaluation_steps",
+    "explain_allow_partial": "allow_partial",
+    "priority": "priority",
+}
+"""Field of a request by the parameter that sets it; `timeout` is beside them."""
+
+_IMAGE = "image"
+_ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, 3]"
+_PIXELS: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+_PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """Holds an inference request as one of ours, and what its response shall look like."""
+
+    request: ExplainRequest
+    timeout_s: float | None
+    """Seconds that the client allows, beside the deadline of the call; None: it says nothing."""
+    outputs: tuple[str, ...]
+    """Names of the outputs, in the order of the response."""
+    id: str
+    raw: bool
+    """Whether arrays come and go as raw contents."""
+
+
+def decode(data: bytes) -> Inference:
+    """Returns what the bytes of a ModelInferRequest ask.
+
+    Raises:
+        InvalidInput: what is wrong, what was allowed and what came, as far as that shows without the model.
+    """
+    try:
+        message = pb.ModelInferRequest.FromString(data)
+    except DecodeError:
+        raise InvalidInput(f"not an {pb.ModelInferRequest.DESCRIPTOR.full_name}") from None
+    values: dict[str, Any] = {name: _value(parameter) for name, parameter in message.parameters.items()}
+    timeout_s = _timeout_s(values.pop("timeout", 0))
+    request = _request(_image(message), values)
+    request = replace(request, model=message.model_name, version=message.model_version)
+    outputs = _outputs(message.outputs)
+    if SALIENCY not in outputs:
+        request = _cheapest(request)
+    return Inference(request, timeout_s, outputs, message.id, bool(message.raw_input_contents))
+
+
+def model_name(data: bytes) -> str:
+    """Returns the model that a request names, even if `decode` refuses the request; "" where none can be read."""
+    try:
+        return pb.ModelInferRequest.FromString(data).model_name
+    except DecodeError:
+        return ""
+
+
+def encode(explanation: Explanation, inference: Inference) -> bytes:
+    """Returns the bytes of the ModelInferResponse to a request."""
+    message = pb.ModelInferResponse(model_name=explanation.model, model_version=explanation.version, id=inference.id)
+    for name in inference.outputs:
+        _add_output(message, inference.raw, name, _OUTPUTS[name].values(explanation))
+    described = {"cost": json.dumps(texts.cost_json(explanation.cost)), "request_id": explanation.request_id}
+    if SALIENCY in inference.outputs:
+        described["maps"] = json.dumps([texts.map_json(saliency) for saliency in explanation.maps])
+    for key, text in described.items():
+        message.parameters[key].string_param = text
+    message.parameters["complete"].bool_param = all(saliency.complete for saliency in explanation.maps)
+    return message.SerializeToString()
+
+
+def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
+    """Returns the inputs and outputs of a model."""
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=info.name,
+        versions=[info.version],
+        platform=PLATFORM,
+        inputs=[tensor(name=_IMAGE, datatype="BYTES", shape=[1])],
+        outputs=[
+            tensor(name=name, datatype=output.datatype, shape=[-1] * output.dimensions)
+            for name, output in _OUTPUTS.items()
+        ],
+    )
+
+
+def _request(image: ImageContent, values: dict[str, Any]) -> ExplainRequest:
+    for name in values:
+        if name not in PARAMETERS:
+            raise InvalidOption(f"unknown parameter {name!r}; there are {', '.join([*PARAMETERS, 'timeout'])}")
+    if "priority" in values:
+        values["priority"] = _priority(values["priority"])
+    return texts.request(image, PARAMETERS, values, encoding="float32", stacked=True)
+
+
+def _cheapest(request: ExplainRequest) -> ExplainRequest:
+    """Returns the request with the map that costs least, where nobody reads the maps."""
+    output = OutputOptions(size="layer", stacked=True)
+    return replace(request, methods=(GradCam(),), layers=(), output=output, evaluate=False)
+
+
+def _value(parameter: pb.InferParameter) -> bool | int | float | str | None:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)
+
+
+def _timeout_s(value: object) -> float | None:
+    """Returns the bound on the call's time in seconds; it comes in microseconds, and 0 means none."""
+    timeout_us = texts.whole("timeout", value)
+    if timeout_us < 0:
+        raise InvalidOption(f"timeout must be at least 0, got {timeout_us}")
+    return timeout_us / 1e6 or None
+
+
+def _priority(value: object) -> object:
+    """Returns the name of Triton's number, of which 1 is the most urgent and 0 the default; a name is left as it is."""
+    if isinstance(value, str) and not value.isdecimal():
+        return value
+    number = texts.whole("priority", value)
+    if number not in _PRIORITIES:
+        raise InvalidOption(
+            f"priority must be 0 (default), 1 (interactive), 2 (normal), 3 (batch) or such a name, got {number}"
+        )
+    return _PRIORITIES[number]
+
+
+def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+    names = [tensor.name for tensor in wanted]
+    if not set(names) <= set(OUTPUTS) or len(set(names)) < len(names):
+        raise InvalidInput(f"outputs are {', '.join(OUTPUTS)}, each once; got {names}")
+    for tensor in wanted:
+        if tensor.parameters:
+            raise InvalidInput(f"the output {tensor.name!r} has no parameters, got {sorted(tensor.parameters)}")
+    return tuple(names) or OUTPUTS
+
+
+def _image(request: pb.ModelInferRequest) -> ImageContent:
+    """Returns the image, from the contents or the raw contents."""
+    names = [tensor.name for tensor in request.inputs]
+    if names != [_IMAGE]:
+        raise InvalidInput(f"there must be one input, {_IMAGE!r}, got {names}")
+    tensor, raw = request.inputs[0], request.raw_input_contents
+    if tensor.parameters:
+        raise InvalidInput(f"the input {_IMAGE!r} has no parameters, got {sorted(tensor.parameters)}")
+    if raw and (len(raw) != 1 or tensor.contents.ByteSize()):
+        raise InvalidInput(f"data is in `contents` or in one entry of `raw_input_contents`, got {len(raw)} entries")
+    shape = list(tensor.shape)
+    if tensor.datatype == "BYTES" and shape in ([1], [1, 1]):
+        return _one_element(raw[0]) if raw else _one_of(tensor.contents.bytes_contents)
+    size = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+    if tensor.datatype not in _PIXELS or len(size) != 3 or size[2] != 3 or min(size) < 1:
+        raise InvalidImage(f"the input {_IMAGE!r} must be {_ALLOWED}, got {tensor.datatype} {shape}")
+    dtype = _PIXELS[tensor.datatype]
+    data = raw[0] if raw else _from_numbers(tensor.contents, dtype)
+    expected = dtype.itemsize * math.prod(size)
+    if len(data) != expected:
+        raise InvalidImage(f"an image tensor of shape {size} has {expected} bytes, got {len(data)}")
+    return np.frombuffer(data, dtype).reshape(size)
+
+
+def _one_element(raw: bytes) -> bytes:
+    """Returns the only element of a raw BYTES tensor, which has its length before it."""
+    length = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else -1
+    if length != len(raw) - 4:
+        raise InvalidImage(
+            f"raw BYTES are the image's length in 4 bytes, little-endian, then the image; got {len(raw)} bytes"
+            + (f" that begin with the length {length}" if length >= 0 else "")
+        )
+    return raw[4:]
+
+
+def _one_of(elements: Sequence[bytes]) -> bytes:
+    if len(elements) != 1:
+        raise InvalidImage(f"a BYTES tensor of shape [1] has one element, got {len(elements)}")
+    return elements[0]
+
+
+def _from_numbers(contents: pb.InferTensorContents, dtype: np.dtype[Any]) -> bytes:
+    if dtype.kind == "f":
+        return np.array(contents.fp32_contents, dtype).tobytes()
+    values = np.array(contents.uint_contents, np.uint32)
+    if values.size and values.max() > 255:
+        raise InvalidImage(f"UINT8 elements must be 0..255, got {values.max()}")
+    return values.astype(dtype).tobytes()
+
+
+@dataclass(frozen=True)
+class _Output:
+    datatype: str
+    dimensions: int
+    values: Callable[[Explanation], np.ndarray | list[bytes]]
+
+
+_OUTPUTS = {
+    "probabilities": _Output("FP32", 1, lambda found: np.array([p.probability for p in found.predictions], "<f4")),
+    "class_indices": _Output("INT64", 1, lambda found: np.array([p.index for p in found.predictions], "<i8")),
+    "labels": _Output("BYTES", 1, lambda found: [prediction.label.encode() for prediction in found.predictions]),
+    SALIENCY: _Output("FP32", 3, lambda found: np.stack([saliency.array.astype("<f4") for saliency in found.maps])),
+}
+OUTPUTS = tuple(_OUTPUTS)
+
+
+def _add_output(message: pb.ModelInferResponse, raw: bool, name: str, values: np.ndarray | list[bytes]) -> None:
+    """Appends an output to a response, its elements raw or in the contents."""
+    datatype = _OUTPUTS[name].datatype
+    output = message.outputs.add(
+        name=name, datatype=datatype, shape=values.shape if isinstance(values, np.ndarray) else [len(values)]
+    )
+    if raw:
+        message.raw_output_contents.append(_packed(values))
+    elif isinstance(values, list):
+        output.contents.bytes_contents.extend(values)
+    else:
+        getattr(output.contents, f"{datatype.lower()}_contents").extend(values.ravel().tolist())
+
+
+def _packed(values: np.ndarray | list[bytes]) -> bytes:
+    if isinstance(values, list):
+        return b"".join(struct.pack("<I", len(value)) + value for value in values)
+    return values.tobytes()

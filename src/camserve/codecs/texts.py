@@ -1,0 +1,169 @@
+"""Serves the doors that have no typed messages: options by name, and JSON of what an answer says.
+
+The value of an option is a text, a number, true or false, or, where JSON is spoken, a list or an object. `FIELDS` says
+how the value of each becomes a field of the request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from camserve.errors import InvalidOption
+from camserve.images import ImageContent
+from camserve.labels import parse_target_text
+from camserve.methods import GradCam, MethodSpec, number_or_text, parse_method, parse_method_text
+from camserve.types import BoxOptions, Cost, SaliencyMap, Target
+from camserve.types.request import ExplainRequest, OutputOptions
+
+_OF_OUTPUT = ("size", "boxes")
+
+
+def request(image: ImageContent, names: Mapping[str, str], values: Mapping[str, Any], **output: Any) -> ExplainRequest:
+    """Returns the request that options by name make.
+
+    Args:
+        image: the image to explain.
+        names: field of the request by option name.
+        values: values of the options that came, by name; each has a field.
+        output: output options that the door itself decides.
+
+    Raises:
+        InvalidOption: a value does not have the form of its option, or is not allowed.
+    """
+    fields = {names[name]: FIELDS[names[name]](name, value) for name, value in values.items()}
+    output |= {field: fields.pop(field) for field in _OF_OUTPUT if field in fields}
+    return ExplainRequest(image, output=OutputOptions(**output), **fields)
+
+
+def methods(name: str, value: Any) -> tuple[MethodSpec, ...]:
+    """Returns the methods of `grad_cam group_cam:groups=16`, or of a list of such texts and of objects with a name."""
+    if isinstance(value, list):
+        return tuple(_method(name, each) for each in value) or (GradCam(),)
+    texts = filter(None, re.split(r"[;\s]+", text(name, value)))
+    return tuple(parse_method_text(each) for each in texts) or (GradCam(),)
+
+
+def _method(name: str, value: Any) -> MethodSpec:
+    if isinstance(value, str):
+        return parse_method_text(value)
+    if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+        raise InvalidOption(f"{name}: a method is a text, or an object with its name and parameters, got {value!r}")
+    parameters = {
+        key: number_or_text(item) if isinstance(item, str) else item for key, item in value.items() if key != "name"
+    }
+    return parse_method(value["name"].strip().replace("-", "_"), parameters)
+
+
+def targets(name: str, value: Any) -> tuple[Target, ...]:
+    """Returns the targets of `281,tabby,top3`, or of a list of class indices and such texts."""
+    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return tuple(_target(name, each) for each in values if not (isinstance(each, str) and not each.strip()))
+
+
+def _target(name: str, value: Any) -> Target:
+    if isinstance(value, str):
+        return parse_target_text(value.strip())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Target(index=value)
+    raise InvalidOption(f"{name}: a target is a class index, a label or topK, got {_shown(value)}")
+
+
+def layers(name: str, value: Any) -> tuple[str, ...]:
+    """Returns the names of `stem,features`, or of a list of names."""
+    values = value if isinstance(value, list) else text(name, value).split(",")
+    return tuple(filter(None, (text(name, each).strip() for each in values)))
+
+
+def boxes(name: str, value: Any) -> BoxOptions | None:
+    """Returns the options of `true`, of a threshold, or of either followed by `all`: a box around each component."""
+    words = str(value).lower().split()
+    everything = words[-1:] == ["all"]
+    if words == ["false"]:
+        return None
+    if words in (["true"], ["true", "all"], ["all"]):
+        return BoxOptions(all_components=everything)
+    try:
+        (threshold,) = map(float, words[: len(words) - everything])
+    except ValueError:  # no number, or another number of words
+        raise InvalidOption(
+            f"{name} must be true, false or a threshold, perhaps followed by all, got {_shown(value)}"
+        ) from None
+    return BoxOptions(threshold, everything)
+
+
+def text(name: str, value: Any) -> str:
+    """Returns the value of an option that is a text."""
+    if isinstance(value, str):
+        return value
+    raise InvalidOption(f"{name} must be a text, got {_shown(value)}")
+
+
+def whole(name: str, value: Any) -> int:
+    """Returns a whole number; some clients can only send it as a text."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip(), re.ASCII):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise InvalidOption(f"{name} must be a whole number, got {_shown(value)}")
+
+
+def switch(name: str, value: Any) -> bool:
+    """Returns true or false, which may be a text as well."""
+    found = {"true": True, "false": False}.get(str(value).strip().lower())
+    if found is None:
+        raise InvalidOption(f"{name} must be true or false, got {_shown(value)}")
+    return found
+
+
+def _unread(name: str, value: Any) -> Any:
+    """Returns the value unchanged, because the request checks it itself."""
+    return value
+
+
+FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
+    "methods": methods,
+    "targets": targets,
+    "layers": layers,
+    "fusion": _unread,
+    "size": _unread,
+    "boxes": boxes,
+    "precision": _unread,
+    "top_predictions": whole,
+    "evaluate": switch,
+    "evaluation_steps": whole,
+    "allow_partial": switch,
+    "priority": _unread,
+    "version": text,
+}
+"""Functions by field that make its value from an option's name and value; a wrong form raises InvalidOption."""
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+def map_json(saliency: SaliencyMap) -> dict[str, Any]:
+    """Returns the description of a map, without its pixels."""
+    described: dict[str, Any] = {
+        "method": saliency.method.name,
+        "parameters": asdict(saliency.method),
+        "target": asdict(saliency.target),
+        "layers": list(saliency.layers),
+        "complete": saliency.complete,
+        "fraction": saliency.fraction,
+        "degenerate": saliency.degenerate,
+        "boxes": [asdict(box) for box in saliency.boxes],
+    }
+    if saliency.choice:
+        described["choice"] = saliency.choice
+    if (found := saliency.faithfulness) is not None:
+        described |= {"insertion_auc": found.insertion_auc, "deletion_auc": found.deletion_auc}
+    return described
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """Returns what an explanation took."""
+    return vars(cost) | {"stage_seconds": dict(cost.stage_seconds)}

@@ -1,0 +1,438 @@
+"""Speaks the typed gRPC API, `camserve.v1`: requests, replies, streams and models, in both directions.
+
+Servers and clients use the same functions. Large messages take time: servers call the functions on bytes in a thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError
+from PIL import Image
+
+from camserve import images, methods
+from camserve.codecs.fields import from_message, to_message
+from camserve.errors import Internal, InvalidImage, InvalidInput, InvalidOption
+from camserve.finalise.encode import decode, encode
+from camserve.finalise.render import background
+from camserve.images import ImageContent
+from camserve.types import (
+    DEFAULT_CURVE_STEPS,
+    Box,
+    BoxOptions,
+    Cost,
+    Explanation,
+    Faithfulness,
+    InputView,
+    Layer,
+    MethodInfo,
+    Model,
+    ModelInfo,
+    ModelSummary,
+    Precision,
+    Prediction,
+    Progress,
+    SaliencyMap,
+    StreamOptions,
+    Target,
+)
+from camserve.types.request import DEFAULT_PREDICTIONS, ExplainRequest, OutputOptions
+from camserve.v1 import explain_pb2 as pb
+
+
+def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
+    """Returns the message of a request.
+
+    Raises:
+        InvalidOption: a number is too large for its field.
+    """
+    output = request.output
+    try:
+        return to_message(
+            pb.ExplainRequest,
+            request,
+            image=image_to_proto(request.image),
+            methods=[method_to_proto(method) for method in request.methods],
+            targets=[target_to_proto(target) for target in request.targets],
+            fusion=request.fusion.upper(),
+            output=to_message(
+                pb.Output,
+                output,
+                size=output.size.upper(),
+                encoding=output.encoding.upper(),
+                boxes=None if output.boxes is None else to_message(pb.BoxOptions, output.boxes),
+            ),
+            precision=request.precision.upper(),
+            priority=request.priority.upper(),
+            stream=to_message(pb.StreamOptions, request.stream),
+        )
+    except ValueError as error:  # from protobuf: a number beyond 32 bits, for instance
+        raise InvalidOption(f"an option is out of range: {error}") from None
+
+
+def request_from_bytes(data: bytes) -> ExplainRequest:
+    """Returns the request of a serialized message.
+
+    Raises:
+        InvalidInput: it is no such message, or something in it is unknown or out of range.
+    """
+    try:
+        message = pb.ExplainRequest.FromString(data)
+    except DecodeError:
+        raise InvalidInput("the message is not a camserve.v1.ExplainRequest") from None
+    return request_from_proto(message)
+
+
+def model_name(data: bytes) -> str:
+    """Returns the model that a request names, whatever else is wrong with it; "" where none can be read."""
+    try:
+        return pb.ExplainRequest.FromString(data).model
+    except DecodeError:
+        return ""
+
+
+def request_from_proto(message: pb.ExplainRequest) -> ExplainRequest:
+    """Returns the request of a message; what is not set takes its default.
+
+    Raises:
+        InvalidInput: something is unknown or out of range.
+    """
+    return from_message(
+        ExplainRequest,
+        message,
+        image=image_from_proto(message.image),
+        methods=tuple(method_from_proto(method) for method in message.methods) or (methods.GradCam(),),
+        targets=tuple(target_from_proto(target) for target in message.targets),
+        fusion=_name("fusion", pb.Fusion, message.fusion, "mean"),
+        output=_output_from_proto(message.output),
+        top_predictions=message.top_predictions or DEFAULT_PREDICTIONS,
+        precision=precision_from_proto(message.precision),
+        evaluation_steps=message.evaluation_steps or DEFAULT_CURVE_STEPS,
+        priority=_name("priority", pb.Priority, message.priority, "normal"),
+        stream=StreamOptions(**_set_fields(message.stream)),
+    )
+
+
+def _output_from_proto(message: pb.Output) -> OutputOptions:
+    return OutputOptions(
+        size=_name("size", pb.Output.Size, message.size, "input"),
+        encoding=_name("encoding", pb.Output.Encoding, message.encoding, "float32"),
+        colormap=message.colormap or "jet",
+        opacity=message.opacity if message.HasField("opacity") else 0.5,
+        boxes=BoxOptions(**_set_fields(message.boxes)) if message.HasField("boxes") else None,
+    )
+
+
+def _set_fields(message: Any) -> dict[str, Any]:
+    return {field.name: value for field, value in message.ListFields()}
+
+
+def reply_to_proto(explanation: Explanation, maps: Iterable[pb.SaliencyMap]) -> pb.ExplainReply:
+    """Returns the message of an explanation, with encoded maps instead of its own."""
+    return to_message(
+        pb.ExplainReply,
+        explanation,
+        predictions=[prediction_to_proto(prediction) for prediction in explanation.predictions],
+        maps=maps,
+        input=view_to_proto(explanation.input),
+        cost=to_message(pb.Cost, explanation.cost, precision=explanation.cost.precision.upper()),
+    )
+
+
+def maps_to_proto(maps: Iterable[SaliencyMap], output: OutputOptions, max_bytes: int) -> list[pb.SaliencyMap]:
+    """Returns the messages of maps, encoded one after the other, so that few maps are in memory at once.
+
+    Raises:
+        InvalidOption: the encoded maps have more than `max_bytes` bytes together.
+    """
+    messages, size = [], 0
+    for saliency in maps:
+        data = encode(saliency, output.encoding, saliency.image, output.colormap, output.opacity)
+        size += len(data)
+        if size > max_bytes:
+            raise InvalidOption(f"a reply may have at most {max_bytes} bytes: ask for fewer classes")
+        messages.append(_map_to_proto(saliency, output.encoding, data))
+    return messages
+
+
+def _map_to_proto(saliency: SaliencyMap, encoding: str, data: bytes) -> pb.SaliencyMap:
+    return to_message(
+        pb.SaliencyMap,
+        saliency,
+        method=method_to_proto(saliency.method),
+        target=prediction_to_proto(saliency.target),
+        shape=saliency.array.shape,
+        encoding=encoding.upper(),
+        data=data,
+        minimum=saliency.value_range[0],
+        maximum=saliency.value_range[1],
+        boxes=[to_message(pb.Box, box) for box in saliency.boxes],
+        faithfulness=None if saliency.faithfulness is None else to_message(pb.Faithfulness, saliency.faithfulness),
+    )
+
+
+def explanation_from_proto(reply: pb.ExplainReply, request: ExplainRequest) -> Explanation:
+    """Returns the answer to a request, its maps lying on the image that was sent.
+
+    Raises:
+        Internal: the reply contradicts itself.
+    """
+    return from_message(
+        Explanation,
+        reply,
+        predictions=predictions_from_proto(reply.predictions),
+        maps=_maps_from_proto(reply.maps, reply.input, request),
+        input=view_from_proto(reply.input),
+        cost=from_message(Cost, reply.cost, precision=precision_from_proto(reply.cost.precision)),
+    )
+
+
+def _maps_from_proto(
+    messages: Sequence[pb.SaliencyMap], view: pb.InputView, request: ExplainRequest
+) -> tuple[SaliencyMap, ...]:
+    if not messages:
+        return ()
+    image, size = None, request.output.size
+    if size != "layer":  # the server took the image: its limits count, not ours
+        image = background(images.picture(request.image), view_from_proto(view), size)
+    try:
+        return tuple(_map_from_proto(message, image) for message in messages)
+    except (ValueError, InvalidOption) as error:
+        raise Internal(f"the server's reply is malformed: {error}") from None
+
+
+def _map_from_proto(message: pb.SaliencyMap, image: Image.Image | None) -> SaliencyMap:
+    height, width = message.shape
+    found = message.faithfulness
+    curves = Faithfulness(found.protocol, np.array(found.deletion), np.array(found.insertion))
+    return from_message(
+        SaliencyMap,
+        message,
+        method=method_from_proto(message.method),
+        target=prediction_from_proto(message.target),
+        array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width)),
+        value_range=(message.minimum, message.maximum),
+        boxes=tuple(from_message(Box, box) for box in message.boxes),
+        image=image,
+        faithfulness=curves if message.HasField("faithfulness") else None,
+    )
+
+
+def predictions_from_proto(messages: Iterable[pb.Prediction]) -> tuple[Prediction, ...]:
+    """Returns the predictions of messages."""
+    return tuple(prediction_from_proto(message) for message in messages)
+
+
+def progress_to_proto(progress: Progress, view: InputView, output: OutputOptions, max_bytes: int) -> pb.Progress:
+    """Returns the message of how far a request has come; raises as `maps_to_proto`."""
+    return to_message(
+        pb.Progress,
+        progress,
+        predictions=[prediction_to_proto(prediction) for prediction in progress.predictions],
+        maps=maps_to_proto(progress.maps, output, max_bytes),
+        input=view_to_proto(view),
+    )
+
+
+def update_from_proto(message: pb.ExplainUpdate, request: ExplainRequest) -> Progress | Explanation:
+    """Returns what one message of a stream says; raises as `explanation_from_proto`."""
+    if message.WhichOneof("update") == "reply":
+        return explanation_from_proto(message.reply, request)
+    progress = message.progress
+    maps = _maps_from_proto(progress.maps, progress.input, request)
+    return Progress(progress.done, progress.total, predictions_from_proto(progress.predictions), maps)
+
+
+def summaries_from_proto(reply: pb.ListModelsReply) -> tuple[ModelSummary, ...]:
+    """Returns the models of a server."""
+    return tuple(from_message(ModelSummary, model) for model in reply.models)
+
+
+def served_model_to_proto(info: ModelInfo, ready: bool) -> pb.Model:
+    """Returns the message of a model with its methods, each with its cost at the default layer."""
+    message = model_to_proto(info)
+    message.ready = ready
+    channels = info.layer("").channels
+    message.methods.extend(_method_to_proto(name, spec, channels) for name, spec in methods.METHODS.items())
+    return message
+
+
+def served_model_from_proto(message: pb.Model) -> Model:
+    """Returns a model with its methods."""
+    info = model_from_proto(message)
+    values = {each.name: getattr(info, each.name) for each in dataclasses.fields(info)}
+    offered = tuple(_method_info_from_proto(method) for method in message.methods)
+    return Model(**values, ready=message.ready, methods=offered)
+
+
+def _method_to_proto(name: str, spec: type[methods.MethodSpec], channels: int) -> pb.Method:
+    parameters = [to_message(pb.Parameter, each, default=str(each.default)) for each in spec.parameters()]
+    queries = spec.default_passes(channels) or 0
+    return to_message(pb.Method, spec, name=name, parameters=parameters, queries=queries)
+
+
+def _method_info_from_proto(message: pb.Method) -> MethodInfo:
+    return from_message(MethodInfo, message, parameters=tuple(map(_parameter_from_proto, message.parameters)))
+
+
+def _parameter_from_proto(message: pb.Parameter) -> methods.Parameter:
+    default = {"integer": int, "number": float}.get(message.type, str)(message.default)
+    return from_message(methods.Parameter, message, default=default)
+
+
+def method_to_proto(spec: methods.MethodSpec) -> pb.MethodSpec:
+    """Returns the message of a method with every parameter set; raises InvalidOption for a number too large."""
+    message = pb.MethodSpec()
+    body = getattr(message, spec.name)
+    body.SetInParent()
+    for parameter in spec.parameters():
+        value = getattr(spec, parameter.name)
+        descriptor = body.DESCRIPTOR.fields_by_name[parameter.name]
+        try:
+            setattr(body, parameter.name, _enum(descriptor, value) if parameter.choices else value)
+        except ValueError:
+            raise InvalidOption(f"{spec.name}: {parameter.name} must be below 2**32, got {value}") from None
+    return message
+
+
+def method_from_proto(message: pb.MethodSpec) -> methods.MethodSpec:
+    """Returns the method of a message; fields that are not set take their defaults.
+
+    Raises:
+        InvalidOption: no method is set, or a parameter is outside its range.
+    """
+    name = message.WhichOneof("method")
+    if name is None:
+        raise InvalidOption(f"a method spec names no method; there are {', '.join(methods.METHODS)}")
+    body = getattr(message, name)
+    return methods.parse_method(name, {field.name: _value(field, value) for field, value in body.ListFields()})
+
+
+def _enum(field: FieldDescriptor, choice: str) -> int:
+    assert field.enum_type is not None, "a parameter with choices is an enum in the proto"
+    return int(field.enum_type.values_by_name[choice.upper()].number)
+
+
+def _value(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is None:
+        return value
+    known = field.enum_type.values_by_number.get(value)
+    if known is None:
+        raise InvalidOption(f"{field.name}: unknown enum value {value}")
+    return known.name.lower()
+
+
+def target_to_proto(target: Target) -> pb.Target:
+    """Returns the message of a target; raises InvalidOption for a number too large for its field."""
+    try:
+        return pb.Target(index=target.index, label=target.label, top_k=target.top_k)
+    except ValueError:
+        raise InvalidOption(f"a class index or top_k must be 0..2**32-1, got {target.index or target.top_k}") from None
+
+
+def target_from_proto(message: pb.Target) -> Target:
+    """Returns the target of a message; raises InvalidOption when nothing is set."""
+    kind = message.WhichOneof("target")
+    return Target() if kind is None else Target(**{kind: getattr(message, kind)})
+
+
+def prediction_to_proto(prediction: Prediction) -> pb.Prediction:
+    """Returns the message of a prediction."""
+    return to_message(pb.Prediction, prediction)
+
+
+def precision_from_proto(value: int) -> Precision:
+    """Returns the precision of a number, 0 being the default; raises InvalidOption for an unknown one."""
+    return cast("Precision", _name("precision", pb.Precision, value, "exact"))
+
+
+def prediction_from_proto(message: pb.Prediction) -> Prediction:
+    """Returns the prediction of a message."""
+    return from_message(Prediction, message)
+
+
+def view_to_proto(view: InputView) -> pb.InputView:
+    """Returns the message of a view."""
+    left, top, right, bottom = view.crop
+    return pb.InputView(
+        original_height=view.original_size[0],
+        original_width=view.original_size[1],
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        height=view.size[0],
+        width=view.size[1],
+    )
+
+
+def view_from_proto(message: pb.InputView) -> InputView:
+    """Returns the view of a message."""
+    return InputView(
+        original_size=(message.original_height, message.original_width),
+        crop=(message.left, message.top, message.right, message.bottom),
+        size=(message.height, message.width),
+    )
+
+
+def _name(what: str, names: Any, value: int, default: str) -> Any:
+    """Returns the name of a number of a protobuf enum, in lower case; 0 stands for the default."""
+    if value == 0:
+        return default
+    if value not in names.values():
+        raise InvalidOption(f"unknown {what} {value}")
+    return names.Name(value).lower()
+
+
+def image_to_proto(image: ImageContent) -> pb.Image:
+    """Returns the message of an image; a picture becomes a PNG file.
+
+    Raises:
+        InvalidImage: an array is neither uint8 nor float32.
+    """
+    if isinstance(image, Image.Image):
+        image = images.png(image)
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    kinds = {"uint8": pb.Tensor.UINT8, "float32": pb.Tensor.FLOAT32}
+    if image.dtype.name not in kinds:
+        raise InvalidImage(f"an image array must be uint8 or float32, got {image.dtype}")
+    little = image.astype(image.dtype.newbyteorder("<"), copy=False)
+    return pb.Image(tensor=pb.Tensor(data_type=kinds[image.dtype.name], shape=image.shape, data=little.tobytes()))
+
+
+def image_from_proto(message: pb.Image) -> bytes | np.ndarray:
+    """Returns the image of a message; raises InvalidImage when none is set, or type, shape and data do not fit."""
+    content = message.WhichOneof("content")
+    if content is None:
+        raise InvalidImage("no image: set image.encoded or image.tensor")
+    if content == "encoded":
+        return message.encoded
+    tensor = message.tensor
+    dtypes = {pb.Tensor.UINT8: "u1", pb.Tensor.FLOAT32: "<f4"}
+    if tensor.data_type not in dtypes:
+        raise InvalidImage("an image tensor's data_type must be UINT8 or FLOAT32")
+    dtype, shape = np.dtype(dtypes[tensor.data_type]), tuple(tensor.shape)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise InvalidImage(f"an image tensor's shape must be [height, width, 3], got {list(shape)}")
+    expected = dtype.itemsize * shape[0] * shape[1] * 3
+    if len(tensor.data) != expected:
+        raise InvalidImage(f"an image tensor of shape {list(shape)} has {expected} bytes, got {len(tensor.data)}")
+    return np.frombuffer(tensor.data, dtype).reshape(shape)
+
+
+def model_to_proto(info: ModelInfo) -> pb.Model:
+    """Returns the message of a model without `ready` and `methods`."""
+    height, width = info.input_size
+    layers = [to_message(pb.Layer, layer) for layer in info.layers]
+    return to_message(pb.Model, info, input_height=height, input_width=width, layers=layers)
+
+
+def model_from_proto(message: pb.Model) -> ModelInfo:
+    """Returns the model of a message without `ready` and `methods`."""
+    layers = tuple(from_message(Layer, layer) for layer in message.layers)
+    return from_message(ModelInfo, message, input_size=(message.input_height, message.input_width), layers=layers)

@@ -1,0 +1,317 @@
+"""Gathers what has come in of a request, and makes the items that ask for the rest.
+
+The gateway, the engine and the handler share it.
+
+A *position* is the index of a part of the request. Behind the parts come the *follow-ups*, which can be asked only when
+the sums before them are complete: first the rankings (of XRAI's attributions, one for each part that has one), then the
+deletion and insertion curves of every map.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from camserve.finalise.finish import finished, ranking_of
+from camserve.finalise.maps import faithfulness, final_map
+from camserve.labels import with_label
+from camserve.types import (
+    BoxOptions,
+    Cost,
+    Faithfulness,
+    Item,
+    ItemResult,
+    MapCurves,
+    MapSize,
+    Partial,
+    Ranking,
+    SaliencyMap,
+    Target,
+    Task,
+)
+from camserve.types.request import FittedRequest
+
+WORKER_STAGES = ("decode", "forward", "queries")
+EVALUATION = "evaluation"
+"""Name under which queries of deletion and insertion curves are counted, beside the methods' names."""
+
+FollowUp = Ranking | MapCurves
+Range = tuple[int, int, int]
+"""Position of a part or follow-up, and the start and stop of a range of its queries."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Holds what is known of an opened request at one moment; later answers do not change it."""
+
+    fitted: FittedRequest
+    opening: ItemResult
+    partials: Mapping[int, Partial]
+    """Merged partials by position."""
+    answered: Mapping[int, int]
+    """Number of queries answered, by position."""
+    curves: Sequence[int]
+    """Positions of the curves of the maps, in the maps' order; empty where there are none."""
+
+    def fraction(self, positions: Iterable[int]) -> float:
+        """Returns the share of the queries of these parts that has been answered."""
+        targets = len(self.opening.targets)
+        total = done = 0
+        for position in positions:
+            total += self.fitted.part(position).queries(targets)
+            done += self.answered.get(position, 0)
+            if self.fitted.part(position).method.ranked:
+                total += 1
+                done += self.answered.get(ranking_position(self.fitted, position), 0)
+        return done / total if total else 1.0
+
+    def map_sums(self, position: int) -> np.ndarray:
+        """Returns the sums that the map of a part is made of, (targets, h, w); zeros where nothing was answered."""
+        part, targets = self.fitted.part(position), len(self.opening.targets)
+        if (ranked := self.partials.get(ranking_position(self.fitted, position))) is not None:
+            return ranked.sums
+        if (partial := self.partials.get(position)) is None:
+            return np.zeros((targets, *part.sums_size(self.opening.view.size)))
+        return finished(part.method, partial)
+
+    def faithfulness(self, number: int) -> Faithfulness | None:
+        """Returns both curves of the map of this number, if all their points are there."""
+        if number >= len(self.curves):
+            return None
+        partial = self.partials.get(self.curves[number])
+        complete = partial is not None and self.answered.get(self.curves[number]) == partial.sums.size
+        return faithfulness(partial.sums) if partial is not None and complete else None
+
+
+def ranking_position(fitted: FittedRequest, position: int) -> int:
+    """Returns the position of the ranking of a part; -1 for a part that has none."""
+    ranked = [at for at, part in enumerate(fitted.parts) if part.method.ranked]
+    return len(fitted.parts) + ranked.index(position) if position in ranked else -1
+
+
+def rankings(fitted: FittedRequest) -> int:
+    """Returns how many parts are ranked once their sums are complete."""
+    return sum(part.method.ranked for part in fitted.parts)
+
+
+def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | None = None) -> Iterator[SaliencyMap]:
+    """Yields for each method one final map for each target: the one place where merged sums become maps.
+
+    Args:
+        known: what was asked, and what has come in; a map is complete if all of it has.
+        size: size of the maps; None means what the request asks, boxes included.
+        boxes: boxes to find; counts only where a size is given.
+
+    Raises:
+        Unsupported: the network's activations or scores are not finite.
+    """
+    fitted, output, number = known.fitted, known.fitted.request.output, 0
+    if size is None:
+        size, boxes = output.size, output.boxes
+    for index, (method, positions) in enumerate(fitted.parts.positions()):
+        fraction = known.fraction(positions)
+        sums = [known.map_sums(position) for position in positions]
+        for row, target in enumerate(known.opening.targets):
+            saliency = final_map(
+                [one[row] for one in sums],
+                method=method,
+                target=with_label(target, fitted.model.labels),
+                layers=[layer.name for layer in fitted.parts.layers_of(method)],
+                view=known.opening.view,
+                fusion=fitted.request.fusion,
+                size=size,
+                boxes=boxes,
+                complete=fraction == 1,
+            )
+            choice = fitted.choices.get(index, "")
+            yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number))
+            number += 1
+
+
+def follow_ups(known: Snapshot) -> dict[int, FollowUp]:
+    """Returns what can be asked now that everything before it is complete, by position; empty where nothing is left.
+
+    The maps whose curves are asked are made here, which takes time: a server calls it in a thread.
+    """
+    fitted = known.fitted
+    first = len(fitted.parts)
+    behind = first + rankings(fitted)
+    if behind > first and first not in known.partials:
+        found = [
+            ranking_of(part.method, known.partials[at]) for at, part in enumerate(fitted.parts) if part.method.ranked
+        ]
+        return {first + number: ranking for number, ranking in enumerate(found) if ranking is not None}
+    if fitted.request.evaluate and not known.curves:
+        steps = fitted.request.evaluation_steps
+        return {
+            behind + number: MapCurves(saliency.array, saliency.target.index, steps)
+            for number, saliency in enumerate(maps_of(known, "input"))
+        }
+    return {}
+
+
+class Results:
+    """Gathers what has come in of one request.
+
+    `take` and `item` must be called in order from one thread; `merge` may be called from any.
+    """
+
+    def __init__(self, fitted: FittedRequest) -> None:
+        self.fitted = fitted
+        self.opening: ItemResult | None = None
+        self.follow_ups: dict[int, FollowUp] = {}
+        """Follow-ups that have been asked, by position."""
+        self._lock = threading.Lock()
+        self._partials: dict[int, Partial] = {}
+        self._answered: dict[int, int] = {}
+        self._made: Counter[int] = Counter()
+        self._orders: dict[int, tuple[int, ...]] = {}
+        self._labels: dict[int, tuple[int, ...]] = {}
+        self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
+        self._steps = 0
+        self._worker = ""
+
+    @property
+    def answered(self) -> int:
+        """Number of queries answered: the progress of the request."""
+        with self._lock:
+            return sum(self._answered.values())
+
+    @property
+    def total(self) -> int:
+        """Number of queries asked, as far as it is known; without the curves until they are asked."""
+        fitted = self.fitted
+        targets = fitted.max_targets if self.opening is None else len(self.opening.targets)
+        follow_ups = sum(one.queries(0, targets) for one in self.follow_ups.values())
+        return sum(part.queries(targets) for part in fitted.parts) + follow_ups
+
+    def snapshot(self) -> Snapshot:
+        """Returns what is known now; the opening must have come back."""
+        assert self.opening is not None, "only an opened request has maps"
+        with self._lock:
+            behind = len(self.fitted.parts) + rankings(self.fitted)
+            curves = [position for position in self.follow_ups if position >= behind]
+            return Snapshot(self.fitted, self.opening, dict(self._partials), dict(self._answered), curves)
+
+    def item(self, ranges: Iterable[Range], ordered: bool = True) -> Item:
+        """Returns the item that asks for some ranges of queries; the opening asks for their order, if that is wanted.
+
+        The targets of an opened request are pinned: all steps explain the same classes, in the order and with the
+        clusters that the opening's worker found, though another worker may round otherwise.
+        """
+        request = self.fitted.request
+        targets, predictions = self.fitted.targets, request.top_predictions
+        if self.opening is not None:
+            targets, predictions = tuple(Target(index=target.index) for target in self.opening.targets), 1
+        return Item(
+            image=request.image,
+            digest=self.fitted.digest,
+            targets=targets,
+            tasks=tuple(self._task(*one, ordered=ordered and self.opening is None) for one in ranges),
+            top_predictions=predictions,
+            precision=request.precision,
+        )
+
+    def next_item(self) -> Item | None:
+        """Returns the item that asks at once for all that can be asked now; None where nothing is left."""
+        if self.opening is None:
+            targets = self.fitted.max_targets
+            ranges = ((at, 0, part.queries(targets)) for at, part in enumerate(self.fitted.parts))
+            return self.item(ranges, ordered=False)  # all of it is asked at once
+        found = follow_ups(self.snapshot())
+        self.follow_ups |= found
+        targets = len(self.opening.targets)
+        return self.item((at, 0, one.queries(0, targets)) for at, one in found.items()) if found else None
+
+    def take(self, result: ItemResult) -> None:
+        """Counts the passes of an answer, and keeps from the first answer what every later item needs."""
+        for partial in result.partials:
+            self._made[partial.position] += partial.queries
+        if self.opening is None:
+            self.opening = replace(result, partials=())
+            self._orders = {partial.position: partial.order for partial in result.partials if partial.order}
+            self._labels = {partial.position: partial.labels for partial in result.partials if partial.labels}
+
+    def merge(self, item: Item, result: ItemResult) -> None:
+        """Adds up what a worker answered to an item."""
+        began_s = time.perf_counter()
+        with self._lock:
+            for partial in result.partials:
+                known = self._partials.get(partial.position)
+                self._partials[partial.position] = known.merge(partial) if known else partial
+            for task in item.tasks:
+                total = self._queries_of(task)
+                asked = min(task.stop, total) - min(task.start, total)
+                self._answered[task.position] = self._answered.get(task.position, 0) + asked
+            self._stages["merge"] += time.perf_counter() - began_s
+
+    def spent(self, stage_seconds: Mapping[str, float], worker: str) -> None:
+        """Counts a step that had a slice of the request, and adds up its stages."""
+        self._steps += 1
+        self._worker = worker
+        for stage in WORKER_STAGES:
+            self._stages[stage] += stage_seconds.get(stage, 0.0)
+
+    def queries(self) -> dict[str, int]:
+        """Returns the number of passes by method; those of curves are under "evaluation"."""
+        made: dict[str, int] = {}
+        for position, queries in self._made.items():
+            if position < len(self.fitted.parts):
+                name = self.fitted.part(position).method.name
+            elif isinstance(self.follow_ups[position], MapCurves):
+                name = EVALUATION
+            else:
+                continue  # a ranking makes no pass
+            made[name] = made.get(name, 0) + queries
+        return made
+
+    def cost(self, elapsed_s: float, render_s: float) -> Cost:
+        """Returns what the request took.
+
+        Args:
+            elapsed_s: seconds from its arrival to its last answer. What no stage accounts for is counted as "queue".
+            render_s: seconds in which the maps were made.
+        """
+        queries = self.queries()
+        queue_s = max(0.0, elapsed_s - sum(self._stages.values()))
+        return Cost(
+            queries=sum(queries.values()),
+            evaluation_queries=queries.get(EVALUATION, 0),
+            stage_seconds={"queue": queue_s, **self._stages, "render": render_s},
+            steps=self._steps,
+            precision=self.fitted.request.precision,
+            worker=self._worker,
+        )
+
+    def _queries_of(self, task: Task) -> int:
+        assert self.opening is not None, "an answer is merged after the opening"
+        targets = len(self.opening.targets)
+        if task.position in self.follow_ups:
+            return self.follow_ups[task.position].queries(0, targets)
+        return self.fitted.part(task.position).queries(targets)
+
+    def _task(self, position: int, start: int, stop: int, ordered: bool) -> Task:
+        if position in self.follow_ups:
+            # A layer of the request: the worker has its forward pass already.
+            return Task(position, self.follow_ups[position], start, stop, self.fitted.parts.layers[0].name)
+        part = self.fitted.part(position)
+        return Task(
+            position,
+            part.method,
+            start,
+            stop,
+            layer=part.layer.name,
+            numbers=self._numbers(position, start, stop),
+            ordered=ordered,
+            labels=self._labels.get(position, ()),
+        )
+
+    def _numbers(self, position: int, start: int, stop: int) -> tuple[int, ...]:
+        """Returns the numbers of the queries start..stop-1 in the order that the opening's worker found."""
+        order = self._orders.get(position)
+        return () if order is None else self.fitted.part(position).method.numbers(order, start, stop)

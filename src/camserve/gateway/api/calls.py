@@ -1,0 +1,269 @@
+"""Answers the explain calls of every door: counts, measures and logs them, and ends them with a typed status."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import grpc
+
+from camserve.errors import CamserveError, Overloaded
+from camserve.gateway.api import request_ids
+from camserve.gateway.api.access import Rates, caller
+from camserve.gateway.api.status import public, status, trailing_metadata
+from camserve.gateway.ops.metrics import UNKNOWN, Metrics, exemplar, method_label
+from camserve.gateway.ops.tracing import Attributes, Tracing
+from camserve.gateway.pool.registry import Registry
+from camserve.gateway.requests.explainer import Call, Explainer, OnProgress
+from camserve.gateway.requests.rendering import Encode
+from camserve.types import Explanation
+from camserve.types.request import ExplainRequest
+
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger("camserve.access")
+"""Logs one line for each explain call: who asked what, and what came of it; never an image, never a token."""
+
+_TRANSIT_S = 0.1
+"""Seconds by which a client's own cancellation may come before our deadline: its deadline counts from the sending."""
+
+_FAULTS = (
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+)
+"""Codes that make a server's span an error by OpenTelemetry's conventions; with others the client is at fault."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The message of a call, as its door has decoded it."""
+
+    request: ExplainRequest
+    encode: Encode
+    """Makes the message of the reply."""
+    timeout_s: float | None = None
+    """Seconds that the message allows, beside the deadline of the call; None: any."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Reads the messages of one API. Both functions are called in threads, for messages may be large."""
+
+    decode: Callable[[bytes], Decoded]
+    """Returns the message decoded; raises CamserveError where it is bad."""
+    model_name: Callable[[bytes], str]
+    """Returns the model that a refused message names, so that it is counted with that model; "" where it names none."""
+
+
+@dataclass
+class _Record:
+    """The facts of one explain call that metrics, log and trace tell."""
+
+    began_s: float
+    model: str = UNKNOWN
+    methods: tuple[str, ...] = (UNKNOWN,)
+    priority: str = UNKNOWN
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    error: str = ""
+    explanation: Explanation | None = None
+    complete: bool = True
+
+    def labels(self) -> tuple[str, str, str, str]:
+        """Returns the labels of `Metrics.request_seconds`."""
+        return self.model, method_label(self.methods), self.priority, self.code.name
+
+    def fields(self, seconds: float, caller: str) -> dict[str, Any]:
+        """Returns the fields of the call in the log."""
+        told: dict[str, Any] = {"model": self.model, "methods": list(self.methods), "class": self.priority}
+        told |= {"caller": caller} if caller else {}
+        told |= {"code": self.code.name, "seconds": round(seconds, 4)}
+        if self.explanation is None or self.code is not grpc.StatusCode.OK:
+            return told | ({"error": self.error} if self.error else {})
+        cost = self.explanation.cost
+        return told | {"queries": cost.queries, "cached": cost.cached, "complete": self.complete}
+
+    def attributes(self) -> Attributes:
+        """Returns the attributes of the span of the call."""
+        return {
+            "rpc.grpc.status_code": self.code.value[0],
+            "camserve.request_id": request_ids.request_id(),
+            "camserve.model": self.model,
+            "camserve.methods": self.methods,
+            "camserve.class": self.priority,
+        }
+
+
+class Calls:
+    """Answers the explain calls of one gateway, and knows those that are live."""
+
+    def __init__(self, registry: Registry, explainer: Explainer, metrics: Metrics, tracing: Tracing) -> None:
+        self._registry = registry
+        self._explainer = explainer
+        self._metrics = metrics
+        self._tracing = tracing
+        self._live: dict[int, _Record] = {}
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count()
+        self._rates = Rates()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.oldest_request_seconds.read = self._ages
+
+    @property
+    def active(self) -> int:
+        """Number of explain calls that are being answered."""
+        return len(self._live)
+
+    async def idle(self) -> None:
+        """Returns once no explain call is being answered."""
+        await self._idle.wait()
+
+    async def explain(
+        self,
+        data: bytes,
+        context: Context,
+        door: Door,
+        on_progress: Callable[[ExplainRequest], OnProgress] | None = None,
+    ) -> bytes:
+        """Returns the encoded reply; a failure ends the call with its status.
+
+        Args:
+            data: the message of the call.
+            context: gRPC's context of the call.
+            door: reads the message, and says how the reply is encoded. The request's class becomes the best that the
+                caller may ask for, if it is better than that.
+            on_progress: makes of the request what is awaited with its news; None: nobody wants news.
+        """
+        with self._recorded(context) as record:
+            try:
+                await request_ids.tell(context)
+                self._rates.check(caller(), self._loop.time())
+                decoded = await self._read(record, door, data)
+                with self._counted(record.priority):
+                    timeout_s = _least(context.time_remaining(), decoded.timeout_s)
+                    news = None if on_progress is None else on_progress(decoded.request)
+                    call = Call(_noting(record, decoded.encode), caller(), timeout_s, news)
+                    return await self._explainer.explain(decoded.request, call)
+            except asyncio.CancelledError:
+                record.code = cancellation(context)
+                raise
+            except Exception as error:
+                self._failed(record, error)
+                await abort(context, error)
+
+    @contextmanager
+    def _recorded(self, context: Context) -> Iterator[_Record]:
+        """Has the call live, with a span, as long as the block runs; counts and logs it afterwards."""
+        record, number = _Record(self._loop.time()), next(self._numbers)
+        self._live[number] = record
+        self._idle.clear()
+        try:
+            with self._tracing.call(request_ids.rpc_method(), context.invocation_metadata() or ()) as tell:
+                try:
+                    yield record
+                finally:
+                    tell(record.attributes(), record.code in _FAULTS)
+        finally:
+            del self._live[number]
+            if not self._live:
+                self._idle.set()
+            self._ended(record, self._loop.time() - record.began_s)
+
+    @contextmanager
+    def _counted(self, priority: str) -> Iterator[None]:
+        """Counts a request as in flight as long as the block runs."""
+        in_flight = self._metrics.requests_in_flight.labels(priority)
+        in_flight.inc()
+        try:
+            yield
+        finally:
+            in_flight.dec()
+
+    async def _read(self, record: _Record, door: Door, data: bytes) -> Decoded:
+        """Returns a message decoded, with the class capped, and records what is known of it.
+
+        What the client may have made up is recorded as "unknown", so that labels are few.
+        """
+        try:
+            decoded = await asyncio.to_thread(door.decode, data)
+        except Exception:
+            with suppress(CamserveError):
+                record.model = self._registry.get(await asyncio.to_thread(door.model_name, data)).name
+            raise
+        request = replace(decoded.request, priority=caller().capped(decoded.request.priority))
+        record.methods = tuple(method.name for method in request.methods) or (UNKNOWN,)
+        record.priority = request.priority
+        record.model = self._registry.get(request.model).name
+        return replace(decoded, request=request)
+
+    def _ended(self, record: _Record, seconds: float) -> None:
+        """Records and logs a call that has ended."""
+        shown = exemplar(request_ids.request_id())
+        self._metrics.request_seconds.labels(*record.labels()).observe(seconds, shown)
+        _access_log.info("explain", extra=record.fields(seconds, caller().name))
+
+    def _failed(self, record: _Record, error: Exception) -> None:
+        """Notes the error of a call, and counts it if it is a refusal."""
+        shown = public(error)
+        record.code, record.error = status(shown), str(shown)
+        if isinstance(error, Overloaded) and error.reason:
+            self._metrics.refusals.labels(record.model, error.reason).inc()
+
+    def _ages(self) -> Mapping[tuple[str, ...], float]:
+        """Returns the age of the oldest live call by model; called in the thread of a scrape."""
+        now_s = self._loop.time()
+        ages: dict[tuple[str, ...], float] = {(model.name,): 0.0 for model in self._registry.models}
+        for record in list(self._live.values()):  # a copy, since the event loop goes on meanwhile
+            ages[(record.model,)] = max(ages.get((record.model,), 0.0), now_s - record.began_s)
+        return ages
+
+
+def _noting(record: _Record, encode: Encode) -> Encode:
+    """Returns an encoder that also records what the log tells, and gives the explanation its request id."""
+
+    def noting(maps: Any, finish: Callable[[], Explanation]) -> bytes:
+        def seen() -> Iterator[Any]:
+            for saliency in maps:
+                record.complete &= saliency.complete
+                yield saliency
+
+        def finished() -> Explanation:
+            record.explanation = replace(finish(), request_id=request_id)
+            return record.explanation
+
+        return encode(seen(), finished)
+
+    request_id = request_ids.request_id()  # read here, since the encoder runs in a thread that knows no call
+    return noting
+
+
+def _least(*seconds: float | None) -> float | None:
+    """Returns the least of the times that are given; None where none is."""
+    return min((each for each in seconds if each is not None), default=None)
+
+
+def cancellation(context: Context) -> grpc.StatusCode:
+    """Returns why gRPC ended the call: because of its deadline, or because of the client."""
+    remaining_s = context.time_remaining()
+    passed = remaining_s is not None and remaining_s <= _TRANSIT_S
+    return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """Ends the call with the error's status; never returns. An error without a type is logged and not shown."""
+    if not isinstance(error, CamserveError):
+        _log.error("a request failed", exc_info=error)
+    shown = public(error)
+    await context.abort(
+        status(shown), str(shown), (*trailing_metadata(shown), (request_ids.KEY, request_ids.request_id()))
+    )

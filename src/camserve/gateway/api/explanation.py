@@ -1,0 +1,95 @@
+"""Serves the typed gRPC service: decodes, calls and encodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from camserve.codecs import v1
+from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
+from camserve.gateway.pool.registry import Registry
+from camserve.gateway.requests.explainer import OnProgress
+from camserve.types import Explanation, InputView, Progress, SaliencyMap
+from camserve.types.request import ExplainRequest
+from camserve.v1 import explain_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ExplanationService"]
+
+RAW = ("Explain", "StreamExplain")
+"""Methods that take and give serialized messages."""
+
+
+class ExplanationService:
+    """Implements `camserve.v1.ExplanationService`.
+
+    Args:
+        registry: the models.
+        calls: the explain calls of every door.
+        max_bytes: bound of all maps of one reply together.
+    """
+
+    def __init__(self, registry: Registry, calls: Calls, max_bytes: int) -> None:
+        self._registry = registry
+        self._calls = calls
+        self._max_bytes = max_bytes
+
+    async def Explain(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
+        """Answers `Explain`, as explain.proto says."""
+        return await self._calls.explain(data, context, Door(self._decoded, v1.model_name))
+
+    async def StreamExplain(self, data: bytes, context: Context) -> None:  # noqa: N802  # gRPC's name
+        """Answers `StreamExplain`, as explain.proto says."""
+
+        # Messages are written to the context, not yielded, so that the call ends at once when its client goes away.
+
+        def telling(request: ExplainRequest) -> OnProgress:
+            async def tell(progress: Progress, view: InputView) -> None:
+                await context.write(await asyncio.to_thread(self._update, request, progress, view))
+
+            return tell
+
+        reply = await self._calls.explain(data, context, Door(self._decoded_for_stream, v1.model_name), telling)
+        await context.write(reply)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:  # noqa: N802
+        """Answers `ListModels`, as explain.proto says."""
+        return pb.ListModelsReply(
+            models=[
+                pb.ModelSummary(name=model.name, version=model.info.version if model.info else "", ready=model.ready)
+                for model in self._registry.models
+            ]
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:  # noqa: N802  # gRPC's name
+        """Answers `GetModel`, as explain.proto says."""
+        try:
+            model = self._registry.get(request.name)
+            return v1.served_model_to_proto(model.required(), model.ready)
+        except Exception as error:
+            await abort(context, error)
+
+    def _decoded(self, data: bytes) -> Decoded:
+        request = v1.request_from_bytes(data)
+
+        def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
+            return self._reply(request, maps, finish).SerializeToString()
+
+        return Decoded(request, encode)
+
+    def _decoded_for_stream(self, data: bytes) -> Decoded:
+        request = v1.request_from_bytes(data)
+
+        def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
+            return pb.ExplainUpdate(reply=self._reply(request, maps, finish)).SerializeToString()
+
+        return Decoded(request, encode)
+
+    def _reply(
+        self, request: ExplainRequest, maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]
+    ) -> pb.ExplainReply:
+        encoded = v1.maps_to_proto(maps, request.output, self._max_bytes)
+        return v1.reply_to_proto(finish(), encoded)
+
+    def _update(self, request: ExplainRequest, progress: Progress, view: InputView) -> bytes:
+        message = v1.progress_to_proto(progress, view, request.output, self._max_bytes)
+        return pb.ExplainUpdate(progress=message).SerializeToString()

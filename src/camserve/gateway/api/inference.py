@@ -1,0 +1,81 @@
+"""Serves the Open Inference Protocol: decodes, calls and encodes. Its explain calls take the same way as our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from camserve import __version__
+from camserve.codecs import oip as codec
+from camserve.errors import CamserveError, NotFound
+from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
+from camserve.gateway.pool.registry import Registry, ServedModel
+from camserve.oip import inference_pb2 as oip
+from camserve.types import Explanation, SaliencyMap
+
+SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+RAW = ("ModelInfer",)
+"""Methods that take and give serialized messages."""
+
+
+class InferenceService:
+    """Implements `inference.GRPCInferenceService`; see inference.proto."""
+
+    def __init__(self, registry: Registry, calls: Calls) -> None:
+        self._registry = registry
+        self._calls = calls
+
+    async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:  # noqa: N802
+        """Answers that the server lives, since it answers."""
+        return oip.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:  # noqa: N802
+        """Answers whether one model is ready, as the health service does."""
+        return oip.ServerReadyResponse(ready=any(model.ready for model in self._registry.models))
+
+    async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:  # noqa: N802
+        """Answers whether a model is ready; an unknown one is not, so that clients ask again until it is there."""
+        try:
+            return oip.ModelReadyResponse(ready=self._model(request.name, request.version).ready)
+        except CamserveError:
+            return oip.ModelReadyResponse(ready=False)
+
+    async def ServerMetadata(  # noqa: N802  # gRPC's name
+        self, request: oip.ServerMetadataRequest, context: Context
+    ) -> oip.ServerMetadataResponse:
+        """Answers with the name and the version of the server."""
+        return oip.ServerMetadataResponse(name="camserve", version=__version__, extensions=["explain"])
+
+    async def ModelMetadata(  # noqa: N802  # gRPC's name
+        self, request: oip.ModelMetadataRequest, context: Context
+    ) -> oip.ModelMetadataResponse:
+        """Answers with a model's name, version and tensors; the tensors are the same for all models."""
+        try:
+            return codec.metadata(self._model(request.name, request.version).required())
+        except Exception as error:
+            await abort(context, error)
+
+    async def ModelInfer(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
+        """Answers with an explanation of an image."""
+        return await self._calls.explain(data, context, _DOOR)
+
+    def _model(self, name: str, version: str) -> ServedModel:
+        """Returns the model of a name; raises NotFound where it is served in another version than asked for."""
+        model = self._registry.get(name)
+        if version not in ("", model.required().version):
+            raise NotFound(f"model {model.name} is served in version {model.required().version}, not {version!r}")
+        return model
+
+
+def _decoded(data: bytes) -> Decoded:
+    inference = codec.decode(data)
+
+    def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
+        made = tuple(maps)  # one tensor holds all maps
+        return codec.encode(replace(finish(), maps=made), inference)
+
+    return Decoded(inference.request, encode, inference.timeout_s)
+
+
+_DOOR = Door(_decoded, codec.model_name)

@@ -1,0 +1,255 @@
+"""Makes the answers of the fake backend.
+
+Sums are whole numbers that depend on the items alone, and additive per query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from camserve import images
+from camserve.errors import CamserveError, ImageMissing
+from camserve.images import ImageContent
+from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
+from camserve.methods.work import Kind
+from camserve.types import (
+    DeviceMemory,
+    InputView,
+    Item,
+    ItemResult,
+    MapCurves,
+    ModelInfo,
+    Partial,
+    Prediction,
+    Preprocessing,
+    Ranking,
+    StepResult,
+    Target,
+    Task,
+)
+from camserve.types.parts import Part
+
+SECONDS: Mapping[Kind, float] = {
+    "opening": 0.0003,
+    "masked_forward": 0.0001,
+    "layer_gradient": 0.0002,
+    "pixel_gradient": 0.0009,
+    "tail": 0.00004,
+    "closed_form": 0.0,
+    "ranking": 0.002,
+}
+"""Seconds that a unit is said to take, in a table that the planner does not share."""
+
+DEVICE_MEMORY = DeviceMemory("cpu", used_bytes=2**28, limit_bytes=2**32)
+"""Memory of the device that every answer tells of."""
+
+
+def answer(info: ModelInfo, items: Sequence[Item], errors: Mapping[bytes, CamserveError] | None = None) -> StepResult:
+    """Returns the answer to a step, which has taken what `SECONDS` says; `errors` are by encoded image."""
+    outcomes = tuple(_outcome(info, item, errors or {}) for item in items)
+    made = Counter[Kind]()
+    for item, outcome in zip(items, outcomes, strict=True):
+        if isinstance(outcome, ItemResult):
+            made.update(_made(info, item, len(outcome.targets)))
+    seconds = {kind: units * SECONDS[kind] for kind, units in made.items()}
+    forward_s = seconds.pop("opening", 0.0)
+    return StepResult(
+        outcomes,
+        {"decode": 0.001, "forward": 0.002 + forward_s, "queries": 0.001 + sum(seconds.values())},
+        worker="fake:0:cpu",
+        memory_hits=1,
+        memory_misses=1,
+        device_memory=DEVICE_MEMORY,
+        made=made,
+        version=info.version,
+        weights=info.weights,
+    )
+
+
+def _made(info: ModelInfo, item: Item, targets: int) -> Mapping[Kind, int]:
+    """Returns the units that an item takes: what its tasks ask, and a unit of opening for each ordered one."""
+    made = Counter[Kind]()
+    for task in item.tasks:
+        queries = task.stop - task.start
+        if isinstance(task.method, MapCurves):
+            made["masked_forward"] += queries
+        elif isinstance(task.method, Ranking):
+            made["ranking"] += queries * targets
+        else:
+            layer = info.layer(task.layer)
+            work, total = task.method.work(layer, targets), task.method.queries(layer.channels, targets)
+            made[work.kind] += queries * task.method.weight(targets) if total else work.units
+            made["opening"] += task.ordered
+    return made
+
+
+def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError]) -> ItemResult | CamserveError:
+    try:
+        if item.image is None:
+            raise ImageMissing("the image of this digest is not here")
+        if isinstance(item.image, bytes) and item.image in errors:
+            raise errors[item.image]
+        return _result(info, item, item.image)
+    except CamserveError as error:
+        return error
+
+
+def _result(info: ModelInfo, item: Item, image: ImageContent) -> ItemResult:
+    view = _view(image, info)
+    ranking = _ranking(image, len(info.labels))
+    targets = _resolved(item.targets, ranking)
+    mood = random.random()  # orders differ from item to item, as workers may disagree, and never within one
+    return ItemResult(
+        predictions=tuple(_prediction(index, ranking) for index in ranking[: item.top_predictions]),
+        targets=tuple(_prediction(index, ranking) for index in targets),
+        view=view,
+        partials=tuple(_partial(info, image, task, targets, random.Random(mood)) for task in item.tasks),
+    )
+
+
+def _partial(
+    info: ModelInfo, image: ImageContent, task: Task, targets: Sequence[int], chance: random.Random
+) -> Partial:
+    order: tuple[int, ...] = ()
+    method, layer = task.method, info.layer(task.layer)
+    if not isinstance(method, MethodSpec):
+        return Partial(task.position, task.stop - task.start, _second_stage(method, task.start, task.stop))
+    total = method.queries(layer.channels, len(targets))
+    if not task.numbers:  # a range is cut off at the end, as a worker does
+        task = replace(task, start=min(task.start, total), stop=min(task.stop, total))
+    if task.ordered and isinstance(method, (ScoreCam, GroupCam, SsCam, IsCam)):
+        blocks = total // method.block
+        order = tuple(chance.sample(range(blocks), blocks))
+        task = replace(task, numbers=method.numbers(order, task.start, task.stop))
+    labels: tuple[int, ...] = ()
+    if not task.labels:  # workers may cluster differently: a test sees it if sums of two clusterings are merged
+        number = method.labels(layer, len(targets))
+        labels = tuple(chance.choices(range(method.label_values), k=number)) if number else ()
+    return Partial(
+        position=task.position,
+        queries=task.stop - task.start,
+        sums=sums_of(image, replace(task, labels=task.labels or labels), info, targets),
+        order=order,
+        context=context_of(image, task, info),
+        labels=labels,
+    )
+
+
+def context_of(image: ImageContent, task: Task, info: ModelInfo) -> np.ndarray | None:
+    """Returns whole numbers, the same for every task of an image that starts at query 0; None for other tasks."""
+    assert isinstance(task.method, MethodSpec), "curves and rankings have no context"
+    shape = task.method.context_shape(info.layer(task.layer)) if task.start == 0 else None
+    return None if shape is None else _whole_numbers(f"{_seed(image)} context", shape)
+
+
+def _second_stage(method: MapCurves | Ranking, start: int, stop: int) -> np.ndarray:
+    """Returns the points of curves, or the maps of a ranking upside down."""
+    if isinstance(method, MapCurves):
+        return _points(method, start, stop)
+    return ranked(method.attribution) if stop > start else np.zeros_like(method.attribution)
+
+
+def ranked(attribution: np.ndarray) -> np.ndarray:
+    """Returns what the fake makes of a ranking: the maps upside down."""
+    return attribution[:, ::-1]
+
+
+def _points(curves: MapCurves, start: int, stop: int) -> np.ndarray:
+    """Returns the points of curves, (1, 2, points): the i-th query has the score 1 / (i + 1)."""
+    found = np.zeros(curves.queries(0, 1), np.float32)
+    found[start:stop] = 1 / (1 + np.arange(start, stop))
+    return found.reshape(1, 2, curves.points)
+
+
+def _view(image: ImageContent, info: ModelInfo) -> InputView:
+    """Returns the view of an image, decoded like in a worker, so that a broken file is refused like there."""
+    height, width = info.input_size
+    if isinstance(image, np.ndarray) and image.shape[:2] == info.input_size:
+        return images.whole_view(info.input_size)
+    decoded = images.picture(image)
+    preprocessing = Preprocessing(max(height, width) + 8, (height, width), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return images.network_view(decoded, preprocessing)[1]
+
+
+def _ranking(image: ImageContent, classes: int) -> list[int]:
+    """Returns the class indices, the most probable first; they depend on the image alone."""
+    return [int(index) for index in np.random.default_rng(_seed(image)).permutation(classes)]
+
+
+def _prediction(index: int, ranking: Sequence[int]) -> Prediction:
+    return Prediction(index, "", 0.5 ** (ranking.index(index) + 1))
+
+
+def _resolved(targets: Sequence[Target], ranking: Sequence[int]) -> list[int]:
+    """Returns the classes of targets in the order asked, each class once."""
+    found: list[int] = []
+    for target in targets:
+        found += ranking[: target.top_k] if target.top_k else [target.index or 0]
+    return list(dict.fromkeys(found))
+
+
+def sums_of(image: ImageContent, task: Task, info: ModelInfo, targets: Sequence[int]) -> np.ndarray:
+    """Returns whole numbers, (targets, h, w) float32: a bump for each query, or one for a method without queries.
+
+    The sums of a method with a finish have the shape that its spec says.
+    """
+    assert isinstance(task.method, MethodSpec), "curves and rankings have no such sums"
+    part = Part(task.method, info.layer(task.layer))
+    shape = part.sums_shape(info.input_size, len(targets))
+    if isinstance(task.method, (SsCam, IsCam)):
+        return _gains(image, task, task.method.samples, shape)
+    if len(shape) != 3:
+        return _colourful(image, task, shape)
+    sums = np.zeros((len(targets), *part.sums_size(info.input_size)), np.float32)
+    each, shared = part.queries(1), part.queries(1) == part.queries(2)
+    if each == 0:
+        for row, target in enumerate(targets):
+            sums[row] = _bump(f"{_seed(image)} {task.method} {target}", sums[row].shape)
+    for query in task.numbers or range(task.start, task.stop):
+        for row in range(len(targets)) if shared else [query // each]:
+            sums[row] += _bump(f"{_seed(image)} {task.method} {targets[row]} {query} {task.labels}", sums[row].shape)
+    return sums
+
+
+def _gains(image: ImageContent, task: Task, samples: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns (targets + 1, channels): a gain of 0 to 3 for each query, and the number of queries in the last row."""
+    sums = np.zeros(shape, np.float32)
+    for query in task.numbers or range(task.start, task.stop):
+        sums[:-1, query // samples] += _whole_numbers(f"{_seed(image)} {task.method} {query}", (shape[0] - 1,))
+        sums[-1, query // samples] += 1
+    return sums
+
+
+def _colourful(image: ImageContent, task: Task, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns whole numbers for each query, added up; they are the same for all targets."""
+    sums = np.zeros(shape, np.float32)
+    for query in task.numbers or range(task.start, task.stop):
+        sums += _whole_numbers(f"{_seed(image)} {task.method} {query}", shape[1:])
+    return sums
+
+
+def _whole_numbers(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns whole numbers from 0 to 3 that depend on the key."""
+    return np.random.default_rng(_number(key)).integers(0, 4, shape).astype(np.float32)
+
+
+def _bump(key: str, size: tuple[int, ...]) -> np.ndarray:
+    """Returns whole numbers, (h, w): 16 at a cell that depends on the key, and less around it."""
+    height, width = size
+    row, column = _number(key) % height, _number(key) // height % width
+    rows, columns = np.ogrid[:height, :width]
+    return np.asarray(np.maximum(16 - 4 * ((rows - row) ** 2 + (columns - column) ** 2), 0), dtype=np.float32)
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def _seed(image: ImageContent) -> int:
+    return int.from_bytes(images.digest(image))

@@ -1,0 +1,45 @@
+"""Translates a request into the currency of the planner: units of work by kind, bounded before they are known."""
+
+from __future__ import annotations
+
+from camserve.finalise.results import rankings
+from camserve.methods.work import Work
+from camserve.planning import Demand
+from camserve.types.parts import Part
+from camserve.types.request import FittedRequest
+
+
+def opening_of(fitted: FittedRequest) -> tuple[Work, ...]:
+    """Returns the work that cannot be divided and is done with the opening: forward passes, methods made in one go."""
+    layers = {part.layer.name for part in fitted.parts}
+    whole = [part.work(fitted.max_targets) for part in fitted.parts if not part.queries(1)]
+    return (Work("opening", max(1, len(layers))), *whole)
+
+
+def demands_of(fitted: FittedRequest, targets: int | None = None) -> tuple[Demand, ...]:
+    """Returns the demand of every position: of the parts, of the rankings, of the curves.
+
+    Args:
+        fitted: the request.
+        targets: number of classes that are explained; None as long as the opening has not told. Until then the curves,
+            whose maps are not known, have one position together.
+    """
+    most = fitted.max_targets if targets is None else targets
+    known = fitted.known_targets if targets is None else targets
+    parts = [_demand(part, known, most) for part in fitted.parts]
+    ranked = [Demand("ranking", None, 1, most)] * rankings(fitted)
+    maps, each = len(fitted.methods) * most, fitted.curve_queries
+    if not each:
+        return (*parts, *ranked)
+    curves = [Demand("masked_forward", None, maps * each)]
+    if targets is not None:
+        curves = [Demand("masked_forward", None, each)] * maps
+    return (*parts, *ranked, *curves)
+
+
+def _demand(part: Part, known: int | None, most: int) -> Demand:
+    """Returns the demand of a part; its number of queries is known where that does not depend on the targets."""
+    upper = part.queries(most)
+    depends = part.queries(1) != part.queries(2)
+    queries = None if known is None and depends else upper
+    return Demand(part.work(most).kind, queries, upper, part.method.weight(most))

@@ -1,0 +1,137 @@
+"""Makes and encodes the maps of replies, in threads: both take longer the larger the maps are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import TypeVar
+
+from PIL import Image
+
+from camserve import images
+from camserve.errors import Cancelled
+from camserve.finalise.render import background
+from camserve.finalise.results import Snapshot, maps_of
+from camserve.labels import with_label
+from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
+from camserve.types.request import FittedRequest
+
+_T = TypeVar("_T")
+Encode = Callable[[Iterable[SaliencyMap], Callable[[], Explanation]], bytes]
+"""Makes the message of a door, in a thread: first of the maps, which are made one by one so that few are in memory at
+once, and then of the explanation without them, whose cost includes the time of the maps."""
+CostOf = Callable[[float], Cost]
+"""Returns the cost of a request, given the seconds that rendering took."""
+
+
+class Renderer:
+    """Renders the replies of one gateway in threads of its own."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
+        self._pixel_s = 0.0
+        """Running mean of the time that making and encoding one pixel of a map takes."""
+
+    def close(self) -> None:
+        """Ends the threads; work that they have not begun is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def expected_s(self, fitted: FittedRequest) -> float:
+        """Returns how many seconds the maps of a request will take."""
+        return self._pixel_s * fitted.map_pixels
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Returns what `work` returns, called in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def maps(self, known: Snapshot) -> tuple[SaliencyMap, ...]:
+        """Returns the maps of what is known so far."""
+        with _abandoned_at_end() as abandoned:
+            return await self._in_thread(lambda: tuple(_drawn(known, abandoned)))
+
+    async def reply(
+        self, known: Snapshot, encode: Encode, cost_of: CostOf, keep: Callable[[Explanation], None] | None
+    ) -> tuple[bytes, Cost]:
+        """Returns the encoded reply and its cost; hands the whole explanation to `keep`, where there is one."""
+        with _abandoned_at_end() as abandoned:
+            data, cost = await self._in_thread(_encoded, known, encode, cost_of, keep, abandoned)
+        # `expected_s` follows a running mean over about the last eight replies.
+        pixel_s = cost.stage_seconds["render"] / max(1, known.fitted.map_pixels)
+        self._pixel_s += (pixel_s - self._pixel_s) / 8
+        return data, cost
+
+    async def again(self, explanation: Explanation, fitted: FittedRequest, encode: Encode) -> bytes:
+        """Returns the encoded reply of an explanation that was kept."""
+
+        def encoded() -> bytes:
+            image = _beneath(fitted, explanation.input)
+            maps = (replace(saliency, image=image) for saliency in explanation.maps)
+            return encode(maps, lambda: replace(explanation, maps=()))
+
+        return await self._in_thread(encoded)
+
+
+def predictions(known: Snapshot) -> tuple[Prediction, ...]:
+    """Returns the most probable classes with their labels."""
+    return tuple(with_label(prediction, known.fitted.model.labels) for prediction in known.opening.predictions)
+
+
+def _encoded(
+    known: Snapshot,
+    encode: Encode,
+    cost_of: CostOf,
+    keep: Callable[[Explanation], None] | None,
+    abandoned: threading.Event,
+) -> tuple[bytes, Cost]:
+    """Returns the encoded reply and its cost; runs in a thread."""
+    began_s, kept = perf_counter(), list[SaliencyMap]()
+
+    def maps() -> Iterator[SaliencyMap]:
+        for saliency in _drawn(known, abandoned):
+            if keep is not None:
+                kept.append(replace(saliency, image=None))
+            yield saliency
+
+    def finish() -> Explanation:  # called after the maps were made, so that the cost includes them
+        model, cost = known.fitted.model, cost_of(perf_counter() - began_s)
+        return Explanation(model.name, model.version, predictions(known), (), known.opening.view, cost)
+
+    data = encode(maps(), finish)
+    if keep is not None:
+        keep(replace(finish(), maps=tuple(kept)))
+    return data, cost_of(perf_counter() - began_s)
+
+
+def _drawn(known: Snapshot, abandoned: threading.Event) -> Iterator[SaliencyMap]:
+    """Yields the maps as the request wants them, with what an overlay is laid on.
+
+    Raises:
+        Cancelled: nobody waits for the maps any more.
+    """
+    image = _beneath(known.fitted, known.opening.view)
+    for saliency in maps_of(known):
+        if abandoned.is_set():
+            raise Cancelled("nobody waits for this reply")
+        yield replace(saliency, image=image)
+
+
+def _beneath(fitted: FittedRequest, view: InputView) -> Image.Image | None:
+    """Returns what an overlay is laid on; the other encodings do not need the image."""
+    output = fitted.request.output
+    return background(images.picture(fitted.request.image), view, output.size) if output.overlay else None
+
+
+@contextmanager
+def _abandoned_at_end() -> Iterator[threading.Event]:
+    """Gives the block an event that is set at its end: what still runs in a thread then runs for nobody."""
+    abandoned = threading.Event()
+    try:
+        yield abandoned
+    finally:
+        abandoned.set()

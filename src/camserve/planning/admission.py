@@ -1,0 +1,136 @@
+"""Decides whether a request is taken on, and predicts how long it would take.
+
+Everything is measured in seconds of predicted work. Work that waits counts in full, work that is not known yet as the
+most that it can come to; both have to fit under the bounds of the server and of the owner. A request that adds nothing
+that could be divided (a Grad-CAM) is refused for its deadline or for the number of requests, never for lack of room.
+
+A prediction never cuts off its own feedback: what is refused is never measured, so that a wrong prediction would
+stay. That is why an idle planner takes any request, and nobody is refused for a deadline on account of a kind of work
+of which nothing waits and nothing is in flight, since no step would then say what it really takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from camserve.errors import Overloaded
+from camserve.methods.work import Kind, Work
+from camserve.planning.backends import Backends, BackendState
+from camserve.planning.cost import Load, in_words
+from camserve.planning.demand import Demand
+from camserve.planning.ledger import Ledger
+from camserve.planning.limits import CLASSES, Limits, Owner
+from camserve.planning.live import add, bound_of, units_of
+
+if TYPE_CHECKING:
+    from camserve.types import Priority
+
+
+class Admission:
+    """Holds requests against the bounds of one planner and of their owners."""
+
+    def __init__(self, limits: Limits, ledger: Ledger, backends: Backends) -> None:
+        self._limits = limits
+        self._ledger = ledger
+        self._backends = backends
+
+    def seconds_of(self, units: Mapping[Kind, int]) -> float:
+        """Returns how long one worker is busy with units, in full steps and on average over all workers."""
+        unit_s = self._backends.unit_s
+        seconds = 0.0
+        for kind, number in units.items():
+            seconds += number * unit_s[kind]
+        return seconds
+
+    def predicted_s(
+        self, demands: Sequence[Demand], opening: Sequence[Work], priority: Priority, deadline_s: float
+    ) -> float | None:
+        """Returns what `Planner.predicted_s` says."""
+        known = self._backends.known
+        if not known:
+            return None
+        rank, workers = CLASSES.index(priority), self._backends.workers
+        own, queries_s = units_of(opening), self.seconds_of(bound_of(demands))
+        opening_s, left_s = min(_opening_s(backend, own) for backend in known)
+        first_s = min(queries_s, left_s)
+        seconds = self._backends.in_flight_s + opening_s + first_s
+        seconds += self.seconds_of(self._ledger.openings_ahead(rank)) / workers
+        if queries_s:
+            ahead_s = self.seconds_of(self._ledger.queries_ahead(rank, deadline_s))
+            seconds += (ahead_s + queries_s - first_s) / workers
+        return seconds
+
+    def check_number(self, requests: int, owner: Owner) -> None:
+        """Raises Overloaded where the server, or the owner, has as many requests as it may have."""
+        if requests >= self._limits.requests:
+            text = f"at most {self._limits.requests} requests are taken on at once; try again later"
+            raise Overloaded(text, reason="requests")
+        if owner.name and owner.requests is not None and self._ledger.owned(owner.name)[0] >= owner.requests:
+            text = f"at most {owner.requests} requests of {owner.name} are taken on at once; try again later"
+            raise Overloaded(text, reason="token_requests")
+
+    def check_room(self, demands: Sequence[Demand], opening: Sequence[Work]) -> None:
+        """Raises Overloaded where too much work would wait for each worker."""
+        asked = bound_of(demands)
+        if not asked:
+            return
+        workers = max(1, self._backends.workers)
+        there_s = self.seconds_of(self._ledger.waiting_units) + self.seconds_of(self._ledger.reserved_units)
+        there_s, more_s = there_s / workers, self.seconds_of(add(units_of(opening), asked)) / workers
+        excess_s = there_s + more_s - self._limits.waiting_s
+        if excess_s > 0:
+            text = (
+                f"at most {in_words(self._limits.waiting_s)} of work may wait for each worker; "
+                f"this would add {in_words(more_s)} to {in_words(there_s)}; try again later"
+            )
+            raise Overloaded(text, self._worked_off_s(excess_s), "work")
+
+    def check_owner(self, owner: Owner, demands: Sequence[Demand], opening: Sequence[Work]) -> None:
+        """Raises Overloaded where too much work of the owner would wait; its only request is never refused for that."""
+        asked = bound_of(demands)
+        if not owner.name or owner.waiting_s is None or not asked:
+            return
+        requests, units = self._ledger.owned(owner.name)
+        if not requests:
+            return
+        there_s, more_s = self.seconds_of(units), self.seconds_of(add(units_of(opening), asked))
+        excess_s = there_s + more_s - owner.waiting_s
+        if excess_s > 0:
+            text = (
+                f"at most {in_words(owner.waiting_s)} of one worker's work may wait for {owner.name}; "
+                f"this would add {in_words(more_s)} to {in_words(there_s)}; try again later"
+            )
+            raise Overloaded(text, self._worked_off_s(excess_s / max(1, self._backends.workers)), "token_work")
+
+    def check_time(
+        self,
+        demands: Sequence[Demand],
+        opening: Sequence[Work],
+        priority: Priority,
+        deadline_s: float,
+        now_s: float,
+    ) -> None:
+        """Raises Overloaded where the request is predicted to end after its deadline."""
+        if math.isinf(deadline_s) or not self._are_measured(bound_of(demands) | units_of(opening)):
+            return
+        seconds = self.predicted_s(demands, opening, priority, deadline_s)
+        if seconds is not None and now_s + seconds > deadline_s:
+            left, takes = in_words(deadline_s - now_s), in_words(seconds)
+            text = f"the deadline is in {left}, but by what steps take now this would take {takes}; try again later"
+            raise Overloaded(text, now_s + seconds - deadline_s, "deadline")
+
+    def _are_measured(self, kinds: Iterable[Kind]) -> bool:
+        """Tells whether steps will go on to say what all of these kinds cost."""
+        return all(self._ledger.is_worked_on(kind) for kind in kinds)
+
+    def _worked_off_s(self, seconds: float) -> float | None:
+        """Returns in how many seconds this much work of each worker is done; None as long as nothing was observed."""
+        return seconds if self._backends.known else None
+
+
+def _opening_s(backend: BackendState, own: Mapping[Kind, int]) -> tuple[float, float]:
+    """Returns how long an opening takes in a step of its own, and what it leaves of the target time for queries."""
+    seconds = backend.cost.predict(Load(own, 1))
+    return seconds, max(0.0, backend.limits.target_s - seconds)

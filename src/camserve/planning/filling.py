@@ -1,0 +1,186 @@
+"""Fills one step: says which requests fit into it, and how they share its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from camserve.methods.work import Kind
+from camserve.planning.backends import BackendState
+from camserve.planning.cost import StepCost
+from camserve.planning.demand import Demand
+from camserve.planning.live import LiveRequest, Units
+
+HASTE = 0.5
+"""Fraction of the target time that a step may take in which a request asks for its opening and nothing else."""
+FIXED = 0.1
+"""Largest fraction of such a step's time that its fixed cost may be; the step is longer where it would be more."""
+_ROUNDING = 1e-6  # a query that fits exactly fits, however its seconds were added up
+
+
+class _Room:
+    """The room that queries may still take: seconds, a number of queries, and units of each kind.
+
+    Args:
+        cost: says what a query takes, and how many units of a kind are trusted.
+        seconds: time for queries.
+        queries: number of queries.
+        share: fraction of the trusted units of each kind.
+    """
+
+    def __init__(self, cost: StepCost, seconds: float, queries: int, share: float = 1.0) -> None:
+        self.seconds = seconds
+        self.queries = queries
+        self._cost = cost
+        self._share = share
+        self._units: Units = {}
+
+    def shared(self, share: float) -> _Room:
+        """Returns the room of one who has a share of this one, at least one query; nothing may be taken from it yet."""
+        return _Room(self._cost, share * self.seconds, max(1, int(share * self.queries)), share)
+
+    def count(self, demand: Demand) -> int:
+        """Returns how many queries of a demand fit."""
+        most = min(self.queries, self._left(demand.kind) // demand.weight)
+        query_s = self._cost[demand.kind] * demand.weight
+        if query_s and most * query_s > self.seconds:
+            most = int(self.seconds / query_s + _ROUNDING)
+        return max(0, most)
+
+    def take(self, demand: Demand, queries: int) -> None:
+        """Takes room for queries; what is left may be less than nothing."""
+        self.seconds -= queries * self._cost[demand.kind] * demand.weight
+        self.queries -= queries
+        self._units[demand.kind] = self._left(demand.kind) - queries * demand.weight
+
+    def _left(self, kind: Kind) -> int:
+        """Returns how many more units of a kind are trusted to fit."""
+        left = self._units.get(kind)
+        return int(self._share * self._cost.most_units(kind)) if left is None else left
+
+
+class _Member:
+    """A request in the step, with the number of queries that it has got."""
+
+    def __init__(self, request: LiveRequest, aged: bool, waiting_s: float) -> None:
+        self.request = request
+        self.order = (not aged, request.urgency)
+        self.waiting_s = waiting_s
+        self.queries = 0
+        self._runs: Iterator[tuple[Demand, int]] = request.runs()
+        self._run: tuple[Demand, int] | None = next(self._runs, None)
+
+    @property
+    def next_demand(self) -> Demand | None:
+        """Demand of the next query of the request; None when it has got all."""
+        return self._run[0] if self._run else None
+
+    def grab(self, *rooms: _Room) -> None:
+        """Takes queries as long as every room has room for them."""
+        while self._run is not None:
+            demand, left = self._run
+            count = min([left, *(room.count(demand) for room in rooms)])
+            self.grab_some(count, *rooms)
+            if count < left:
+                break
+
+    def grab_some(self, queries: int, *rooms: _Room) -> None:
+        """Takes queries of the next demand, whether there is room for them or not."""
+        assert self._run is not None
+        demand = self._run[0]
+        left = self._run[1] - queries
+        self._run = (demand, left) if left else next(self._runs, None)
+        self.queries += queries
+        for room in rooms:
+            room.take(demand, queries)
+
+
+class Filling:
+    """Gathers the requests of one step for one backend, and shares its time and queries out among them."""
+
+    def __init__(self, backend: BackendState) -> None:
+        self._cost = backend.cost
+        self._limits = backend.limits
+        self._members: list[_Member] = []
+        self._own_s = 0.0  # the openings' own work
+        self._size = 0
+        self._openings = 0
+        self._in_haste = False
+
+    @property
+    def allowed_s(self) -> float:
+        """Seconds that the step may take."""
+        target_s = self._limits.target_s
+        return min(target_s, max(HASTE * target_s, self._cost.step_s / FIXED)) if self._in_haste else target_s
+
+    def has_room_for(self, request: LiveRequest, spare: int = 0) -> bool:
+        """Tells whether the request may come in, with room for `spare` more items left.
+
+        An empty step has room for any request, however large it is. The first opening and the first started request
+        always have the time, so that neither line can stop the other; a further request needs time for its image, its
+        opening's own work, and a query.
+        """
+        items = len(self._members) + 1 + spare
+        if not self._members:
+            return True
+        if items > self._limits.items or self._size + request.size_bytes > self._limits.size_bytes:
+            return False
+        others = self._openings if request.to_open else len(self._members) - self._openings
+        if not others:
+            return True
+        query = next(request.runs(), None)
+        query_s = self._cost[query[0].kind] * query[0].weight if query else 0.0
+        own_s = self._seconds(request.opening) if request.to_open else 0.0
+        return self._fixed_s(items) + own_s + query_s <= self._limits.target_s
+
+    def has_queries_for(self, request: LiveRequest) -> bool:
+        """Tells whether those who come before the request would leave it queries, each taking its share at most."""
+        # Only aged requests and those more urgent come before: the request would come in as not aged.
+        before = [each for each in self._members if each.request.waiting and each.order < (True, request.urgency)]
+        if not before:
+            return True
+        room = self._room()
+        share = room.shared(self._limits.share)
+        taken_s = sum(min(each.waiting_s, share.seconds) for each in before)
+        taken = sum(min(each.request.waiting, share.queries) for each in before)
+        return taken_s < room.seconds and taken < room.queries
+
+    def add(self, request: LiveRequest, aged: bool = False) -> None:
+        """Lets a request in; an aged one gets its share before the others."""
+        self._members.append(_Member(request, aged, self._seconds(request.units)))
+        self._size += request.size_bytes
+        self._in_haste |= request.opens_only
+        if request.to_open:
+            self._openings += 1
+            self._own_s += self._seconds(request.opening)
+
+    def shares(self) -> list[tuple[LiveRequest, int]]:
+        """Returns how many queries each request gets: first its share at most, then what is left over."""
+        members = sorted(self._members, key=lambda member: member.order)
+        # `room` shrinks with what is taken; `whole` stays full, since a share is always one of the whole step.
+        room, whole = self._room(), self._room()
+        asking = [member for member in members if member.next_demand]
+        for member in asking:
+            share = whole.shared(self._limits.share)
+            if member is asking[0]:
+                member.grab_some(1, room, share)  # one query always goes, however long it takes
+            elif (demand := member.next_demand) and not share.count(demand) and room.count(demand):
+                member.grab_some(1, room, share)  # a query may be larger than a share
+            member.grab(room, share)
+        for member in asking:
+            member.grab(room)
+        return [(member.request, member.queries) for member in members]
+
+    def _room(self) -> _Room:
+        """Returns the room of all queries of the step together."""
+        return _Room(self._cost, self.allowed_s - self._fixed_s(len(self._members)), self._limits.queries)
+
+    def _fixed_s(self, items: int) -> float:
+        """Returns the seconds that the step takes without its queries, with this many images."""
+        return self._own_s + items * self._cost.item_s + self._cost.step_s
+
+    def _seconds(self, units: Mapping[Kind, int]) -> float:
+        """Returns the predicted seconds of units of work, without those of items and of the step."""
+        seconds = 0.0
+        for kind, number in units.items():
+            seconds += number * self._cost[kind]
+        return seconds

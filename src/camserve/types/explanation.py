@@ -1,0 +1,163 @@
+"""Defines what callers get: predictions, maps, and what these took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from camserve.errors import InvalidOption
+from camserve.types.model import InputView
+from camserve.types.options import Precision
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from camserve.methods import MethodSpec
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Holds a class with its softmax probability for the unmasked image."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Box:
+    """Holds the edges of a half-open box in pixels of the sent image."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    score: float
+    """Mean of the map inside the component that the box encloses."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tells what an explanation took."""
+
+    queries: int
+    """Number of images that went through the network beyond the first forward pass, those of evaluations included."""
+    stage_seconds: Mapping[str, float]
+    """Seconds by stage (queue, decode, forward, queries, merge, render), as far as a stage applies."""
+    steps: int
+    precision: Precision
+    worker: str
+    evaluation_queries: int = 0
+    """Number of masked forward passes of deletion and insertion curves."""
+    cached: bool = False
+    """Whether the answer was made for an earlier, equal request; the other figures are then those of that one."""
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Tells how the class's probability changes while pixels go, or come, in order of their saliency."""
+
+    protocol: str
+    deletion: np.ndarray = field(repr=False)
+    """(points,), float64: probabilities from the image to zeros, the most salient pixels first."""
+    insertion: np.ndarray = field(repr=False)
+    """(points,), float64: probabilities from the blurred image to the image, the most salient pixels first."""
+
+    @property
+    def deletion_auc(self) -> float:
+        """Area under the deletion curve; small is good."""
+        return auc(self.deletion)
+
+    @property
+    def insertion_auc(self) -> float:
+        """Area under the insertion curve; large is good."""
+        return auc(self.insertion)
+
+    @property
+    def overall(self) -> float:
+        """Area under the insertion curve minus that under the deletion curve; large is good."""
+        return self.insertion_auc - self.deletion_auc
+
+
+def auc(scores: np.ndarray) -> float:
+    """Returns the area under a curve of width 1 by the trapezoid rule, as RISE's `evaluation.py` does.
+
+    Args:
+        scores: (points,), at least two.
+    """
+    return float((scores.sum() - scores[0] / 2 - scores[-1] / 2) / (len(scores) - 1))
+
+
+@dataclass(frozen=True)
+class SaliencyMap:
+    """Holds the final map of one method and target."""
+
+    method: MethodSpec
+    target: Prediction
+    layers: tuple[str, ...]
+    """Names of the layers whose activations the map is made of; the maps of several are fused."""
+    array: np.ndarray = field(repr=False)
+    """float32 (height, width) in [0, 1]."""
+    value_range: tuple[float, float]
+    """(minimum, maximum) of the weighted sum, or of the fusion of several layers' maps, before normalisation."""
+    degenerate: bool
+    """Whether the map is all zeros, because it has no positive evidence or is constant."""
+    complete: bool
+    """Whether every query of the method was answered."""
+    fraction: float = 1.0
+    """Share of the method's queries that the map is made of."""
+    choice: str = ""
+    """Reason for which a server chose this method; "" where the caller chose."""
+    boxes: tuple[Box, ...] = ()
+    image: Image.Image | None = field(default=None, repr=False)
+    """Image that the map lies on: the network's view, or the sent image for a map of that size."""
+    faithfulness: Faithfulness | None = None
+    """Deletion and insertion of this map; None where nobody asked for them."""
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer, or the names of several, joined by " + "."""
+        return " + ".join(self.layers)
+
+    def overlay(self, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
+        """Returns the map in colours over the image.
+
+        Raises:
+            InvalidOption: unknown colormap, opacity outside 0..1, or a map that lies on no image.
+        """
+        from camserve.finalise.render import overlay  # Pillow stays out of `import camserve`
+
+        if self.image is None:
+            raise InvalidOption("this map has no image to lie on: ask for size input or original")
+        return overlay(self.image, self.array, colormap=colormap, opacity=opacity)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Holds the answer to one request."""
+
+    model: str
+    version: str
+    predictions: tuple[Prediction, ...]
+    """The most probable classes, the most probable one first."""
+    maps: tuple[SaliencyMap, ...]
+    """One map for each target of each method, the methods in the order asked."""
+    input: InputView
+    cost: Cost
+    request_id: str = ""
+    """Id under which the server's log has the call; "" without a server."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Tells how far a request has come."""
+
+    done: int
+    """Number of masked queries answered."""
+    total: int
+    predictions: tuple[Prediction, ...]
+    maps: tuple[SaliencyMap, ...] = ()
+    """The maps as far as they are known; empty when none are due."""

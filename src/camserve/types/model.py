@@ -1,0 +1,119 @@
+"""Describes a model: its input, its layers, its methods."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from camserve.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from camserve.methods import Parameter
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Says how an image becomes the network's input: resize the shorter side, crop the centre, scale, normalise."""
+
+    resize_px: int
+    """Length of the shorter side after resizing."""
+    crop_px: tuple[int, int]
+    """(height, width) of the centre crop, which is the network's input size."""
+    mean: tuple[float, float, float]
+    """Mean that is subtracted from pixels in [0, 1], by channel (RGB)."""
+    std: tuple[float, float, float]
+    """Standard deviation that the difference is divided by, by channel (RGB)."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class InputView:
+    """Tells which part of the sent image the network saw."""
+
+    original_size: tuple[int, int]
+    """(height, width) of the sent image in pixels, after EXIF orientation."""
+    crop: tuple[float, float, float, float]
+    """(left, top, right, bottom) of the part seen, in pixels of the sent image."""
+    size: tuple[int, int]
+    """(height, width) of the network's input in pixels."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Describes a layer that can be explained."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    pooled_head: bool = False
+    """Whether global average pooling and one linear layer follow it, so that Ablation-CAM needs no pass. This was seen
+    on one image and only forecasts the work: a worker checks it again for every image."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Describes a served model."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    input_size: tuple[int, int]
+    """(height, width) in pixels."""
+    layers: tuple[Layer, ...]
+    """Every layer that can be explained, in the order of the forward pass."""
+    default_layer: str
+    source: str = ""
+    licence: str = ""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """Overall score (insertion - deletion) by title of the method; empty for a model that was not evaluated."""
+    weights: str = ""
+    """Hash of the weights and of how images are prepared for them; "" for a network that came from no archive."""
+
+    def layer(self, name: str) -> Layer:
+        """Returns the layer of this name; the default layer for "".
+
+        Raises:
+            InvalidOption: there is no such layer; the text names the nearest ones.
+        """
+        name = name or self.default_layer
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        near = difflib.get_close_matches(name, [layer.name for layer in self.layers], n=5, cutoff=0.4)
+        hint = f"; close to it: {', '.join(near)}" if near else ""
+        raise InvalidOption(f"unknown layer {name!r}; the default is {self.default_layer!r}{hint}")
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Names a model of a server and tells whether it is ready."""
+
+    name: str
+    version: str
+    ready: bool
+    """Whether a worker is ready to answer."""
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """Describes a method as a server offers it."""
+
+    name: str
+    title: str
+    paper: str
+    parameters: tuple[Parameter, ...]
+    queries: int
+    """Largest number of passes beyond the first forward, for one target at the default layer, default parameters."""
+    needs: str = ""
+    """Property that a network must have for the method: "GAP head", "ReLU", "ViT"; empty: none."""
+
+
+@dataclass(frozen=True)
+class Model(ModelInfo):
+    """Describes a served model with its readiness and the methods that it offers."""
+
+    ready: bool = False
+    methods: tuple[MethodInfo, ...] = ()

@@ -1,0 +1,95 @@
+"""Defines what callers may say of a request beside its image: targets, boxes, sizes, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from camserve.errors import InvalidOption
+
+Precision = Literal["exact", "bfloat16"]
+DEFAULT_CURVE_STEPS = 28
+"""Number of steps of a curve as in RISE, where each step changes 1792 of 224 x 224 pixels."""
+MAX_CURVE_STEPS = 4096
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+MapSize = Literal["input", "layer", "original"]
+MAP_SIZES: tuple[MapSize, ...] = get_args(MapSize)
+Priority = Literal["interactive", "normal", "batch"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Fusion = Literal["mean", "max"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Names the class to explain, or the `top_k` most probable ones.
+
+    Raises:
+        InvalidOption: on construction, when not exactly one of the three is given, or `top_k` is below 1.
+    """
+
+    index: int | None = None
+    label: str | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.index, self.label, self.top_k) if value is not None]
+        if len(given) != 1:
+            raise InvalidOption(f"a target is an index, a label or top_k: exactly one, got {len(given)}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidOption(f"top_k must be at least 1, got {self.top_k}")
+
+    @classmethod
+    def of(cls, value: TargetLike) -> Target:
+        """Returns the target that a class index, a label or a Target stands for."""
+        if isinstance(value, Target):
+            return value
+        return cls(label=value) if isinstance(value, str) else cls(index=int(value))
+
+
+TargetLike = Target | int | str
+"""Type of what callers may pass as a target: an index, a label, or a Target."""
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """Says where boxes go around what a map marks (Grad-CAM paper, sec. 4.1: threshold at 15 % of the maximum)."""
+
+    threshold: float = 0.15
+    all_components: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InvalidOption(f"box threshold must be 0..1, got {self.threshold}")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Says how often a stream has maps before the final ones."""
+
+    max_maps: int = 8
+    """Largest number of updates that have maps; 0: only progress is told."""
+    min_interval_s: float = 0.25
+    """Least number of seconds between two updates that have maps."""
+
+    def __post_init__(self) -> None:
+        if self.max_maps < 0:
+            raise InvalidOption(f"max_maps must be at least 0, got {self.max_maps}")
+        if not self.min_interval_s >= 0:
+            raise InvalidOption(f"min_interval_s must be at least 0, got {self.min_interval_s}")
+
+
+ENCODINGS: Mapping[str, int] = {"float32": 4, "float16": 2, "uint8": 1, "png": 0, "overlay_png": 0, "overlay_jpeg": 0}
+"""Number of bytes of one pixel by encoding of a map; 0 for files, which compress."""
+
+COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma")
+"""The colours that an overlay can have."""
+
+
+def check_overlay(colormap: str, opacity: float) -> None:
+    """Raises InvalidOption where the colormap is unknown, or the opacity is outside of 0..1."""
+    if colormap not in COLORMAPS:
+        raise InvalidOption(f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}")
+    if not 0 <= opacity <= 1:
+        raise InvalidOption(f"opacity must be 0..1, got {opacity}")

@@ -1,0 +1,389 @@
+"""Describes a request, whichever door it came through, and what it becomes once it fits a model.
+
+Every door (typed gRPC, the Open Inference Protocol, TorchServe's plain API, `Engine`, the clients and the command line)
+makes an `ExplainRequest`, and `fit` is the only place that holds it against a model. So all doors refuse the same
+things with the same words.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, TypedDict, TypeVar, Unpack, cast
+
+import numpy as np
+
+from camserve import images
+from camserve.errors import InvalidImage, InvalidOption, NotFound
+from camserve.images import ImageContent, ImageLike, read_image
+from camserve.labels import resolve_target
+from camserve.methods import Auto, GradCam, MethodLike, MethodSpec, as_method
+from camserve.types import (
+    DEFAULT_CURVE_STEPS,
+    ENCODINGS,
+    FUSIONS,
+    MAP_SIZES,
+    MAX_CURVE_STEPS,
+    PRECISIONS,
+    PRIORITIES,
+    BoxOptions,
+    Fusion,
+    MapSize,
+    ModelInfo,
+    Precision,
+    Priority,
+    StreamOptions,
+    Target,
+    TargetLike,
+    check_overlay,
+    curve_points,
+)
+from camserve.types.parts import Part, Parts, layer_names, make_parts
+
+_T = TypeVar("_T")
+
+DEFAULT_PREDICTIONS = 5
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Says what the maps of a reply look like.
+
+    Raises:
+        InvalidOption: on construction, when an option is unknown or out of range, or an overlay has size "layer".
+    """
+
+    size: MapSize = "input"
+    encoding: str = "float32"
+    colormap: str = "jet"
+    opacity: float = 0.5
+    boxes: BoxOptions | None = None
+    stacked: bool = False
+    """Whether all maps must have one size, because they travel as one array."""
+
+    def __post_init__(self) -> None:
+        _check_choice("size", self.size, MAP_SIZES)
+        _check_choice("encoding", self.encoding, tuple(ENCODINGS))
+        check_overlay(self.colormap, self.opacity)
+        if self.overlay and self.size == "layer":
+            raise InvalidOption("an overlay has size input or original, not layer")
+
+    @property
+    def overlay(self) -> bool:
+        """Tells whether the map is laid over the image."""
+        return self.encoding.startswith("overlay")
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Says how large a request may be. The default bounds nothing: it is for requests that stay in one process."""
+
+    image_bytes: int = sys.maxsize
+    image_pixels: int = sys.maxsize
+    methods: int = sys.maxsize
+    layers: int = sys.maxsize
+    targets: int = sys.maxsize
+    map_pixels: int = sys.maxsize
+    """Number of pixels of all maps of one reply together."""
+    message_bytes: int = sys.maxsize
+    """Number of bytes of one reply, and of what a worker answers."""
+    auto: bool = False
+    """Whether there is a server that chooses a method for `auto`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainRequest:
+    """Holds what a caller asks: an image, methods, targets, and how the answer shall look.
+
+    Raises:
+        InvalidOption: on construction, when an option is unknown or out of range, as far as that shows without a model.
+    """
+
+    image: ImageContent
+    methods: tuple[MethodSpec, ...] = (GradCam(),)
+    targets: tuple[Target, ...] = ()
+    """Classes to explain; empty means the most probable one."""
+    model: str = ""
+    """Name of the model; may be empty where there is only one."""
+    version: str = ""
+    """Version of the model; empty means the one that is served."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers; empty means the model's default layer."""
+    fusion: Fusion = "mean"
+    output: OutputOptions = field(default_factory=OutputOptions)
+    top_predictions: int = DEFAULT_PREDICTIONS
+    precision: Precision = "exact"
+    evaluate: bool = False
+    """Whether deletion and insertion of every map are measured."""
+    evaluation_steps: int = DEFAULT_CURVE_STEPS
+    priority: Priority = "normal"
+    allow_partial: bool = False
+    stream: StreamOptions = field(default_factory=StreamOptions)
+
+    def __post_init__(self) -> None:
+        _check_choice("fusion", self.fusion, FUSIONS)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("priority", self.priority, PRIORITIES)
+        if self.top_predictions < 0:
+            raise InvalidOption(f"top_predictions must be at least 0, got {self.top_predictions}")
+        if not 1 <= self.evaluation_steps <= MAX_CURVE_STEPS:
+            raise InvalidOption(f"evaluation_steps must be 1..{MAX_CURVE_STEPS}, got {self.evaluation_steps}")
+
+    def fit(self, model: ModelInfo, limits: RequestLimits = RequestLimits()) -> FittedRequest:  # frozen
+        """Returns the request fitted to a model. It reads the image's header: a server calls it in a thread.
+
+        Raises:
+            InvalidImage, InvalidOption: what is wrong, what was allowed and what came.
+            NotFound: another version of the model was asked for.
+        """
+        if self.version not in ("", model.version):
+            raise NotFound(f"model {model.name} is served in version {model.version}, not {self.version!r}")
+        _check_number("methods", len(self.methods), limits.methods)
+        _check_number("layers", len(self.layers), limits.layers)
+        parts = make_parts(model, self.methods, self.layers, self.fusion, self.output.size)
+        if not limits.auto and any(isinstance(method, Auto) for method in self.methods):
+            raise InvalidOption("auto: a server chooses, by its load and the deadline; here name a method")
+        fitted = FittedRequest(
+            request=replace(self, top_predictions=min(self.top_predictions, len(model.labels))),
+            model=model,
+            parts=parts,
+            targets=_resolved_targets(self.targets, model, limits),
+            image_size=_checked_image(self.image, model, limits),
+            digest=images.digest(self.image),
+            limits=limits,
+        )
+        fitted.check_sizes()
+        return fitted
+
+
+@dataclass(frozen=True, eq=False)
+class FittedRequest:
+    """Holds a request that fits its model.
+
+    A *position* is the index of a part, or behind the parts that of a follow-up.
+    """
+
+    request: ExplainRequest
+    model: ModelInfo
+    parts: Parts
+    targets: tuple[Target, ...]
+    """Targets by class index or top_k, without labels; no index comes twice."""
+    image_size: tuple[int, int]
+    """(height, width) of the sent image, before EXIF orientation."""
+    digest: bytes
+    """Name of the image by its content."""
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    choices: Mapping[int, str] = field(default_factory=dict)
+    """Reasons for the methods that the server chose, by index among the methods."""
+
+    def part(self, position: int) -> Part:
+        """Returns the part at a position."""
+        return self._parts[position]
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        return tuple(self.parts)
+
+    @property
+    def methods(self) -> tuple[MethodSpec, ...]:
+        """The methods asked, including those that the server chose."""
+        return self.parts.methods
+
+    def with_methods(self, methods: Sequence[MethodSpec], choices: Mapping[int, str]) -> FittedRequest:
+        """Returns the request with other methods, one for each that it has.
+
+        Raises:
+            InvalidOption: they do not fit the layers, or their maps are too large.
+        """
+        request, fusion, size = self.request, self.request.fusion, self.request.output.size
+        parts = make_parts(self.model, methods, [layer.name for layer in self.parts.layers], fusion, size)
+        fitted = replace(self, request=replace(request, methods=tuple(methods)), parts=parts, choices=choices)
+        fitted.check_sizes()
+        return fitted
+
+    @property
+    def max_targets(self) -> int:
+        """Number of classes explained if the targets are all different ones."""
+        return sum(target.top_k or 1 for target in self.targets)
+
+    @property
+    def known_targets(self) -> int | None:
+        """Number of classes that the targets stand for; None where that is not known yet."""
+        return known_targets(self.targets)
+
+    @property
+    def max_maps(self) -> int:
+        """Number of maps of the reply if the targets are all different classes."""
+        return len(self.methods) * self.max_targets
+
+    @property
+    def curve_queries(self) -> int:
+        """Number of masked queries of the deletion and insertion curves of one map; 0 where none are wanted."""
+        height, width = self.model.input_size
+        return 2 * curve_points(height * width, self.request.evaluation_steps) if self.request.evaluate else 0
+
+    @property
+    def sums_bytes(self) -> int:
+        """Number of bytes of the float32 sums that a worker returns for all targets."""
+        return sum(part.result_bytes(self.model.input_size, self.max_targets) for part in self.parts)
+
+    @property
+    def step_bytes(self) -> int:
+        """Number of bytes that the request adds to a step and its answer: image, sums, and maps that go to a worker."""
+        height, width = self.model.input_size
+        maps_bytes = 4 * height * width * self.max_maps if self.request.evaluate else 0
+        return images.size_bytes(self.request.image) + self.sums_bytes + maps_bytes
+
+    def map_size(self, method: MethodSpec) -> tuple[int, int]:
+        """Returns the (height, width) of the map of a method."""
+        if self.request.output.size == "original":
+            return self.image_size
+        if self.request.output.size == "input" or method.resolution == "input":
+            return self.model.input_size
+        return self.parts.layers[0].height, self.parts.layers[0].width
+
+    @property
+    def map_pixels(self) -> int:
+        """Number of pixels of all maps together."""
+        sizes = [self.map_size(method) for method in self.methods]
+        return self.max_targets * sum(height * width for height, width in sizes)
+
+    def check_sizes(self) -> None:
+        """Raises InvalidOption where the maps are larger than allowed, or of several sizes where one is wanted."""
+        sizes = list(dict.fromkeys(self.map_size(method) for method in self.methods))
+        what = f"{self.max_maps} maps of {' and '.join(f'{height} x {width}' for height, width in sizes)}"
+        if self.request.output.stacked and len(sizes) > 1:
+            raise InvalidOption(
+                f"one tensor holds maps of one size, and these have {sorted(sizes)}: ask for size input, "
+                "or for one method after the other"
+            )
+        if self.map_pixels > self.limits.map_pixels:
+            raise InvalidOption(
+                f"all maps together may have at most {self.limits.map_pixels} pixels; {what} have {self.map_pixels}: "
+                "ask for fewer classes, or for size input or layer"
+            )
+        encoding = self.request.output.encoding
+        size = self.map_pixels * ENCODINGS[encoding]
+        if size > self.limits.message_bytes:
+            raise InvalidOption(
+                f"a reply may have at most {self.limits.message_bytes} bytes; {what} as {encoding} have {size}: "
+                "ask for uint8 or png, for fewer classes, or for size input or layer"
+            )
+        if self.sums_bytes > self.limits.message_bytes:  # a worker's answer has a bound as well
+            layers = ", ".join(f"{layer.name!r} of {layer.height} x {layer.width}" for layer in self.parts.layers)
+            raise InvalidOption(
+                f"{self.max_maps} maps at {layers} are too large: ask for fewer classes, or for a later layer"
+            )
+
+
+def known_targets(targets: Sequence[Target]) -> int | None:
+    """Returns the number of classes that targets stand for; None where an index may be one of the top k."""
+    if all(target.index is not None for target in targets):
+        return len(targets)
+    return targets[0].top_k if len(targets) == 1 else None
+
+
+class Options(TypedDict, total=False):
+    """Names the options of a request beside image, methods and targets, as Python callers state them."""
+
+    model: str
+    """Name of the model; may be left out where there is only one."""
+    version: str
+    """Version of the model; may be left out."""
+    layer: str | Sequence[str]
+    """Name of the layer; empty means the model's default layer. The maps of several are fused."""
+    fusion: Fusion
+    """Fusion of the maps of several layers: "mean" (default) or "max"."""
+    size: MapSize
+    """Size of the maps: "input" (default), "layer" or "original"."""
+    encoding: str
+    """Encoding in which maps travel: "float32" (default, exact), or "float16", "uint8", "png" for smaller replies."""
+    boxes: BoxOptions | bool | None
+    """Adds bounding boxes to the maps; True means with the default options."""
+    top_predictions: int
+    """Number of the most probable classes that are listed; default 5."""
+    precision: Precision
+    """Precision of masked queries: "exact" (default) is float32 throughout."""
+    evaluate: bool
+    """Adds deletion and insertion (RISE protocol) of every map, at the cost of further masked queries."""
+    evaluation_steps: int
+    """Number of steps of each curve; default 28."""
+    priority: Priority
+    """Class that decides who goes first while requests wait: "interactive", "normal" (default) or "batch"."""
+    allow_partial: bool
+    """Whether maps of what was answered so far, `complete` False, come at the deadline instead of DeadlineExceeded."""
+    stream: StreamOptions
+    """Says how often a stream has maps before the final ones."""
+
+
+_OUTPUT_OPTIONS = tuple(each.name for each in fields(OutputOptions))
+
+
+def make_request(
+    image: ImageLike,
+    methods: Sequence[MethodLike] = ("grad_cam",),
+    targets: Sequence[TargetLike] = (),
+    **options: Unpack[Options],
+) -> ExplainRequest:
+    """Returns the request of a Python caller.
+
+    Raises:
+        InvalidInput: what is wrong, what was allowed and what came, as far as it shows without the model.
+    """
+    given: dict[str, Any] = dict(options)
+    if "boxes" in given:
+        given["boxes"] = BoxOptions() if given["boxes"] is True else given["boxes"] or None
+    output = OutputOptions(**{name: given.pop(name) for name in _OUTPUT_OPTIONS if name in given})
+    return ExplainRequest(
+        image=read_image(image),
+        methods=tuple(as_method(method) for method in _several(methods)),
+        targets=tuple(Target.of(target) for target in _several(targets)),
+        layers=layer_names(given.pop("layer", "")),
+        output=output,
+        **given,
+    )
+
+
+def _several(values: Sequence[_T]) -> Sequence[_T]:
+    """Returns the values; a lone string means itself, not its letters."""
+    return cast("Sequence[_T]", (values,)) if isinstance(values, str) else values
+
+
+def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_number(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise InvalidOption(f"a request has at most {most} {what}, got {number}")
+
+
+def _resolved_targets(targets: Sequence[Target], model: ModelInfo, limits: RequestLimits) -> tuple[Target, ...]:
+    distinct = tuple(dict.fromkeys(resolve_target(target, model.labels) for target in targets))
+    distinct = distinct or (Target(top_k=1),)
+    number = sum(target.top_k or 1 for target in distinct)
+    if number > limits.targets:
+        raise InvalidOption(f"a request explains at most {limits.targets} classes, got {number}")
+    return distinct
+
+
+def _checked_image(image: ImageContent, model: ModelInfo, limits: RequestLimits) -> tuple[int, int]:
+    """Returns (height, width) of the image, which is not decoded."""
+    if isinstance(image, bytes):
+        return images.probe(image, limits.image_bytes, limits.image_pixels)
+    height, width = images.checked_size(image, limits.image_bytes, limits.image_pixels)
+    if isinstance(image, np.ndarray) and image.dtype == np.float32:
+        _check_float(image, model)
+    return height, width
+
+
+def _check_float(image: np.ndarray, model: ModelInfo) -> None:
+    if image.shape[:2] != model.input_size:
+        raise InvalidImage(
+            f"a float32 image must have the network's input size {list(model.input_size)}, got {list(image.shape[:2])}"
+        )
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise InvalidImage("a float32 image must have finite pixels in [0, 1]")

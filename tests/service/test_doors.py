@@ -1,0 +1,106 @@
+"""Whichever door a bad request comes through, it is refused with the same words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+import tiny
+from bad_requests import (
+    BAD_REQUESTS,
+    LIMITS,
+    SETTINGS,
+    BadRequest,
+    Door,
+    to_cli_arguments,
+    to_engine_kwargs,
+    to_oip,
+    to_plain_fields,
+    to_v1,
+)
+from gateway_harness import QUICK, failure
+from worker_backend import WorkerBackend
+
+from camserve import Engine, cli
+from camserve.errors import CamserveError
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.server import Gateway
+from camserve.oip import inference_pb2_grpc
+from camserve.types import Preprocessing
+from camserve.v1 import explain_pb2_grpc
+
+WORKER = WorkerBackend(tiny.tiny_network(), limits=replace(LIMITS, auto=False))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    preprocessing = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return Engine(tiny.tiny_module(), preprocessing=preprocessing, labels=tiny.TINY_LABELS)
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
+    async with Gateway(Settings(**QUICK, **SETTINGS), fixed({"here": WORKER})) as gateway:
+        await gateway.wait_ready(30)
+        async with grpc.aio.insecure_channel(gateway.address) as channel:
+            yield gateway.address, channel
+
+
+async def said_by_typed_grpc(bad: BadRequest, channel: grpc.aio.Channel) -> str:
+    return (await failure(explain_pb2_grpc.ExplanationServiceStub(channel).Explain(to_v1(bad))))[1]
+
+
+async def said_by_open_inference(bad: BadRequest, channel: grpc.aio.Channel) -> str:
+    return (await failure(inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(to_oip(bad))))[1]
+
+
+def said_by_the_plain_api(bad: BadRequest) -> str:
+    (answer,) = WORKER.service.answer([to_plain_fields(bad)])
+    assert answer.status == 400
+    return str(json.loads(answer.body)["error"]["message"])
+
+
+def said_by_the_engine(bad: BadRequest, engine: Engine) -> str:
+    with pytest.raises(CamserveError) as caught:
+        engine.explain(**to_engine_kwargs(bad))
+    return str(caught.value)
+
+
+def said_by_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.run(arguments) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("camserve: ")
+
+
+@pytest.mark.parametrize("bad", BAD_REQUESTS, ids=lambda bad: bad.name)
+async def test_every_door_says_the_same(
+    bad: BadRequest,
+    engine: Engine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Engine, "load", lambda name, store: engine)
+    said: dict[Door, str] = {}
+    async with served() as (address, channel):
+        if Door.V1 in bad.doors:
+            said[Door.V1] = await said_by_typed_grpc(bad, channel)
+        if Door.OIP in bad.doors:
+            said[Door.OIP] = await said_by_open_inference(bad, channel)
+        if Door.PLAIN in bad.doors:
+            said[Door.PLAIN] = await asyncio.to_thread(said_by_the_plain_api, bad)
+        if Door.ENGINE in bad.doors:
+            said[Door.ENGINE] = await asyncio.to_thread(said_by_the_engine, bad, engine)
+        for door, where in ((Door.LOCAL, ["--local"]), (Door.REMOTE, ["--address", address])):
+            if door in bad.doors:
+                arguments = [*to_cli_arguments(bad, tmp_path), *where]
+                said[door] = await asyncio.to_thread(said_by_the_command, arguments, capsys)
+    assert set(said) == bad.doors
+    assert all(bad.sentence in text for text in said.values()), said
+    assert len(set(said.values())) == 1, said
