@@ -74,11 +74,13 @@ _QUEUE = (
     ),
     Panel(
         "Steps",
-        "Steps that workers were sent, and items of lost steps that were sent again.",
+        "Steps that workers were sent, items of lost steps that were sent again, and images that were sent again since "
+        "a worker had not kept them.",
         "ops",
         (
             Query(total_rate("camserve_step_seconds_count", MODEL, "model"), "{{model}} ended"),
             Query(total_rate("camserve_step_retries_total", MODEL, "model"), "{{model}} sent again"),
+            Query(total_rate("camserve_image_resends_total", MODEL, "model"), "{{model}} images sent again"),
         ),
     ),
     Panel(

@@ -42,6 +42,7 @@ def test_every_metric_is_what_dashboards_and_rules_take_it_for():
         "camserve_step_fill_ratio": ("histogram", model),
         "camserve_planning_seconds_total": ("counter", model),
         "camserve_step_retries_total": ("counter", model),
+        "camserve_image_resends_total": ("counter", model),
         "camserve_workers_ready": ("gauge", model),
         "camserve_workers": ("gauge", model),
         "camserve_worker_restarts_total": ("counter", model),

@@ -223,6 +223,9 @@ class Metrics:
         self.step_retries = make.counter(
             "camserve_step_retries_total", "Items of lost steps that were put back to be sent again.", "model"
         )
+        self.image_resends = make.counter(
+            "camserve_image_resends_total", "Images sent once more, since a worker had not kept their bytes.", "model"
+        )
 
     def _workers(self, make: _Maker) -> None:
         self.worker_cache = make.counter(
@@ -259,7 +262,7 @@ class Metrics:
     def introduce(self, model: str) -> None:
         """Sets the counters of a model to 0, so that their first step is seen as an increase."""
         counters = (self.masked_queries_wasted, self.masked_queries_cached, self.partial_answers, self.step_retries)
-        for metric in (*counters, self.worker_restarts, self.planning_seconds):
+        for metric in (*counters, self.image_resends, self.worker_restarts, self.planning_seconds):
             metric.labels(model)
         for reason in REFUSALS:
             self.refusals.labels(model, reason)

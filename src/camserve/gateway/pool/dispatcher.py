@@ -307,6 +307,7 @@ class Dispatcher:
         check_answer(passengers[0].run.fitted.model, items, result)
         missing = [at for at, outcome in enumerate(result.outcomes) if isinstance(outcome, ImageMissing)]
         if missing:
+            self._metrics.resent(len(missing))
             again = [passengers[at].item for at in missing]
             second = await backend.step(self._model, again, timeout_s)
             check_answer(passengers[0].run.fitted.model, again, second)

@@ -59,6 +59,10 @@ class ModelMetrics:
         """Counts a slice of a lost step that waits again."""
         self._metrics.step_retries.labels(self._model).inc()
 
+    def resent(self, images: int) -> None:
+        """Counts images that a worker asked for, since it had not kept their bytes."""
+        self._metrics.image_resends.labels(self._model).inc(images)
+
     def answered(self, result: StepResult) -> None:
         """Counts the cache hits that a worker tells with an answer, and sets the memory of its device."""
         self._metrics.worker_cache.labels(self._model, "hit").inc(result.memory_hits)
