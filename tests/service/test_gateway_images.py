@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway_harness import SCORE, Harness, ask, photo, serving
+from gateway_harness import SCORE, Harness, ask, photo, serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from camserve.v1 import explain_pb2 as pb
@@ -42,3 +42,31 @@ async def test_an_image_that_a_worker_did_not_keep_is_sent_again_and_counted():
         reply = await explained(server, photo(2), forgotten=2)
         assert reply.maps[0].complete
         assert resends(await server.metrics()) == {"fake": 2}
+
+
+async def test_an_answer_tells_how_many_bytes_of_its_image_were_sent():
+    async with serving(step_queries=16) as server:
+        first = await explained(server, photo(1))
+        assert first.cost.image_bytes == len(photo(1)) == server.upstream.image_bytes
+        again = await explained(server, photo(1))
+        assert again.cost.image_bytes == 0 < again.cost.steps
+        forgotten = await explained(server, photo(2), forgotten=2)
+        assert forgotten.cost.image_bytes == 3 * len(photo(2))
+        assert server.upstream.image_bytes == len(photo(1)) + 3 * len(photo(2))
+
+
+async def test_an_image_of_pixels_counts_its_pixels():
+    """Two requests share a step, and each counts its own image."""
+    pixels = pb.Image(tensor=pb.Tensor(data_type=pb.Tensor.UINT8, shape=[10, 20, 3], data=bytes(range(200)) * 3))
+    async with serving() as server:
+        server.upstream.hold()
+        calls = [asyncio.ensure_future(server.stub.Explain(ask(SCORE, image=photo(1))))]
+        await server.upstream.received(1)
+        calls += [
+            asyncio.ensure_future(server.stub.Explain(pb.ExplainRequest(image=image, methods=[SCORE])))
+            for image in (pixels, pb.Image(encoded=photo(2)))
+        ]
+        await until(lambda: len(server.gateway.registry.get("fake").dispatcher.planner) == 3)
+        server.upstream.release()
+        replies = await asyncio.gather(*calls)
+    assert [reply.cost.image_bytes for reply in replies] == [len(photo(1)), 600, len(photo(2))]

@@ -17,6 +17,7 @@ COST = Cost(
     worker="w",
     evaluation_queries=4,
     cached=True,
+    image_bytes=2**40,
 )
 ANSWER = Explanation("fake", "1.0", (Prediction(2, "cup", 0.5),), (), InputView((2, 3), (0, 0, 3, 2), (2, 3)), COST)
 

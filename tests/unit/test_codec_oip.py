@@ -373,7 +373,7 @@ ANSWER = Explanation(
         saliency(1.0, complete=False, fraction=0.5, choice="in time"),
     ),
     input=InputView((2, 3), (0.0, 0.0, 3.0, 2.0), (2, 3)),
-    cost=Cost(9, {"queue": 0.5}, 2, "exact", "w", evaluation_queries=4, cached=True),
+    cost=Cost(9, {"queue": 0.5}, 2, "exact", "w", evaluation_queries=4, cached=True, image_bytes=7),
     request_id="abc",
 )
 
@@ -428,6 +428,7 @@ def test_a_response_has_every_output_in_the_form_of_the_request(raw: bool):
         "precision": "exact",
         "worker": "w",
         "cached": True,
+        "image_bytes": 7,
         "stage_seconds": {"queue": 0.5},
     }
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from camserve.finalise.finish import finished, ranking_of
 from camserve.finalise.maps import faithfulness, final_map
+from camserve.images import size_bytes
 from camserve.labels import with_label
 from camserve.types import (
     BoxOptions,
@@ -174,6 +175,7 @@ class Results:
         self._labels: dict[int, tuple[int, ...]] = {}
         self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
         self._steps = 0
+        self._image_bytes = 0
         self._worker = ""
 
     @property
@@ -250,6 +252,10 @@ class Results:
                 self._answered[task.position] = self._answered.get(task.position, 0) + asked
             self._stages["merge"] += time.perf_counter() - began_s
 
+    def sent(self, item: Item) -> None:
+        """Counts the image bytes of an item on its way to a worker; an item may travel without its image."""
+        self._image_bytes += 0 if item.image is None else size_bytes(item.image)
+
     def spent(self, stage_seconds: Mapping[str, float], worker: str) -> None:
         """Counts a step that had a slice of the request, and adds up its stages."""
         self._steps += 1
@@ -286,6 +292,7 @@ class Results:
             steps=self._steps,
             precision=self.fitted.request.precision,
             worker=self._worker,
+            image_bytes=self._image_bytes,
         )
 
     def _queries_of(self, task: Task) -> int:

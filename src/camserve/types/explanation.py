@@ -54,6 +54,8 @@ class Cost:
     """Number of masked forward passes of deletion and insertion curves."""
     cached: bool = False
     """Whether the answer was made for an earlier, equal request; the other figures are then those of that one."""
+    image_bytes: int = 0
+    """Number of image bytes that were sent to workers for this request; 0 where there is no service between."""
 
 
 @dataclass(frozen=True)

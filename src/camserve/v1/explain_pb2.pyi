@@ -553,7 +553,7 @@ class InputView(_message.Message):
     def __init__(self, original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker", "evaluation_queries", "cached")
+    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker", "evaluation_queries", "cached", "image_bytes")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -568,6 +568,7 @@ class Cost(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_QUERIES_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     queries: int
     stage_seconds: _containers.ScalarMap[str, float]
     steps: int
@@ -575,7 +576,8 @@ class Cost(_message.Message):
     worker: str
     evaluation_queries: int
     cached: bool
-    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ..., evaluation_queries: _Optional[int] = ..., cached: bool = ...) -> None: ...
+    image_bytes: int
+    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ..., evaluation_queries: _Optional[int] = ..., cached: bool = ..., image_bytes: _Optional[int] = ...) -> None: ...
 
 class ExplainUpdate(_message.Message):
     __slots__ = ("progress", "reply")

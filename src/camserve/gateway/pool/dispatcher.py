@@ -303,12 +303,16 @@ class Dispatcher:
         """Returns the answer to a step. An image's bytes travel only to a backend that may not have them yet."""
         timeout_s, where = self._settings.step_timeout_s, step.backend
         items = [self._images.lightened(where, one.item) for one in passengers]
+        for one, item in zip(passengers, items, strict=True):
+            one.run.results.sent(item)
         result = await backend.step(self._model, items, timeout_s)
         check_answer(passengers[0].run.fitted.model, items, result)
         missing = [at for at, outcome in enumerate(result.outcomes) if isinstance(outcome, ImageMissing)]
         if missing:
             self._metrics.resent(len(missing))
             again = [passengers[at].item for at in missing]
+            for at in missing:
+                passengers[at].run.results.sent(passengers[at].item)
             second = await backend.step(self._model, again, timeout_s)
             check_answer(passengers[0].run.fitted.model, again, second)
             if not second.is_of_same_model(result):
