@@ -199,7 +199,7 @@ def test_segments_do_not_hang_on_rounding_in_the_normalised_input(lite0, photo):
         passes = engine.network.passes(engine.network.info.default_layer)
         x = twins.normalised(photo, lite0[1].preprocessing.mean, lite0[1].preprocessing.std).to(dtype)
         features = type("Features", (), {"input": x, "passes": passes})
-        found.append(xrai._pixels(features))
+        found.append(xrai.input_pixels(features))
     np.testing.assert_array_equal(*found)
     np.testing.assert_allclose(found[0], photo / 255, rtol=0, atol=1e-15)
 

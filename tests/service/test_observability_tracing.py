@@ -34,7 +34,7 @@ STEP = "camserve.step"
 def spans(monkeypatch):
     """What was sent by the time that the gateway has stopped."""
     exporter = InMemorySpanExporter()
-    monkeypatch.setattr("camserve.gateway.ops.tracing._exporter", lambda: exporter)
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.grpc.trace_exporter.OTLPSpanExporter", lambda: exporter)
     return exporter.get_finished_spans
 
 

@@ -54,7 +54,7 @@ def test_boxes_hold_what_is_bright():
 
 
 def test_no_digit_is_in_both_splits():
-    train, test = ({image.tobytes() for image in scenes._handwriting(split)[0]} for split in ("train", "test"))
+    train, test = ({image.tobytes() for image in scenes.handwriting(split)[0]} for split in ("train", "test"))
     assert len(train) + len(test) > 1790  # of 1797, some of which may be equal
     assert not train & test
 

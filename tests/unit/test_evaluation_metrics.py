@@ -43,7 +43,7 @@ def test_steps_of_the_published_protocols(name, step_px, points):
 
 
 def test_the_rise_kernel_is_folded_and_not_a_truncated_gaussian():
-    kernel = curves._gkern()
+    kernel = curves.gaussian_kernel()
     assert kernel.shape == (11, 11)
     assert (kernel.min().item(), kernel.max().item()) == pytest.approx((0.00774, 0.00883), abs=5e-6)
     assert kernel.sum().item() == pytest.approx(1)

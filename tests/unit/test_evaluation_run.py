@@ -85,7 +85,7 @@ def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):
     contrast = of(records, "image", "boxed.png", "grad_cam")["contrast"]
     assert (contrast is not None) == (most in ("lynx", "coffee-mug"))
     again = Example("top.png", EXAMPLES[0].source, (TrueBox(most, 0, 0, 50, 50),))
-    subject = running._look(engine, again, again.read(), PLAN, None)
+    subject = running.subject_of(engine, again, again.read(), PLAN, None)
     measured = running.measured(subject, METHODS["grad_cam"]())
     assert measured["contrast"]["most_likely"] == measured["maps"][0]["localisation"]
     assert measured["contrast"]["least_likely"] != measured["contrast"]["most_likely"]
@@ -94,7 +94,7 @@ def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):
 def test_masked_queries_that_serve_all_classes_are_asked_once(engine, monkeypatch):
     top = engine.explain(EXAMPLES[0].source, []).predictions[0].label
     example = Example("top.png", EXAMPLES[0].source, (TrueBox(top, 0, 0, 50, 50),))
-    subject = running._look(engine, example, example.read(), PLAN, None)
+    subject = running.subject_of(engine, example, example.read(), PLAN, None)
     explain, asked = engine.explain, []
     monkeypatch.setattr(
         engine,

@@ -53,7 +53,7 @@ def test_a_worker_that_would_cluster_otherwise_keeps_to_the_labels_given(executo
         calls.append(len(rows))
         return np.arange(len(rows)) % spec.groups
 
-    monkeypatch.setattr(group_cam, "_labels", labels)
+    monkeypatch.setattr(group_cam, "clusters", labels)
     cuts = list(itertools.pairwise([3, 4, 9, total]))
 
     def later(**options) -> Partial:
@@ -70,8 +70,8 @@ def test_a_worker_that_would_cluster_otherwise_keeps_to_the_labels_given(executo
 def test_clusters_are_found_once_in_a_step(executor, monkeypatch):
     """Although both the order and the masks are made of them."""
     calls: list[int] = []
-    find = group_cam._labels
-    monkeypatch.setattr(group_cam, "_labels", lambda *given: calls.append(1) or find(*given))
+    find = group_cam.clusters
+    monkeypatch.setattr(group_cam, "clusters", lambda *given: calls.append(1) or find(*given))
     answer(executor, SPECS["kmeans"], 0, 3, ordered=True)
     assert len(calls) == len(TARGETS)
 

@@ -249,7 +249,7 @@ def test_while_the_gateway_does_not_answer_the_last_figures_stay(served, monkeyp
 
     monkeypatch.setattr(top, "scrape", scrape)
     monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
-    views = top._views("http://here", 1)
+    views = top.views_of("http://here", 1)
     console = Console(file=io.StringIO(), width=100)
     for _ in range(2):
         console.print(next(views))

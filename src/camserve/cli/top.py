@@ -39,7 +39,7 @@ def show(url: str, interval_s: float, once: bool, console: Console) -> None:
     Raises:
         Unavailable: there are no metrics at the URL.
     """
-    views = _views(url, interval_s)
+    views = views_of(url, interval_s)
     if once:
         console.print(next(views))
     elif console.is_terminal:
@@ -51,7 +51,7 @@ def show(url: str, interval_s: float, once: bool, console: Console) -> None:
             console.print(each)
 
 
-def _views(url: str, interval_s: float) -> Iterator[RenderableType]:
+def views_of(url: str, interval_s: float) -> Iterator[RenderableType]:
     """Yields the view since the start, then one for each interval.
 
     The last view stays while there are no new metrics, with the reason.

@@ -184,13 +184,14 @@ def _measure(engine: Engine, example: Example, plan: Plan, pictures: Path | None
     content, subject = example.read(), None
     for spec, head in ledger.unfinished("image", example.name, example.digest(content)):
         try:
-            subject = subject or _look(engine, example, content, plan, pictures)
+            subject = subject or subject_of(engine, example, content, plan, pictures)
         except InvalidImage as error:
             raise InvalidImage(f"{example.name}: {error}") from None
         ledger.add(head | measured(subject, spec))
 
 
-def _look(engine: Engine, example: Example, content: bytes, plan: Plan, pictures: Path | None) -> _Subject:
+def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pictures: Path | None) -> _Subject:
+    """Returns an example with what all methods share: its input, its predictions and its boxes."""
     network = engine.network
     answer = engine.explain(content, [], layer=plan.layer, top_predictions=len(engine.info.labels))
     pixels, view = network_view(decode(content), network.preprocessing)

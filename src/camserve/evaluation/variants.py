@@ -115,7 +115,7 @@ def augment(
             _source(folder, out, name, wanted.get(name), engine, journal, outcome) for name in names[start:][:size]
         )
         if batch := [source for source in found if source is not None]:
-            _make(engine, batch, plan, out, journal, outcome)
+            make_variants(engine, batch, plan, out, journal, outcome)
     on_progress(len(names), len(names), "")
     return outcome
 
@@ -170,9 +170,10 @@ def _source(
     return _Source(head, np.array(seen), wanted)
 
 
-def _make(
+def make_variants(
     engine: Engine, batch: Sequence[_Source], plan: VariantPlan, out: Path, journal: Journal, outcome: Outcome
 ) -> None:
+    """Writes the variants of a batch of sources, and a line of the journal for each source."""
     network = engine.network
     with asking(network) as micro_batch:
         x = network.normalise(torch.from_numpy(np.stack([source.pixels for source in batch])))

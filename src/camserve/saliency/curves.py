@@ -45,7 +45,7 @@ class Protocol:
 
 
 @lru_cache(maxsize=1)
-def _gkern() -> Tensor:
+def gaussian_kernel() -> Tensor:
     """Returns `gkern(11, 5)` of the RISE code: a unit impulse through SciPy's Gaussian filter.
 
     The filter's reflection at the borders makes it almost a box: not a truncated Gaussian.
@@ -59,7 +59,7 @@ def _gkern() -> Tensor:
 
 def rise_blur(image: Tensor) -> Tensor:
     """Convolves an image (3, H, W) with `gkern(11, 5)`, zeros beyond the border: RISE, `Evaluation.ipynb`."""
-    kernel = _gkern().to(image).expand(3, 1, -1, -1)
+    kernel = gaussian_kernel().to(image).expand(3, 1, -1, -1)
     return F.conv2d(image[None], kernel, padding=kernel.shape[-1] // 2, groups=3)[0]
 
 

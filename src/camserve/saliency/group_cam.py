@@ -99,10 +99,8 @@ def labels(features: Features, spec: GroupCam) -> tuple[int, ...]:
     """Returns the cluster of every channel, target by target, where channels are grouped by how alike they look.
 
     The clusters are those of the authors' `utils/cluster.py`: scikit-learn's `KMeans(n_clusters=groups,
-    random_state=0)` or
-    `AgglomerativeClustering(n_clusters=groups)` on the flattened w_k A_k, on the CPU. A cluster may be empty where
-    fewer
-    channels than groups differ.
+    random_state=0)` or `AgglomerativeClustering(n_clusters=groups)` on the flattened w_k A_k, on the CPU. A cluster may
+    be empty where fewer channels than groups differ.
 
     Returns:
         K * C numbers below `groups`; none where channels are taken in order.
@@ -110,11 +108,11 @@ def labels(features: Features, spec: GroupCam) -> tuple[int, ...]:
     if spec.grouping == "chunk":
         return ()
     rows = _weighted(features).flatten(2).detach().cpu().numpy()
-    return tuple(int(label) for of_target in rows for label in _labels(of_target, spec))
+    return tuple(int(label) for of_target in rows for label in clusters(of_target, spec))
 
 
-def _labels(rows: np.ndarray, spec: GroupCam) -> np.ndarray:
-    """Returns the cluster of each row, (C,)."""
+def clusters(rows: np.ndarray, spec: GroupCam) -> np.ndarray:
+    """Returns the cluster of each row of one target's w_k A_k, (C, H * W): C numbers below `groups`."""
     if spec.groups == 1:
         return np.zeros(len(rows), np.int64)  # one row alone cannot be clustered
     from sklearn.cluster import AgglomerativeClustering, KMeans  # slow to import, and seldom needed

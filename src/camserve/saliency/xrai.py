@@ -82,13 +82,13 @@ def ranked(features: Features, spec: Ranking, numbers: Tensor) -> Tensor:
         raise Unsupported("the network's gradients are not finite")
     maps = np.zeros(spec.attribution.shape)
     if len(numbers):
-        masks = find_masks(_pixels(features))
+        masks = find_masks(input_pixels(features))
         maps = np.stack([rank(one.astype(np.float64), masks) for one in spec.attribution])
         features.passes.count("ranking", targets)
     return torch.from_numpy(maps).to(features.input)
 
 
-def _pixels(features: Features) -> np.ndarray:
+def input_pixels(features: Features) -> np.ndarray:
     """Returns the network's input as pixel values, in which 0 is black and 1 white, (H, W, 3), float64."""
     black, white = features.passes.black.double(), features.passes.white.double()
     pixels = (features.input.double() - black) / (white - black)

@@ -48,7 +48,7 @@ def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
         split: which handwriting: that for training, or that held out.
     """
     rng = np.random.default_rng([seed, index, digits, split == "test"])
-    images, classes = _handwriting(split)
+    images, classes = handwriting(split)
     picture = _background(rng)
     boxes = []
     chosen = rng.choice(10, digits, replace=False)
@@ -66,7 +66,7 @@ def benchmark_scenes(count: int, seed: int = 2) -> Sequence[Scene]:
 
 
 @lru_cache(maxsize=2)
-def _handwriting(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def handwriting(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Returns the (n, 8, 8) uint8 images of one split and their (n,) classes."""
     from sklearn.datasets import load_digits
 
