@@ -2,7 +2,8 @@
 
     python benchmarks/serving.py           # results/serving-cpu.json, and the tables as Markdown
     python benchmarks/serving.py --quick   # few requests: does it run?
-    python benchmarks/serving.py --render  # the README's table of latencies from the results, at once
+    python benchmarks/serving.py --only latency --out benchmarks/results/serving-latency-cpu.json
+    python benchmarks/serving.py --render  # the README's table of latencies from the latter file, at once
 
 latency     Grad-CAM alone, beside a steady Score-CAM load, and beside the same load with sharing switched off: each
             request then goes out whole, in one step.
@@ -365,6 +366,11 @@ WAYS = {
 """What is measured, how often, and how often for a quick look."""
 
 
+README_RESULTS = Path(__file__).parent / "results" / "serving-latency-cpu.json"
+"""Figures of the README's table, made by `--only latency --out` of this file: a machine is easier to keep quiet for the
+four minutes that latencies take than for the twenty of all."""
+
+
 async def measure(store: Path, quick: bool, only: Sequence[str]) -> dict[str, Any]:
     return {name: await way(store, few if quick else many) for name, (way, many, few) in WAYS.items() if name in only}
 
@@ -401,10 +407,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few requests: does it run?")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="measure these; give an --out then")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving-cpu.json")
-    parser.add_argument("--render", action="store_true", help="only write the README's table from the results")
+    parser.add_argument(
+        "--render", action="store_true", help="only write the README's table, from results/serving-latency-cpu.json"
+    )
     given = parser.parse_args()
     if given.render:
-        content = json.loads(given.out.read_text())
+        content = json.loads(README_RESULTS.read_text())
         common.README.write_text(common.embedded(common.README.read_text(), "latency", latencies(content)))
         return
     with tempfile.TemporaryDirectory() as folder:
