@@ -186,6 +186,48 @@ async def test_sums_that_cannot_be_merged_end_their_request(monkeypatch: pytest.
         assert planner(server).idle
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_answer_that_cannot_be_accounted_for_ends_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """Whether the planner refuses it or has counted it already: nothing stays in flight; the neighbour has its map."""
+    bad, real_admit, real_done, real_take = photo(13), Planner.admit, Planner.done, Results.take
+    admitted: list[int] = []
+    broken: set[int] = set()
+
+    def admit(self: Planner, *arguments: Any, **options: Any) -> int:
+        admitted.append(real_admit(self, *arguments, **options))
+        return admitted[-1]
+
+    def done(self: Planner, step: int, request: int, *rest: Any) -> bool:
+        if request in broken and when == "before":
+            raise ValueError("a secret")
+        return real_done(self, step, request, *rest)
+
+    def take(self: Results, *arguments: Any) -> None:
+        if self.fitted.request.image == bad and when == "after":
+            raise ValueError("a secret")
+        real_take(self, *arguments)
+
+    monkeypatch.setattr(Planner, "admit", admit)
+    monkeypatch.setattr(Planner, "done", done)
+    monkeypatch.setattr(Results, "take", take)
+    async with serving(steps_per_worker=1) as server:
+        server.upstream.hold()
+        first = asyncio.ensure_future(server.stub.Explain(ask(SCORE)))
+        await server.upstream.received(1)
+        calls = []
+        for image in (bad, photo(14)):
+            calls.append(asyncio.ensure_future(server.stub.Explain(ask(GRAD, image=image))))
+            await until(lambda: len(planner(server)) == 1 + len(calls))
+        broken.add(admitted[1])
+        server.upstream.release()
+        assert (await failure(calls[0]))[:2] == ("INTERNAL", "internal error; the server's log has the details")
+        assert (await calls[1]).maps[0].complete
+        assert (await first).maps[0].complete
+        await until(lambda: planner(server).idle)
+
+
 async def test_two_models_never_answer_one_step():
     """The first worker lacks the image; the one that gets it serves another version."""
     async with serving(step_queries=7, steps_per_worker=1) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -289,6 +290,27 @@ async def test_what_belongs_to_the_sums_is_checked_as_well():
     ):
         with pytest.raises(Unavailable, match="could not be read"):
             check_answer(MODEL, [SAMPLED], wrong)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+async def test_a_time_that_is_none_is_refused(seconds: float):
+    """The planner would learn it, and every prediction after it would be wrong."""
+    result = await expected()
+    with pytest.raises(Unavailable, match="could not be read"):
+        check_answer(MODEL, [ITEM], replace(result, stage_seconds={"forward": 0.1, "queries": seconds}))
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(1, True), (4, True), (5, False), (9, False)])
+async def test_there_are_at_most_as_many_classes_as_were_asked(classes: int, fits: bool):
+    """An index may be one of the top 3: there are three classes then or four, and the work of four was admitted."""
+    item = replace(ITEM, targets=(Target(index=7), Target(top_k=3)))
+    more = replace(ITEM, targets=tuple(Target(index=index) for index in range(classes)))
+    result = await FakeBackend().step("fake", [more], 1.0)
+    if fits:
+        check_answer(MODEL, [item], result)
+    else:
+        with pytest.raises(Unavailable, match="could not be read"):
+            check_answer(MODEL, [item], result)
 
 
 def test_an_error_is_an_outcome_that_fits_any_item():

@@ -293,6 +293,10 @@ class Planner:
         self._changed(live)
         return True
 
+    def is_in_flight(self, step: int, request: int) -> bool:
+        """Tells whether a step still carries a slice of a request, which is to be answered or lost."""
+        return self._in_flight.carries(step, request)
+
     def lost(self, step: int, request: int) -> bool:
         """Notes that one slice got no answer; returns whether its request goes on.
 

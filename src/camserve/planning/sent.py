@@ -57,6 +57,10 @@ class StepsInFlight:
         elif sent.due_s < math.inf:
             self._due.put(sent.step.number, (sent.due_s,))
 
+    def carries(self, step: int, request: int) -> bool:
+        """Tells whether the slice of a request in a step has not come back."""
+        return step in self._sent and request in self._sent[step].slices
+
     def find(self, step: int, request: int) -> SentSlice:
         """Returns the slice of a request in a step; raises KeyError where it has come back or was never sent."""
         return self._sent[step].slices[request]

@@ -206,7 +206,7 @@ class FittedRequest:
     @property
     def max_targets(self) -> int:
         """Number of classes explained if the targets are all different ones."""
-        return sum(target.top_k or 1 for target in self.targets)
+        return max_targets(self.targets)
 
     @property
     def known_targets(self) -> int | None:
@@ -276,6 +276,11 @@ class FittedRequest:
             raise InvalidOption(
                 f"{self.max_maps} maps at {layers} are too large: ask for fewer classes, or for a later layer"
             )
+
+
+def max_targets(targets: Sequence[Target]) -> int:
+    """Returns the number of classes that targets stand for if they are all different ones."""
+    return sum(target.top_k or 1 for target in targets)
 
 
 def known_targets(targets: Sequence[Target]) -> int | None:

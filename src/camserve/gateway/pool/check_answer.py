@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from camserve.errors import CamserveError
@@ -9,11 +10,11 @@ from camserve.gateway.pool.torchserve import malformed
 from camserve.methods import MethodSpec
 from camserve.types import Item, ItemResult, MapCurves, ModelInfo, Partial, Ranking, StepResult, Task
 from camserve.types.parts import Part
-from camserve.types.request import known_targets
+from camserve.types.request import known_targets, max_targets
 
 
 def check_answer(info: ModelInfo, items: Sequence[Item], result: StepResult) -> None:
-    """Checks that each item has an outcome and each task a partial of the right shape.
+    """Checks that each item has an outcome and each task a partial of the right shape, and that times are times.
 
     Args:
         info: description of the model.
@@ -25,6 +26,9 @@ def check_answer(info: ModelInfo, items: Sequence[Item], result: StepResult) -> 
     """
     if len(result.outcomes) != len(items):
         raise malformed(f"{len(items)} items, {len(result.outcomes)} outcomes")
+    # The planner learns from these seconds: one that is no number would spoil every prediction after it.
+    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in result.stage_seconds.values()):
+        raise malformed(f"stages that took {dict(result.stage_seconds)} s")
     for item, outcome in zip(items, result.outcomes, strict=True):
         if not isinstance(outcome, CamserveError):
             _check_item(info, item, outcome)
@@ -33,7 +37,7 @@ def check_answer(info: ModelInfo, items: Sequence[Item], result: StepResult) -> 
 def _check_item(info: ModelInfo, item: Item, result: ItemResult) -> None:
     """Raises Unavailable where the targets or the partials of an item do not fit it."""
     number = len(result.targets)
-    if number != (known_targets(item.targets) or number) or number == 0:
+    if number != (known_targets(item.targets) or number) or not 0 < number <= max_targets(item.targets):
         raise malformed(f"targets {item.targets} resolved to {result.targets}")
     asked = [task.position for task in item.tasks]
     came = [partial.position for partial in result.partials]

@@ -287,6 +287,8 @@ class Dispatcher:
         try:
             with self._tracing.step(self._model, step, [one.run.origin.span for one in passengers]):
                 result = await self._answer(step, passengers, backend)
+            self._learn(step, result)
+            self._take(step, passengers, result)
         except Unavailable as error:
             self._lost(step, error)
         except CamserveError as error:
@@ -294,9 +296,6 @@ class Dispatcher:
         except Exception:
             _log.exception("step %d of model %s", step.number, self._model)
             self._refuse_all(step, Internal(INTERNAL_MESSAGE))
-        else:
-            self._learn(step, result)
-            self._take(step, passengers, result)
         self._metrics.took(self._now_s() - began_s)
 
     async def _answer(self, step: Step, passengers: Sequence[_Passenger], backend: Backend) -> StepResult:
@@ -345,10 +344,21 @@ class Dispatcher:
                 text = f"model {self._model} was replaced while this request ran; try again"
                 self._refuse(step, one.slice_, ModelChanged(text))
                 self._hold(step.backend, in_doubt=True)
-            elif self._counts(step, one, outcome):
-                # Merging has a task of its own: that of the step may still be cancelled, and what is accounted for must
-                # not be lost.
-                self._aside(self._merge(one, outcome))
+            else:
+                self._take_sums(step, one, outcome)
+
+    def _take_sums(self, step: Step, one: _Passenger, outcome: ItemResult) -> None:
+        """Accounts for sums; has those that count merged. Sums that cannot be accounted for end their request alone."""
+        try:
+            counts = self._counts(step, one, outcome)
+        except Exception:
+            _log.exception("an answer for model %s", self._model)
+            self._refuse(step, one.slice_, Internal(INTERNAL_MESSAGE))
+            return
+        if counts:
+            # Merging has a task of its own: that of the step may still be cancelled, and what is accounted for must
+            # not be lost.
+            self._aside(self._merge(one, outcome))
 
     def _counts(self, step: Step, one: _Passenger, result: ItemResult) -> bool:
         """Tells the planner that a slice was answered; returns whether anybody still waits for it."""
@@ -420,7 +430,8 @@ class Dispatcher:
         """Fails the request of a slice, which is not sent again."""
         # The request is cancelled first: a lost slice of a live request would wait again.
         self._fail(slice_.request, error)
-        self._planner.lost(step.number, slice_.request)
+        if self._planner.is_in_flight(step.number, slice_.request):  # else it was answered before the step failed
+            self._planner.lost(step.number, slice_.request)
 
     def _fail(self, number: int, error: CamserveError) -> None:
         """Cancels a request, and ends its run with an error."""
