@@ -12,12 +12,15 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from PIL import Image
 
+from camserve.finalise.results import Results
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.fake import FakeBackend
 from camserve.gateway.server import Gateway
+from camserve.types import Item, ItemResult
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
 
@@ -94,6 +97,22 @@ async def until(condition: Callable[[], bool], changes: Callable[[], Awaitable[A
     """Returns once the condition holds; the test's own timeout is the bound."""
     while not condition():
         await (changes() if changes else asyncio.sleep(0.001))
+
+
+def merged(monkeypatch: pytest.MonkeyPatch) -> list[Results]:
+    """Returns a list that grows by one entry with each answer whose sums have been merged.
+
+    Sums are merged in threads, so that an answer that a step has brought may still be missing in a partial reply.
+    """
+    merges: list[Results] = []
+    merge = Results.merge
+
+    def noting(self: Results, item: Item, result: ItemResult) -> None:
+        merge(self, item, result)
+        merges.append(self)
+
+    monkeypatch.setattr(Results, "merge", noting)
+    return merges
 
 
 def jump(seconds: float) -> None:

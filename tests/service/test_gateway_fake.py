@@ -21,6 +21,7 @@ from gateway_harness import (
     ask,
     failure,
     jump,
+    merged,
     photo,
     same,
     serving,
@@ -182,11 +183,12 @@ async def test_stream_options_out_of_range_are_refused(field: dict[str, float]):
     assert (code, "min_interval_s must be at least 0" in text) == ("INVALID_ARGUMENT", True)
 
 
-async def test_at_the_deadline_a_partial_answer_has_what_is_known():
+async def test_at_the_deadline_a_partial_answer_has_what_is_known(monkeypatch: pytest.MonkeyPatch):
+    merges = merged(monkeypatch)
     upstream = FakeBackend(faults=Faults(hanging_steps=frozenset({2, 3})))
     async with serving(upstream, step_queries=16, steps_per_worker=1, **PATIENT) as server:
         call = server.stub.Explain(ask(SCORE, GRAD, GROUP, allow_partial=True))
-        await upstream.received(3)
+        await until(lambda: len(merges) == 2)
         jump(TO_THE_MARGIN)
         reply = await call
         metrics = await server.metrics()

@@ -7,7 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gateway_harness import GRAD, SCORE, Harness, ask, failure, photo, same, serving, until
+from gateway_harness import (
+    GRAD,
+    PATIENT,
+    SCORE,
+    TO_THE_MARGIN,
+    Harness,
+    ask,
+    failure,
+    jump,
+    merged,
+    photo,
+    same,
+    serving,
+    until,
+)
 from test_gateway_fake_backends import World, everywhere
 from test_gateway_fake_backends import serving as serving_world
 
@@ -83,7 +97,8 @@ async def test_a_copy_that_is_lost_is_no_retry(monkeypatch: pytest.MonkeyPatch):
         lost.append(real(self, step, request))
         return lost[-1]
 
-    async with serving_world(world, step_queries=8, step_timeout_s=3, steps_per_worker=1) as server:
+    settings = {"step_queries": 8, "steps_per_worker": 1, "step_timeout_s": 100, "default_deadline_s": 10_000}
+    async with serving_world(world, **settings) as server:
         await everywhere(server, world)
         expected = await server.stub.Explain(ask(SCORE))
         monkeypatch.setattr(Planner, "lost", noting)
@@ -93,6 +108,7 @@ async def test_a_copy_that_is_lost_is_no_retry(monkeypatch: pytest.MonkeyPatch):
         held.hold()
         call = server.stub.Explain(ask(SCORE))
         await until(lambda: bool(world["a"].steps[hanging:]))
+        jump(60)
 
         def copied() -> bool:
             tasks = {task for item in world["a"].steps[hanging] for task in item.tasks}
@@ -104,6 +120,7 @@ async def test_a_copy_that_is_lost_is_no_retry(monkeypatch: pytest.MonkeyPatch):
             held.release(1)
             received += 1
             await held.received(received)
+        jump(60)  # the step has hung for more than 100 s, its copy for 60 s
         await until(lambda: bool(lost))
         assert lost == [True]  # its request goes on
         held.release()
@@ -157,13 +174,18 @@ async def test_what_rendering_takes_is_expected_by_the_size_of_the_maps():
     assert renderer.expected_s(large) == pytest.approx(0.1 * ratio)
 
 
-async def test_a_kept_reply_is_whole_where_a_partial_one_would_do():
+async def test_a_kept_reply_is_whole_where_a_partial_one_would_do(monkeypatch: pytest.MonkeyPatch):
+    merges = merged(monkeypatch)
     faults = Faults(hanging_steps=frozenset({2, 3}))
-    settings = {"step_queries": 16, "steps_per_worker": 1, "step_timeout_s": 3.0, "result_cache_bytes": 10**7}
+    settings = {**PATIENT, "step_queries": 16, "steps_per_worker": 1, "result_cache_bytes": 10**7}
     async with serving(FakeBackend(faults=faults), **settings) as server:
-        partial = await server.stub.Explain(ask(SCORE, allow_partial=True), timeout=1)
+        call = server.stub.Explain(ask(SCORE, allow_partial=True))
+        await until(lambda: len(merges) == 2)
+        jump(TO_THE_MARGIN)
+        partial = await call
         assert 0 < partial.maps[0].fraction < 1
         server.upstream.faults = Faults()
+        jump(10_000)  # the step that hangs is given up
         await until(lambda: len(planner(server)) == 0)
         whole = await server.stub.Explain(ask(SCORE))
         again = await server.stub.Explain(ask(SCORE, allow_partial=True))

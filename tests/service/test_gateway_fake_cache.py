@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway_harness import GRAD, GROUP, SCORE, Harness, ask, failure, photo, same, serving, until
+from gateway_harness import GRAD, GROUP, PATIENT, SCORE, Harness, ask, failure, jump, photo, same, serving, until
 
 from camserve.errors import Unavailable
 from camserve.gateway.api.access import new_token
@@ -70,12 +70,13 @@ async def test_each_keeps_a_deadline_of_its_own():
 
 
 async def test_a_run_is_worked_on_until_the_latest_deadline_of_those_who_follow():
-    async with serving(**CACHED, step_queries=8, steps_per_worker=1) as server:
+    async with serving(**PATIENT, **CACHED, step_queries=8, steps_per_worker=1) as server:
         server.upstream.hold()
-        first = server.stub.Explain(ask(SCORE), timeout=1.0)
+        first = server.stub.Explain(ask(SCORE), timeout=600)
         await server.upstream.received(1)
-        second = server.stub.Explain(ask(SCORE), timeout=100)
+        second = server.stub.Explain(ask(SCORE), timeout=6000)
         await until(lambda: planner(server).followers == 1)
+        jump(700)
         assert (await failure(first))[0] == "DEADLINE_EXCEEDED"
         server.upstream.release()
         assert (await second).maps[0].complete
@@ -105,15 +106,19 @@ async def test_a_stream_that_follows_has_news_of_its_own():
         stream = server.stub.StreamExplain(ask(SCORE, stream={"max_maps": 100, "min_interval_s": 0}))
         await until(lambda: planner(server).followers == 1)
 
-        async def updates() -> list[pb.ExplainUpdate]:
-            return [update async for update in stream]
+        updates: list[pb.ExplainUpdate] = []
 
-        reading = asyncio.create_task(updates())
-        for _ in range(20):
+        async def read() -> None:
+            async for update in stream:
+                updates.append(update)  # noqa: PERF401 - they are looked at while they come
+
+        reading = asyncio.create_task(read())
+        for known in range(4):
             server.upstream.release(1)
-            await asyncio.sleep(0.01)
+            await until(lambda known=known: len(updates) > known)
         server.upstream.release()
-        *news, last = await reading
+        await reading
+        *news, last = updates
         assert same(last.reply, await first)
     done = [update.progress.done for update in news]
     assert len(done) > 2

@@ -14,7 +14,20 @@ import grpc
 import numpy as np
 import pytest
 import trustme
-from gateway_harness import GROUP, SCORE, arrays, ask, failure, photo, serving, until
+from gateway_harness import (
+    GROUP,
+    PATIENT,
+    SCORE,
+    TO_THE_MARGIN,
+    arrays,
+    ask,
+    failure,
+    jump,
+    merged,
+    photo,
+    serving,
+    until,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from triton_harness import triton
@@ -170,17 +183,21 @@ async def test_a_plain_client_gets_contents_for_contents():
     )
 
 
-async def test_a_timeout_gives_what_is_known_where_that_is_allowed():
-    async with serving(step_queries=8) as server:
+async def test_a_timeout_gives_what_is_known_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch):
+    merges = merged(monkeypatch)
+    settings = PATIENT | {"default_deadline_s": 100_000}
+    async with serving(step_queries=8, steps_per_worker=1, **settings) as server:
         request = infer()
         request.parameters["explain_method"].string_param = "score_cam"
         request.parameters["explain_allow_partial"].bool_param = True
-        request.parameters["timeout"].int64_param = 3_000_000
+        request.parameters["timeout"].int64_param = 600_000_000
         server.upstream.hold()
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
-        call = stub.ModelInfer(request, timeout=50)
+        call = stub.ModelInfer(request)
         await server.upstream.received(1)
         server.upstream.release(2)
+        await until(lambda: len(merges) == 2)
+        jump(TO_THE_MARGIN)
         reply = await call
         server.upstream.release()
     assert reply.parameters["complete"].bool_param is False

@@ -176,6 +176,21 @@ def test_threads_are_shared_among_the_workers(tmp_path, monkeypatch):
     assert threads(threads=5) == "5"
 
 
+def test_threads_spin_for_a_short_time_unless_the_operator_says_otherwise(tmp_path, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def spinning():
+        return environment(tmp_path, WorkerSettings(store=tmp_path)).get("GOMP_SPINCOUNT")
+
+    assert spinning() == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "70")
+    assert spinning() == "70"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert spinning() is None
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [("150000 100000", 1), ("50000 100000", 1), ("99900000 100000", None), ("max 100000", None)],
