@@ -74,6 +74,8 @@ class Book:
     owner: str
     came_s: float
     admitted: Units
+    large: bool
+    """Whether it would have taken more than half of the room when it came."""
     asked: set[Query] = field(default_factory=set)
     withdrawn: set[Query] = field(default_factory=set)
     opened: bool = False
@@ -232,6 +234,10 @@ class Machine(RuleBasedStateMachine):
     def live(self) -> list[Book]:
         return [book for book in self.books.values() if not book.over]
 
+    @property
+    def workers(self) -> int:
+        return max(1, sum(host.workers for host in self.hosts.values()))
+
     def flying(self, name: str) -> list[Sent]:
         return [sent for sent in self.sent if sent.step.backend == name]
 
@@ -273,13 +279,14 @@ class Machine(RuleBasedStateMachine):
             assert error.value.reason == reason
             assert error.value.retry_after_s == (retry_after_s and pytest.approx(retry_after_s))
             return
+        large = self.planner.seconds_of(bound(asked)) / self.workers > LIMITS.waiting_s / 2
         number = self.planner.admit(asked, now_s=self.now_s, **options)
         final = [self.final(demand, less) for demand in wanted]
         for demand in late:  # "curves to come" are replaced by the curves of several maps
             parts = [replace(demand, most=demand.most // split) for _ in range(split)]
             final += [replace(part, queries=part.most) if known else part for part in parts]
         self.books[number] = Book(
-            number, [], final, Counter(opening), size, deadline_s, rank, owner, self.now_s, bound(asked)
+            number, [], final, Counter(opening), size, deadline_s, rank, owner, self.now_s, bound(asked), large
         )
         self.books[number].ask(asked)
 
@@ -295,7 +302,6 @@ class Machine(RuleBasedStateMachine):
         if not live:
             return None
         mine = [book for book in live if owner.name and book.owner == owner.name]
-        workers = max(1, sum(host.workers for host in self.hosts.values()))
         observed = any(host.known and host.workers for host in self.hosts.values())
         own = Counter({work.kind: work.units for work in options["opening"]})
         more_s = self.planner.seconds_of(bound(asked) + own)
@@ -303,17 +309,22 @@ class Machine(RuleBasedStateMachine):
             return "requests", None
         if owner.name and len(mine) >= owner.requests:
             return "token_requests", None
+        worked_on = self.waiting_units(live) + self.in_flight()
         there_s = self.planner.seconds_of(self.waiting_units(live) + self.reserved(live))
-        excess_s = (there_s + more_s) / workers - LIMITS.waiting_s
+        for book in live:
+            if book.large:
+                its_s = self.planner.seconds_of(book.units(book.waiting()) + book.reserved())
+                there_s -= max(0.0, its_s - LIMITS.waiting_s / 2 * self.workers)
+        excess_s = (there_s + more_s) / self.workers - LIMITS.waiting_s
         if bound(asked) and excess_s > 0:
             return "work", excess_s if observed else None
         there_s = self.planner.seconds_of(self.waiting_units(mine) + self.reserved(mine))
-        if mine and bound(asked) and there_s + more_s > owner.waiting_s:
-            return "token_work", (there_s + more_s - owner.waiting_s) / workers if observed else None
+        measured = all(worked_on[kind] for kind in bound(asked))
+        if bound(asked) and owner.name and (mine or measured) and there_s + more_s > owner.waiting_s:
+            return "token_work", (there_s + more_s - owner.waiting_s) / self.workers if observed else None
         seconds = self.planner.predicted_s(
             asked, opening=options["opening"], priority=options["priority"], deadline_s=options["deadline_s"]
         )
-        worked_on = self.waiting_units(live) + self.in_flight()
         measured = all(worked_on[kind] for kind in bound(asked) + own)
         if measured and seconds is not None and self.now_s + seconds > options["deadline_s"]:
             return "deadline", self.now_s + seconds - options["deadline_s"]

@@ -4,6 +4,9 @@ Everything is measured in seconds of predicted work. Work that waits counts in f
 most that it can come to; both have to fit under the bounds of the server and of the owner. A request that adds nothing
 that could be divided (a Grad-CAM) is refused for its deadline or for the number of requests, never for lack of room.
 
+No request fills the room alone: it counts for half of it at most, so that the others always have the other half. Steps
+are shared fairly, so that a large request that is taken on slows the others down, but does not shut them out.
+
 A prediction never cuts off its own feedback: what is refused is never measured, so that a wrong prediction would
 stay. That is why an idle planner takes any request, and nobody is refused for a deadline on account of a kind of work
 of which nothing waits and nothing is in flight, since no step would then say what it really takes.
@@ -76,9 +79,7 @@ class Admission:
         asked = bound_of(demands)
         if not asked:
             return
-        workers = max(1, self._backends.workers)
-        there_s = self.seconds_of(self._ledger.waiting_units) + self.seconds_of(self._ledger.reserved_units)
-        there_s, more_s = there_s / workers, self.seconds_of(add(units_of(opening), asked)) / workers
+        there_s, more_s = self._there_s(), self._each_s(add(units_of(opening), asked))
         excess_s = there_s + more_s - self._limits.waiting_s
         if excess_s > 0:
             text = (
@@ -87,13 +88,31 @@ class Admission:
             )
             raise Overloaded(text, self._worked_off_s(excess_s), "work")
 
+    def is_large(self, demands: Sequence[Demand]) -> bool:
+        """Tells whether a request would take more than half of the room."""
+        return self._each_s(bound_of(demands)) > self._limits.waiting_s / 2
+
+    def _there_s(self) -> float:
+        """Returns the seconds of work that wait for each worker; a large request counts for half of the room."""
+        waiting_s = self._each_s(self._ledger.waiting_units) + self._each_s(self._ledger.reserved_units)
+        return waiting_s - sum(
+            max(0.0, self._each_s(units) - self._limits.waiting_s / 2) for units in self._ledger.large
+        )
+
+    def _each_s(self, units: Mapping[Kind, int]) -> float:
+        """Returns how long units keep the workers busy that are there, or one while there is none."""
+        return self.seconds_of(units) / max(1, self._backends.workers)
+
     def check_owner(self, owner: Owner, demands: Sequence[Demand], opening: Sequence[Work]) -> None:
-        """Raises Overloaded where too much work of the owner would wait; its only request is never refused for that."""
+        """Raises Overloaded where too much work of the owner would wait.
+
+        Its only request is not refused for that as long as nobody's steps say what such work really takes.
+        """
         asked = bound_of(demands)
         if not owner.name or owner.waiting_s is None or not asked:
             return
         requests, units = self._ledger.owned(owner.name)
-        if not requests:
+        if not requests and not self._are_measured(asked):
             return
         there_s, more_s = self.seconds_of(units), self.seconds_of(add(units_of(opening), asked))
         excess_s = there_s + more_s - owner.waiting_s

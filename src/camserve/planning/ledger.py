@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +95,7 @@ class Ledger:
         self._waiting: Units = {}
         self._reserved: Units = {}
         self._owners: dict[str, _Owned] = defaultdict(_Owned)
+        self._large: set[int] = set()
 
     @property
     def waiting(self) -> int:
@@ -109,6 +111,13 @@ class Ledger:
     def reserved_units(self) -> Units:
         """The most units that all positions come to whose number of queries is not known yet."""
         return self._reserved
+
+    @property
+    def large(self) -> Iterator[Units]:
+        """Units of queries that wait or are reserved, for each request that was said to be a large one when it came."""
+        for number in self._large:
+            entry = self._entries[number]
+            yield add(entry.queries.copy(), entry.reserved)
 
     def is_worked_on(self, kind: Kind) -> bool:
         """Tells whether work of a kind waits or is in flight, so that a step will say what it costs."""
@@ -145,9 +154,11 @@ class Ledger:
                 add(units, {kind: self._backlogs[rank][kind].until(deadline_s)})
         return units
 
-    def comes(self, request: LiveRequest) -> None:
-        """Notes that a request is taken on."""
+    def comes(self, request: LiveRequest, large: bool = False) -> None:
+        """Notes that a request is taken on; a large one shows up in `large` as long as it lives."""
         self.joins(request.owner)
+        if large:
+            self._large.add(request.number)
         self._entries[request.number] = _Entry()
         self.asks(request, request.waiting)
 
@@ -166,6 +177,7 @@ class Ledger:
         self._move(request, request.waiting, "waiting", "cancelled")
         self._replace(request, _Entry())
         del self._entries[request.number]
+        self._large.discard(request.number)
         self.leaves(request.owner)
 
     def asks(self, request: LiveRequest, queries: int) -> None:

@@ -214,7 +214,7 @@ class Planner:
             came_s=now_s,
         )
         self._requests[request.number] = request
-        self._ledger.comes(request)
+        self._ledger.comes(request, self._admission.is_large(demands))
         self._queue.update(request)
         return request.number
 
