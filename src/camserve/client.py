@@ -166,17 +166,20 @@ class Client:
         Raises:
             Unavailable: not within `timeout_s`; the text says what was seen last.
         """
-        until = time.monotonic() + timeout_s
+        until, last = time.monotonic() + timeout_s, "no answer"
         while (seen := self._readiness(model, max(until - time.monotonic(), _POLL_S))) is not None:
+            last = seen or last
             if time.monotonic() + _POLL_S > until:
-                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {seen}")
+                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {last}")
             time.sleep(_POLL_S)
 
     def _readiness(self, model: str, timeout_s: float) -> str | None:
         try:
             return unready(self.models(timeout_s=timeout_s), model)
-        except (Unavailable, DeadlineExceeded) as error:
+        except Unavailable as error:
             return str(error)
+        except DeadlineExceeded:
+            return ""  # nothing new was seen
 
     def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
         with _typed_errors(self.address):
@@ -280,17 +283,20 @@ class AsyncClient:
 
     async def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
         """Returns once `Client.wait_ready` would, and raises what it raises."""
-        until = time.monotonic() + timeout_s
+        until, last = time.monotonic() + timeout_s, "no answer"
         while (seen := await self._readiness(model, max(until - time.monotonic(), _POLL_S))) is not None:
+            last = seen or last
             if time.monotonic() + _POLL_S > until:
-                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {seen}")
+                raise Unavailable(f"{self.address} is not ready after {timeout_s:g} s: {last}")
             await asyncio.sleep(_POLL_S)
 
     async def _readiness(self, model: str, timeout_s: float) -> str | None:
         try:
             return unready(await self.models(timeout_s=timeout_s), model)
-        except (Unavailable, DeadlineExceeded) as error:
+        except Unavailable as error:
             return str(error)
+        except DeadlineExceeded:
+            return ""  # nothing new was seen
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
         with _typed_errors(self.address):

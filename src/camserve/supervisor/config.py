@@ -26,7 +26,7 @@ MAX_MESSAGE_BYTES = 128 * 2**20
 worker."""
 
 SPIN_COUNT = 10_000
-"""How often a worker's thread looks whether the others are done before it sleeps: `GOMP_SPINCOUNT` of GNU OpenMP.
+"""Number of looks at the other threads after which one of a worker's sleeps: `GOMP_SPINCOUNT` of GNU OpenMP.
 
 Its own 300,000 make a worker several times slower beside one busy process, such as the gateway on the same machine.
 """
