@@ -1059,6 +1059,21 @@ def test_the_prediction_counts_better_classes_and_earlier_deadlines():
     assert predicted(plan, 100, priority="batch", deadline_s=5.0) == pytest.approx(alone_s + 45.0, rel=0.02)
 
 
+def test_one_request_does_not_make_the_others_late_on_paper():
+    """It is idle when it comes, so that it is taken although its own deadline is too early for it."""
+    plan = taught(waiting_s=100.0, share=0.5)
+    ask(plan, [10**5], deadline_s=59.0, priority="interactive")
+    predicted_s = predicted(plan, 100, deadline_s=60.0)
+    with pytest.raises(Overloaded, match=r"the deadline is in 60\.0 s, but .* this would take 64\.0 s"):
+        ask(plan, [3200], deadline_s=60.0)
+    request, now_s = ask(plan, [100], deadline_s=60.0), 0.0
+    while request in plan:
+        step = step_of(plan, now_s)
+        now_s += sum(shares(step).values()) * 0.01
+        finish(plan, step)
+    assert 1.0 < now_s <= predicted_s + 0.01 < 2.3
+
+
 def test_a_gradient_map_waits_only_for_what_is_in_flight():
     plan = planner({"here": 1}, target_s=0.1, queries=1000)
     teach(plan, query_s=0.01, item_s=0.01)

@@ -75,7 +75,7 @@ class Book:
     came_s: float
     admitted: Units
     large: bool
-    """Whether it would have taken more than half of the room when it came."""
+    """Whether it would have taken more than a 64th of the room when it came."""
     asked: set[Query] = field(default_factory=set)
     withdrawn: set[Query] = field(default_factory=set)
     opened: bool = False
@@ -279,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             assert error.value.reason == reason
             assert error.value.retry_after_s == (retry_after_s and pytest.approx(retry_after_s))
             return
-        large = self.planner.seconds_of(bound(asked)) / self.workers > LIMITS.waiting_s / 2
+        large = self.planner.seconds_of(bound(asked)) / self.workers > LIMITS.waiting_s / 64
         number = self.planner.admit(asked, now_s=self.now_s, **options)
         final = [self.final(demand, less) for demand in wanted]
         for demand in late:  # "curves to come" are replaced by the curves of several maps

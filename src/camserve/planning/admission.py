@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from camserve.types import Priority
 
 
+_LARGE = 64
+"""Part of the room from which on a request counts as a large one."""
+
+
 class Admission:
     """Holds requests against the bounds of one planner and of their owners."""
 
@@ -62,7 +66,13 @@ class Admission:
         seconds += self.seconds_of(self._ledger.openings_ahead(rank)) / workers
         if queries_s:
             ahead_s = self.seconds_of(self._ledger.queries_ahead(rank, deadline_s))
-            seconds += (ahead_s + queries_s - first_s) / workers
+            rest_s = ahead_s + queries_s
+            if self._limits.share < 1:
+                # The largest one that goes first takes its share of each step at most, so the others have the rest.
+                beside_s = rest_s - self._largest_ahead_s(rank, deadline_s)
+                rest_s = min(rest_s, beside_s / (1 - self._limits.share))
+            rest_s -= first_s
+            seconds += rest_s / workers
         return seconds
 
     def check_number(self, requests: int, owner: Owner) -> None:
@@ -89,15 +99,22 @@ class Admission:
             raise Overloaded(text, self._worked_off_s(excess_s), "work")
 
     def is_large(self, demands: Sequence[Demand]) -> bool:
-        """Tells whether a request would take more than half of the room."""
-        return self._each_s(bound_of(demands)) > self._limits.waiting_s / 2
+        """Tells whether a request takes so much of the room that there can be only some of them."""
+        return self._each_s(bound_of(demands)) > self._limits.waiting_s / _LARGE
 
     def _there_s(self) -> float:
         """Returns the seconds of work that wait for each worker; a large request counts for half of the room."""
-        waiting_s = self._each_s(self._ledger.waiting_units) + self._each_s(self._ledger.reserved_units)
-        return waiting_s - sum(
-            max(0.0, self._each_s(units) - self._limits.waiting_s / 2) for units in self._ledger.large
-        )
+        seconds, half_s = self._each_s(self._ledger.waiting_units), self._limits.waiting_s / 2
+        seconds += self._each_s(self._ledger.reserved_units)
+        for request in self._ledger.large:
+            seconds -= max(0.0, self._each_s(add(request.units.copy(), request.reserved)) - half_s)
+        return seconds
+
+    def _largest_ahead_s(self, rank: int, deadline_s: float) -> float:
+        """Returns the seconds of queries that wait of the largest request that would go before one of this urgency."""
+        large = self._ledger.large
+        ahead = [each for each in large if (each.rank, each.deadline_s) <= (rank, deadline_s)]
+        return max((self.seconds_of(each.units) for each in ahead), default=0.0)
 
     def _each_s(self, units: Mapping[Kind, int]) -> float:
         """Returns how long units keep the workers busy that are there, or one while there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +95,7 @@ class Ledger:
         self._waiting: Units = {}
         self._reserved: Units = {}
         self._owners: dict[str, _Owned] = defaultdict(_Owned)
-        self._large: set[int] = set()
+        self._large: dict[int, LiveRequest] = {}
 
     @property
     def waiting(self) -> int:
@@ -113,11 +113,9 @@ class Ledger:
         return self._reserved
 
     @property
-    def large(self) -> Iterator[Units]:
-        """Units of queries that wait or are reserved, for each request that was said to be a large one when it came."""
-        for number in self._large:
-            entry = self._entries[number]
-            yield add(entry.queries.copy(), entry.reserved)
+    def large(self) -> Iterable[LiveRequest]:
+        """Live requests that were said to be large ones when they came."""
+        return self._large.values()
 
     def is_worked_on(self, kind: Kind) -> bool:
         """Tells whether work of a kind waits or is in flight, so that a step will say what it costs."""
@@ -158,7 +156,7 @@ class Ledger:
         """Notes that a request is taken on; a large one shows up in `large` as long as it lives."""
         self.joins(request.owner)
         if large:
-            self._large.add(request.number)
+            self._large[request.number] = request
         self._entries[request.number] = _Entry()
         self.asks(request, request.waiting)
 
@@ -177,7 +175,7 @@ class Ledger:
         self._move(request, request.waiting, "waiting", "cancelled")
         self._replace(request, _Entry())
         del self._entries[request.number]
-        self._large.discard(request.number)
+        self._large.pop(request.number, None)
         self.leaves(request.owner)
 
     def asks(self, request: LiveRequest, queries: int) -> None:

@@ -162,7 +162,8 @@ class Planner:
         The steps in flight have to come back and the openings ahead to go out before its own opening does. The rest of
         its queries follows the queries that wait in better classes, or in its own with an earlier deadline, at the full
         width of all workers. What is not known counts as the most that it can be. Requests that are still to come are
-        left out, and so is the share of others in its steps: a request that is predicted to be late will be late.
+        left out, and so is the share of others in its steps: a request that is predicted to be late will be late. The
+        largest request ahead of it takes its share of each step at most, and does not hold up the others for longer.
 
         Returns:
             The seconds; None as long as nothing was observed.
