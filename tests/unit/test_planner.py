@@ -962,6 +962,18 @@ def test_an_owner_has_bounds_of_its_own_and_nobody_has_none():
     ask(plan, [10], owner=ann)
 
 
+def test_an_owner_beside_others_leaves_them_their_part():
+    plan, ann, bob = taught(requests=5, waiting_s=10.0), Owner("ann", part=0.5), Owner("bob", part=0.5)
+    ask(plan, [300], owner=ann)
+    with pytest.raises(Overloaded, match=r"at most 5\.0 s of one worker's work may wait for ann; .* 3\.0 s to 3\.0 s"):
+        ask(plan, [300], owner=ann)
+    ask(plan, [0], owner=ann)
+    with pytest.raises(Overloaded, match="at most 2 requests of ann"):
+        ask(plan, [0], owner=ann)
+    ask(plan, [300], owner=bob)
+    ask(plan, [0], owner=Owner("ann", requests=3, part=0.5))
+
+
 def test_bounds_of_an_owner_may_change_while_its_requests_run():
     plan = taught()
     ask(plan, [8], owner=Owner("ann"))

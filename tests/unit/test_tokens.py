@@ -64,6 +64,14 @@ max_waiting_s = 40.5
     assert token.caller.owner == Owner("a-B_1", 4, 40.5)
 
 
+def test_one_token_of_several_has_half_of_the_server_at_most():
+    other = HASH[:-1] + "0"
+    (alone,) = parsed(f'[tokens.ann]\nsha256 = "{HASH}"')
+    several = parsed(f'[tokens.ann]\nsha256 = "{HASH}"\n[tokens.bob]\nmax_requests = 100\nsha256 = "{other}"')
+    assert alone.caller.owner == Owner("ann")
+    assert [token.caller.owner for token in several] == [Owner("ann", part=0.5), Owner("bob", requests=100, part=0.5)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

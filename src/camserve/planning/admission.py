@@ -80,8 +80,9 @@ class Admission:
         if requests >= self._limits.requests:
             text = f"at most {self._limits.requests} requests are taken on at once; try again later"
             raise Overloaded(text, reason="requests")
-        if owner.name and owner.requests is not None and self._ledger.owned(owner.name)[0] >= owner.requests:
-            text = f"at most {owner.requests} requests of {owner.name} are taken on at once; try again later"
+        most = max(1, int(owner.part * self._limits.requests)) if owner.requests is None else owner.requests
+        if owner.name and self._ledger.owned(owner.name)[0] >= most:
+            text = f"at most {most} requests of {owner.name} are taken on at once; try again later"
             raise Overloaded(text, reason="token_requests")
 
     def check_room(self, demands: Sequence[Demand], opening: Sequence[Work]) -> None:
@@ -126,16 +127,19 @@ class Admission:
         Its only request is not refused for that as long as nobody's steps say what such work really takes.
         """
         asked = bound_of(demands)
-        if not owner.name or owner.waiting_s is None or not asked:
+        if not owner.name or not asked:
             return
         requests, units = self._ledger.owned(owner.name)
         if not requests and not self._are_measured(asked):
             return
+        most_s = owner.waiting_s
+        if most_s is None:
+            most_s = owner.part * self._limits.waiting_s * max(1, self._backends.workers)
         there_s, more_s = self.seconds_of(units), self.seconds_of(add(units_of(opening), asked))
-        excess_s = there_s + more_s - owner.waiting_s
+        excess_s = there_s + more_s - most_s
         if excess_s > 0:
             text = (
-                f"at most {in_words(owner.waiting_s)} of one worker's work may wait for {owner.name}; "
+                f"at most {in_words(most_s)} of one worker's work may wait for {owner.name}; "
                 f"this would add {in_words(more_s)} to {in_words(there_s)}; try again later"
             )
             raise Overloaded(text, self._worked_off_s(excess_s / max(1, self._backends.workers)), "token_work")

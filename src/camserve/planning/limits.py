@@ -24,6 +24,8 @@ class Owner:
     """Number of requests of the owner that are taken on at once; None: as many as the limits allow."""
     waiting_s: float | None = None
     """Seconds of one worker's work that all requests of the owner may have waiting or reserved, by prediction."""
+    part: float = 1.0
+    """Part of the number of requests, and of the work that may wait, that the owner has at most."""
 
 
 NOBODY = Owner()

@@ -15,7 +15,7 @@ import secrets
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,10 @@ _NAME = re.compile("[A-Za-z0-9_-]{1,64}")  # a key that TOML lets stand without 
 
 _SECRET_BYTES = 32
 _SECRET_PREFIX = "camserve_"  # lets scanners of repositories find one that was committed
+
+
+BESIDE_OTHERS = 0.5
+"""Part of what the server takes on at once that one token has, where there are others: they always find room."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,13 @@ class Caller:
     """Number of requests that are taken on at once, for each model."""
     max_waiting_s: float | None = None
     """Seconds of one worker's predicted work that may wait, for each model."""
+    part: float = 1.0
+    """Part of what the server takes on at once, for bounds that are None."""
 
     @property
     def owner(self) -> Owner:
         """The caller as the planner knows it: the owner of its requests."""
-        return Owner(self.name, self.max_requests, self.max_waiting_s)
+        return Owner(self.name, self.max_requests, self.max_waiting_s, self.part)
 
     def capped(self, asked: Priority) -> Priority:
         """Returns the class that is asked for, or the best that is allowed where that is worse."""
@@ -165,6 +171,8 @@ def parse_tokens(path: Path, content: bytes) -> tuple[Token, ...]:
     found = tuple(_token(path, name, entry) for name, entry in entries.items())
     if len({token.digest for token in found}) < len(found):
         raise InvalidOption(f"tokens in {path}: two of them have the same sha256")
+    if len(found) > 1:
+        found = tuple(replace(token, caller=replace(token.caller, part=BESIDE_OTHERS)) for token in found)
     return found
 
 
