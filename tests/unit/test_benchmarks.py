@@ -66,3 +66,17 @@ def test_an_early_map_is_compared_with_the_final_one(tmp_path):
     results = json.loads(out.read_text())["results"]
     assert len(results) == 4
     assert all(-1 <= value <= 1 for row in results.values() for value in row.values())
+
+
+def test_an_attack_is_measured_beside_another_client(tmp_path):
+    """It is one that costs nothing; what the others notice of the other ones is in docs/security.md."""
+    out, name = tmp_path / "hostile.json", "control characters"
+    command = [sys.executable, BENCHMARKS / "hostile.py", "--quick", "--only", name, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())["results"]["gateway"]["attacks"].values()
+    assert set(found["codes"]) == {"INVALID_ARGUMENT", "NOT_FOUND"}
+    assert found["alive"]
+    assert not found["failures"]
+    assert found["longest_stall_s"] > 0
+    assert found["peak_mb"] > 50
