@@ -1,17 +1,25 @@
-"""Reads images: checked before decoding, decoded to RGB, cut to what the network sees. Pillow, no torch."""
+"""Reads images: checked before decoding, decoded to RGB, cut to what the network sees. Pillow, no torch.
+
+Rule 1: Pillow gets a file only after `camserve.containers` has left out all that has no pixels and has counted scans.
+Rule 2: whatever Pillow, numpy, struct and zlib raise on somebody's bytes leaves `_reading` as an error of camserve.
+Rule 3: a decode has at most two pictures of Pillow in memory at once, 4 bytes for each pixel and picture.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import sys
-import warnings
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from camserve.errors import InvalidImage
+from camserve.containers import Container, take_apart
+from camserve.errors import CamserveError, InvalidImage, Unavailable
 from camserve.types import InputView, Preprocessing
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -21,11 +29,30 @@ ImageContent = bytes | Image.Image | np.ndarray
 """Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3), or float32 (H,
 W, 3) in [0, 1] of the network's input size."""
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 64 * 10**6
 
+DECODE_S_PER_PIXEL = 2 / 10**7
+"""Seconds of processor time that decoding may take for each pixel. Photos take about a tenth of it."""
+
+MIN_DECODE_S = 2.0
+"""Seconds of processor time that every decode may take."""
+
+_FEED_BYTES = 2**12  # between two looks at the clock: few enough that a decoder cannot make much of them
+_STRIP_PIXELS = 2**18  # that are converted at once, so that steps on the way take little memory
+
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Transpositions that make an image upright, by its EXIF orientation."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -40,18 +67,20 @@ def probe(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS)
     Raises:
         InvalidImage: empty, not JPEG, PNG or WebP, or over a limit; the text names the limit and what came.
     """
-    with _opened(data, max_bytes, max_pixels) as image:
-        return image.height, image.width
+    container = _container(data, max_bytes, max_pixels)
+    _open(container)
+    return container.size
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Returns the image as RGB, EXIF orientation applied; palette, grey and CMYK converted, alpha laid on white.
 
     Raises:
-        InvalidImage: as `probe`, and when the file is truncated or broken.
+        InvalidImage: as `probe`; the file is truncated or broken; decoding it takes more processor time than
+            `DECODE_S_PER_PIXEL` and `MIN_DECODE_S` allow.
+        Unavailable: there is not enough memory for its pixels.
     """
-    with _opened(data, max_bytes, max_pixels) as image:
-        return _decoded(image)
+    return _decode(_container(data, max_bytes, max_pixels))
 
 
 def from_array(array: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -66,25 +95,14 @@ def from_array(array: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _opened(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+def _container(data: bytes, max_bytes: int, max_pixels: int) -> Container:
     if not data:
         raise InvalidImage("the image has zero bytes")
     if len(data) > max_bytes:
         raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {len(data)}")
-    try:
-        with warnings.catch_warnings():
-            # The limit on pixels below takes the place of Pillow's warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InvalidImage(f"not a {', '.join(FORMATS)} image ({len(data)} bytes)") from None
-    except Image.DecompressionBombError:
-        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow itself takes no more than this
-        raise InvalidImage(f"an image may have at most {most} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InvalidImage(f"the image file is broken or truncated: {error}") from None
-    _check_pixels(image.height, image.width, max_pixels)
-    return image
+    container = take_apart(data)
+    _check_pixels(*container.size, max_pixels)
+    return container
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -92,30 +110,108 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise InvalidImage(f"an image may have at most {max_pixels} pixels, got {width} x {height} = {width * height}")
 
 
-def _decoded(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB, upright; Pillow reads what is behind the header only now.
+def _open(container: Container) -> ImageFile.ImageFile:
+    """Returns what `take_apart` left of a file as a picture whose pixels are not loaded yet; that has its time."""
+    height, width = container.size
+    file = _Metered(container.content, max(MIN_DECODE_S, DECODE_S_PER_PIXEL * height * width))
+    with _reading("image"):
+        image = Image.open(file, formats=(container.format,))
+        if (image.height, image.width) != container.size:
+            raise ValueError("its header has two sizes")
+    image.decodermaxblock = _FEED_BYTES
+    return image
+
+
+def _decode(container: Container) -> Image.Image:
+    with _reading(container.format):
+        return _upright(_pixels(container), container.orientation)
+
+
+def _pixels(container: Container) -> Image.Image:
+    """Returns the decoded pixels as RGB; the decoder is gone then, with what it held."""
+    image = _open(container)
+    image.load()
+    rgb = _rgb(image)
+    # A WebP picture would keep its decoder, which has two more pictures of the same size.
+    return rgb.copy() if rgb is image and container.format == "WEBP" else rgb
+
+
+class _Metered(io.BytesIO):
+    """A file that ends a decode whose thread has used up its processor time; Pillow asks for more every few bytes.
+
+    Pillow cannot be interrupted inside a call. Scans are counted before, so that what it makes of a few bytes is
+    bounded; a WebP is decoded in one call, whose time is bounded by the number of pixels.
+    """
+
+    def __init__(self, content: bytes, limit_s: float) -> None:
+        super().__init__(content)
+        self._limit_s, self._end_s = limit_s, time.thread_time() + limit_s
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end_s:
+            raise InvalidImage(f"decoding an image of this size may take at most {self._limit_s:g} s of processor time")
+        return super().read(size)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Makes what is raised on somebody's bytes an InvalidImage, and a lack of memory, which is ours, Unavailable."""
+    try:
+        yield
+    except CamserveError:
+        raise
+    except MemoryError:
+        raise Unavailable("there is not enough memory to decode an image of this size") from None
+    except UnidentifiedImageError:  # its text is of Python's objects
+        raise InvalidImage(f"the {what} file is broken or truncated: its header cannot be read") from None
+    except Exception as error:
+        raise InvalidImage(f"the {what} file is broken or truncated: {str(error)[:100]}") from None
+
+
+def _decoded(picture: Image.Image) -> Image.Image:
+    """Returns a picture of this process as RGB, upright; Pillow reads what is behind the header only now.
 
     Raises:
         InvalidImage: that is broken or truncated.
     """
+    with _reading(picture.format or "image"):
+        picture.load()
+        rgb = _upright(_rgb(picture), _orientation(picture))
+        return rgb.copy() if rgb is picture else rgb
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Returns the orientation that EXIF says; 1 where it cannot be read: odd EXIF does not cost the picture."""
     try:
-        return _rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
-        raise InvalidImage(f"the {image.format or 'image'} file is broken or truncated: {error}") from None
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Returns an image as RGB, made strip by strip; it is the same one if it is that already."""
     if image.mode == "RGB" and not image.has_transparency_data:
-        image.load()
-        return image.copy()  # of the plain Image class, independent of the file
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip instead of scaling
-        scaled = np.asarray(image, dtype=np.float64) / 257
+        return image
+    rgb, rows = Image.new("RGB", image.size), max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_rgb_strip(image.crop(box)), box)
+    return rgb
+
+
+def _rgb_strip(strip: Image.Image) -> Image.Image:
+    if strip.mode.startswith("I") or strip.mode == "F":  # 16-bit grey: Pillow would clip instead of scaling
+        scaled = np.asarray(strip, dtype=np.float64) / 257
         return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+    if strip.has_transparency_data:
+        rgba = strip.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return strip.convert("RGB")
 
 
 def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Image.Image, InputView]:
@@ -128,11 +224,8 @@ def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Imag
         InvalidImage: the image is so elongated that resizing its shorter side makes it larger than `MAX_PIXELS`.
     """
     height, width = preprocessing.crop_px
-    short, long = min(image.size), max(image.size)
-    # Never smaller than the crop, so that nothing is padded.
-    goal = max(preprocessing.resize_px, height, width)
-    if goal * (goal * long // short) > MAX_PIXELS:
-        raise InvalidImage(f"an image of {image.width} x {image.height} is too elongated to be resized")
+    short, goal = min(image.size), _shorter_px(preprocessing)
+    check_elongation((image.height, image.width), goal)
     resized = (int(goal * image.width / short), int(goal * image.height / short))
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
     grown = image.resize(resized, _RESAMPLING[preprocessing.interpolation])
@@ -140,6 +233,35 @@ def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Imag
     crop = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
     view = InputView(original_size=(image.height, image.width), crop=crop, size=(height, width))
     return grown.crop((left, top, left + width, top + height)), view
+
+
+def sent_view(content: ImageContent, preprocessing: Preprocessing) -> tuple[Image.Image, InputView]:
+    """Returns what the network sees of what was sent, as `network_view`; a file is decoded only if it can be resized.
+
+    Raises:
+        InvalidImage: the file or the array is broken, or too elongated.
+        Unavailable: there is not enough memory for its pixels.
+    """
+    if not isinstance(content, bytes):
+        return network_view(picture(content), preprocessing)
+    container = _container(content, sys.maxsize, sys.maxsize)  # limits are those of the door
+    check_elongation(container.size, _shorter_px(preprocessing))
+    return network_view(_decode(container), preprocessing)
+
+
+def _shorter_px(preprocessing: Preprocessing) -> int:
+    """Returns the length of the resized image's shorter side: at least the crop, so that nothing is padded."""
+    return max(preprocessing.resize_px, *preprocessing.crop_px)
+
+
+def check_elongation(size: tuple[int, int], shorter_px: int) -> None:
+    """Checks that an image of (height, width) can be resized to a shorter side.
+
+    Raises:
+        InvalidImage: it is so elongated that resizing makes it larger than `MAX_PIXELS`.
+    """
+    if shorter_px * (shorter_px * max(size) // min(size)) > MAX_PIXELS:
+        raise InvalidImage(f"an image of {size[1]} x {size[0]} is too elongated to be resized")
 
 
 def whole_view(size: tuple[int, int]) -> InputView:
@@ -222,12 +344,11 @@ def png(image: Image.Image) -> bytes:
     Raises:
         InvalidImage: the file behind the picture is broken.
     """
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise InvalidImage(f"the {image.format or 'image'} file is broken or truncated: {error}") from None
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("I;16" if upright.mode.startswith("I") else "RGB")  # 16-bit grey stays that
+    with _reading(image.format or "image"):
+        image.load()
+        upright = _upright(image, _orientation(image))
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("I;16" if upright.mode.startswith("I") else "RGB")  # 16-bit grey stays that
     file = io.BytesIO()
     upright.save(file, "PNG", compress_level=1)  # three times as fast as the default, a tenth larger
     return file.getvalue()

@@ -153,7 +153,6 @@ IMAGES = (
         {"image": _flat(1, 16_000)},
         "an image of 16000 x 1 is too elongated to be resized",
         kind=InvalidImage,
-        noticed_by="worker",
     ),
     BadRequest(
         "floats of another size",

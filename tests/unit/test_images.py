@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from torchvision.transforms import v2
 
-from camserve import images
+from camserve import containers, images
 from camserve.errors import InvalidImage
 from camserve.types import InputView, Preprocessing
 
@@ -269,7 +269,7 @@ def test_limits_are_inclusive():
 
 def test_probe_reads_the_header_alone(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decompressed"))
-    for file_format in images.FORMATS:
+    for file_format in containers.FORMATS:
         assert images.probe(encoded(noise(30, 20), file_format)) == (30, 20)
 
 

@@ -378,11 +378,13 @@ def _resolved_targets(targets: Sequence[Target], model: ModelInfo, limits: Reque
 def _checked_image(image: ImageContent, model: ModelInfo, limits: RequestLimits) -> tuple[int, int]:
     """Returns (height, width) of the image, which is not decoded."""
     if isinstance(image, bytes):
-        return images.probe(image, limits.image_bytes, limits.image_pixels)
-    height, width = images.checked_size(image, limits.image_bytes, limits.image_pixels)
+        size = images.probe(image, limits.image_bytes, limits.image_pixels)
+    else:
+        size = images.checked_size(image, limits.image_bytes, limits.image_pixels)
     if isinstance(image, np.ndarray) and image.dtype == np.float32:
         _check_float(image, model)
-    return height, width
+    images.check_elongation(size, max(model.input_size))  # a worker may resize to more, and then refuses itself
+    return size
 
 
 def _check_float(image: np.ndarray, model: ModelInfo) -> None:

@@ -66,9 +66,7 @@ class Forward:
         if seen is None:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
-            pixels, view = (
-                self._from_array(image) if isinstance(image, np.ndarray) else self._see(images.picture(image))
-            )
+            pixels, view = self._from_array(image) if isinstance(image, np.ndarray) else self._from_file(image)
             seen = Seen(torch.from_numpy(pixels), view)
             self._memory.put(name, seen)
         return name, seen
@@ -117,8 +115,10 @@ class Forward:
             return np.array(array), images.whole_view(size)  # a copy: torch wants writable memory
         if array.dtype == np.float32:
             raise InvalidImage(f"a float32 image must be {size[0]} x {size[1]} x 3, got {list(array.shape)}")
-        return self._see(images.from_array(array, sys.maxsize))  # limits are those of the door
+        picture = images.from_array(array, sys.maxsize)  # limits are those of the door
+        seen, view = images.network_view(picture, self._network.preprocessing)
+        return np.array(seen), view
 
-    def _see(self, image: Image.Image) -> tuple[np.ndarray, InputView]:
-        seen, view = images.network_view(image, self._network.preprocessing)
+    def _from_file(self, image: bytes | Image.Image) -> tuple[np.ndarray, InputView]:
+        seen, view = images.sent_view(image, self._network.preprocessing)
         return np.array(seen), view

@@ -6,6 +6,7 @@ Sums are whole numbers that depend on the items alone, and additive per query.
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from camserve import images
-from camserve.errors import CamserveError, ImageMissing
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal
 from camserve.images import ImageContent
 from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
 from camserve.methods.work import Kind
@@ -34,6 +35,8 @@ from camserve.types import (
     Task,
 )
 from camserve.types.parts import Part
+
+log = logging.getLogger(__name__)
 
 SECONDS: Mapping[Kind, float] = {
     "opening": 0.0003,
@@ -90,6 +93,7 @@ def _made(info: ModelInfo, item: Item, targets: int) -> Mapping[Kind, int]:
 
 
 def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError]) -> ItemResult | CamserveError:
+    """Returns the answer to an item, or what it failed with: as in a worker, nothing of it reaches its neighbours."""
     try:
         if item.image is None:
             raise ImageMissing("the image of this digest is not here")
@@ -98,6 +102,9 @@ def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError])
         return _result(info, item, item.image)
     except CamserveError as error:
         return error
+    except Exception as error:
+        log.error("an item failed", exc_info=error)
+        return Internal(INTERNAL_MESSAGE)
 
 
 def _result(info: ModelInfo, item: Item, image: ImageContent) -> ItemResult:
@@ -172,9 +179,8 @@ def _view(image: ImageContent, info: ModelInfo) -> InputView:
     height, width = info.input_size
     if isinstance(image, np.ndarray) and image.shape[:2] == info.input_size:
         return images.whole_view(info.input_size)
-    decoded = images.picture(image)
     preprocessing = Preprocessing(max(height, width) + 8, (height, width), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return images.network_view(decoded, preprocessing)[1]
+    return images.sent_view(image, preprocessing)[1]
 
 
 def _ranking(image: ImageContent, classes: int) -> list[int]:
