@@ -14,8 +14,8 @@ import torch
 from torchvision.models import get_model, get_model_weights
 
 from camserve.archive import build_archive, load_package, read_card
-from camserve.archive.card import read_member
 from camserve.archive.package import WEIGHTS
+from camserve.archive.untrusted import read_member
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Preprocessing
 from camserve.worker.network import load_network

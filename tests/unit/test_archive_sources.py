@@ -10,9 +10,9 @@ from torch import nn
 
 from camserve import Engine
 from camserve.archive import build_archive, load_package, read_card
-from camserve.archive.card import read_member
 from camserve.archive.package import WEIGHTS
 from camserve.archive.sources import count_classes
+from camserve.archive.untrusted import read_member
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Preprocessing
 

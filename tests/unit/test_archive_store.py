@@ -18,9 +18,9 @@ from camserve.archive import (
 )
 from camserve.archive import package as package_module
 from camserve.archive import store as store_module
-from camserve.archive.card import read_member
 from camserve.archive.package import WEIGHTS, handler_source
 from camserve.archive.sources import lite0_file, sha256_of
+from camserve.archive.untrusted import read_member
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.saliency.layers import find_layers
 

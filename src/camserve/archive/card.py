@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.archive.untrusted import ARCHIVE, parse_json, read_member, reading, short
+from camserve.errors import InvalidOption
 from camserve.types import Preprocessing
 
 CARD = "model.json"
 LABELS = "labels.json"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MAX_LABEL_LENGTH = 256
+"""Characters of a class name; those of ImageNet have 131 at most."""
+
+MAX_TEXT_LENGTH = 4096
+"""Characters of any other text of a card."""
+
+MAX_INPUT_PX = 4096
+"""Pixels of an input's side: beyond that one image takes gigabytes in any network."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # with `.mar` and a temporary's letters a name of a file
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class ModelCard:
     """Describes a packed model without its weights.
 
     Raises:
-        InvalidOption: the name or version cannot be part of a path and of a URL.
+        InvalidOption: the name or version cannot be part of a path and of a URL; a text is none, or too long; a size is
+            none.
     """
 
     name: str
@@ -47,16 +57,31 @@ class ModelCard:
     def __post_init__(self) -> None:
         check_name("model name", self.name)
         check_name("model version", self.version)
+        for label in self.labels:
+            _check_text("class name", label, MAX_LABEL_LENGTH)
+        for what, text in (("architecture", self.architecture), ("source", self.source), ("licence", self.licence)):
+            _check_text(what, text, MAX_TEXT_LENGTH)
+        if self.layer is not None:
+            _check_text("layer", self.layer, MAX_TEXT_LENGTH)
+        for size_px in (self.preprocessing.resize_px, *self.preprocessing.crop_px):
+            if not isinstance(size_px, int) or not 1 <= size_px <= MAX_INPUT_PX:
+                raise InvalidOption(f"the sizes of the input must be 1..{MAX_INPUT_PX} pixels, got {size_px!r}")
+
+
+def _check_text(what: str, text: object, most: int) -> None:
+    if not isinstance(text, str) or len(text) > most:
+        raise InvalidOption(f"{what} must be a text of at most {most} characters, got {short(repr(text))}")
 
 
 def check_name(what: str, value: str) -> str:
     """Returns the value, if it may be part of a path and of a URL.
 
     Raises:
-        InvalidOption: it has other characters than letters, digits, `_`, `.` and `-`, or starts with one of the three.
+        InvalidOption: it has other characters than letters, digits, `_`, `.` and `-`, starts with one of the three, or
+            has more than 128.
     """
-    if not _NAME.fullmatch(value):
-        raise InvalidOption(f"{what} must match {_NAME.pattern}, got {value!r}")
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidOption(f"{what} must match {_NAME.pattern}, got {short(repr(value))}")
     return value
 
 
@@ -67,29 +92,12 @@ def read_card(path: Path) -> ModelCard:
         NotFound: there is no such file or directory.
         InvalidInput: it is not an archive of camserve.
     """
-    try:
-        card = json.loads(read_member(path, CARD))
-        return _card(card, labels=json.loads(read_member(path, LABELS)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{path} is not a camserve archive: {error}") from None
-
-
-def read_member(path: Path, member: str) -> bytes:
-    """Returns the content of one file of a `.mar` file or of an unpacked archive directory.
-
-    Raises:
-        NotFound: there is no such file or directory.
-        InvalidInput: it is not an archive, or lacks this member.
-    """
-    if not path.exists():
-        raise NotFound(f"there is no archive {path}")
-    try:
-        if path.is_dir():
-            return (path / member).read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(member)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} is not a camserve archive: no readable {member} ({error})") from None
+    card, labels = (parse_json(path, read_member(path, member), ARCHIVE) for member in (CARD, LABELS))
+    with reading(path, ARCHIVE):
+        try:
+            return _card(card, labels)
+        except InvalidOption as error:  # of which the caller has given none
+            raise ValueError(error) from None
 
 
 def card_members(card: ModelCard) -> dict[str, bytes]:
@@ -103,7 +111,19 @@ def as_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _card(content: dict[str, Any], labels: Sequence[str]) -> ModelCard:
+def _card(content: dict[str, Any], labels: list[str]) -> ModelCard:
+    """Returns what two JSON texts say; anything may be raised where they say something else."""
+    if not isinstance(labels, list):
+        raise TypeError(f"{LABELS} must be a list")
     values = content.pop("preprocessing")
-    values |= {key: tuple(values[key]) for key in ("crop_px", "mean", "std")}
+    height, width = values["crop_px"]
+    values |= {"crop_px": (height, width), "mean": _rgb(values["mean"]), "std": _rgb(values["std"])}
+    if values.get("interpolation", "bicubic") not in get_args(get_type_hints(Preprocessing)["interpolation"]):
+        raise ValueError("unknown interpolation")
+    content["evaluation"] = {str(key): float(value) for key, value in content.get("evaluation", {}).items()}
     return ModelCard(**content, preprocessing=Preprocessing(**values), labels=tuple(labels))
+
+
+def _rgb(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card, read_member
+from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card
 from camserve.archive.sources import (
     Weights,
     build_module,
@@ -21,6 +21,7 @@ from camserve.archive.sources import (
     read_labels,
     sha256_of,
 )
+from camserve.archive.untrusted import ARCHIVE, is_file, read_member, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.types import Preprocessing
 
@@ -105,14 +106,13 @@ def build_archive(
 
 def _evaluation(report: Path) -> dict[str, float]:
     """Returns the overall score by method title, of the first protocol in a report of `camserve evaluate`."""
-    try:
-        found = json.loads(report.read_text(encoding="utf-8"))
+    what = "a report.json of camserve evaluate"
+    if not is_file(report):
+        raise NotFound(f"there is no report {short(report)}")
+    with reading(report, what):
+        found = json.loads(read_text(report, what))
         column = f"{next(iter(found['settings']['protocols']))}_overall"
         return {row["title"]: float(row[column]) for row in found["methods"] if row[column] is not None}
-    except FileNotFoundError:
-        raise NotFound(f"there is no report {report}") from None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InvalidInput(f"{report} is not a report.json of camserve evaluate: {error}") from None
 
 
 def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
@@ -126,8 +126,10 @@ def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
     """
     from safetensors.torch import load
 
-    card = read_card(path)
-    return _filled_module(card, load(read_member(path, WEIGHTS))), card
+    card, weights = read_card(path), read_member(path, WEIGHTS)
+    with reading(path, f"{ARCHIVE} with weights"):
+        state = load(weights)
+    return _filled_module(card, state), card
 
 
 def handler_source() -> bytes:

@@ -15,13 +15,14 @@ import hashlib
 import importlib
 import json
 import math
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from camserve.archive.untrusted import check_inflation, is_file, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Preprocessing
 
@@ -157,15 +158,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
         NotFound: there is no such file.
         InvalidInput: JSON, but not a list of strings; an empty line; no name at all.
     """
-    if not path.is_file():
-        raise NotFound(f"there is no labels file {path}")
-    text = path.read_text(encoding="utf-8")
-    try:
+    if not is_file(path):
+        raise NotFound(f"there is no labels file {short(path)}")
+    with reading(path, "a labels file"):
+        text = read_text(path, "a labels file")
         labels = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
-    except ValueError as error:
-        raise InvalidInput(f"labels file {path}: {error}") from None
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
-        raise InvalidInput(f"labels file {path} must be a JSON list of strings, or have a name in each line")
+        raise InvalidInput(f"labels file {short(path)} must be a JSON list of strings, or have a name in each line")
     return tuple(labels)
 
 
@@ -280,10 +279,10 @@ def _torchvision_name(architecture: str) -> str:
 
 
 def _unknown(architecture: str, library: str, names: Sequence[str]) -> InvalidOption:
-    close = difflib.get_close_matches(architecture.removeprefix(library), names, n=5, cutoff=0.4)
+    close = difflib.get_close_matches(architecture.removeprefix(library)[:100], names, n=5, cutoff=0.4)
     near = [library + name for name in close]
     hint = f"; close to it: {', '.join(near)}" if near else ""
-    return InvalidOption(f"a source is {_SOURCES}, got {architecture!r}{hint}")
+    return InvalidOption(f"a source is {_SOURCES}, got {short(repr(architecture))}{hint}")
 
 
 def _timm_weights(name: str, weights: str | None) -> Weights:
@@ -349,8 +348,10 @@ def _function_weights(architecture: str, weights: str | None) -> Weights:
     if weights is None:
         return Weights(None, None, f"as {architecture} returns them", _IMAGENET_PREPROCESSING)
     path = Path(weights)
-    if not path.is_file():
-        raise InvalidOption(f"weights of {architecture} must be a file, or none; there is no file {weights!r}")
+    if not is_file(path):
+        raise InvalidOption(
+            f"weights of {architecture} must be a file, or none; there is no file {short(repr(weights))}"
+        )
     return _from_file(path, _IMAGENET_PREPROCESSING)
 
 
@@ -379,8 +380,8 @@ def _imagenet_labels() -> tuple[str, ...]:
 
 def _weights_file(weights: str | None, known: str) -> Path:
     path = Path(weights or "")
-    if not path.is_file():
-        raise InvalidOption(f"weights must be {known}, {RANDOM} or a file; there is no file {weights!r}")
+    if not is_file(path):
+        raise InvalidOption(f"weights must be {known}, {RANDOM} or a file; there is no file {short(repr(weights))}")
     return path
 
 
@@ -393,17 +394,16 @@ def _from_file(path: Path, preprocessing: Preprocessing) -> Weights:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors
     import torch
     from safetensors.torch import load_file
 
-    try:
+    with reading(path, "a state dict that can be read safely"):
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):  # as torch.save writes it
+            with zipfile.ZipFile(path) as archive:
+                check_inflation(archive, path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(f"{path} is not a state dict that can be read safely: {reason}") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InvalidInput(f"{path} must hold a state dict (tensors by name), holds {_some(state)}")
     return _current_names(state)

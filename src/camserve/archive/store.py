@@ -9,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from camserve.archive.card import check_name, read_card, read_member
+from camserve.archive.card import check_name, read_card
 from camserve.archive.package import CONFIG, HANDLER, MODEL_CONFIG, build_archive, handler_source, source_tree
-from camserve.errors import CamserveError, InvalidInput, NotFound
+from camserve.archive.untrusted import is_file, read_member, read_text, reading
+from camserve.errors import CamserveError, NotFound
 
 MANIFEST = "models.toml"
 STORE_VARIABLE = "CAMSERVE_MODEL_STORE"
@@ -56,22 +57,24 @@ def listed_models(store: Path) -> dict[str, ListedModel]:
         InvalidInput: the store's `models.toml` cannot be read.
     """
     own = store / MANIFEST
-    return _read_manifest(_shipped()) | (_read_manifest(own) if own.is_file() else {})
+    return _read_manifest(_shipped()) | (_read_manifest(own) if is_file(own) else {})
 
 
 def ensure_archive(name: str, store: Path) -> Path:
-    """Returns `<store>/<name>.mar`; builds a listed model where it is missing, broken, or another camserve's.
+    """Returns `<store>/<name>.mar`, which can be read; builds a listed model if missing, broken, or another camserve's.
 
     Raises:
         InvalidOption: not a model name.
         NotFound: neither in the store nor listed; the text has the names that are.
-        InvalidInput: the weights are not those that `models.toml` lists, or the manifest is broken.
+        InvalidInput: the weights are not those that `models.toml` lists, or the manifest is broken, or an archive that
+            is not listed.
     """
     path = store / f"{check_name('model name', name)}.mar"
     listed = listed_models(store)
     model = listed.get(name)
     if model is None:
-        if path.is_file():
+        if is_file(path):
+            read_card(path)
             return path
         known = ", ".join(sorted({*listed, *archives(store)}))
         raise NotFound(f"there is no model {name!r} in {store}; there are {known}")
@@ -107,11 +110,9 @@ def _shipped() -> Path:
 
 
 def _read_manifest(path: Path) -> dict[str, ListedModel]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: _listed(table) for name, table in tables.items()}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InvalidInput(f"{path} is not a manifest of models: {error}") from None
+    what = "a manifest of models"
+    with reading(path, what):
+        return {name: _listed(table) for name, table in tomllib.loads(read_text(path, what)).items()}
 
 
 def _listed(table: dict[str, Any]) -> ListedModel:

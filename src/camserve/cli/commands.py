@@ -445,8 +445,11 @@ def _stored(store: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
     rows: list[tuple[str, ...]] = []
     for name in archives(store):
-        card = read_card(store / f"{name}.mar")
-        rows.append((name, card.version, card.architecture, "packed"))
+        try:
+            card = read_card(store / f"{name}.mar")
+            rows.append((name, card.version, card.architecture, "packed"))
+        except CamserveError as error:  # one broken file does not hide the others
+            rows.append((name, "", "", f"unusable: {error}"))
     for name, listed in listed_models(store).items():
         if name not in archives(store):
             rows.append((name, listed.version, listed.source, "packed on first use"))

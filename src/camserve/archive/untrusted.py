@@ -1,0 +1,147 @@
+"""Reads files that a stranger may have made: one guard for each library, and a bound on all that a file can say.
+
+Whatever zipfile, json, tomllib, safetensors and torch raise on such bytes leaves here as InvalidInput.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from camserve.errors import CamserveError, InvalidInput, NotFound
+
+ARCHIVE = "a camserve archive"
+
+MAX_TEXT_BYTES = 2**22
+"""Bytes of a file of text: labels, a card, a manifest, a report. The labels of ImageNet-21k take 0.5 MB."""
+
+MAX_MEMBERS = 1000
+"""Files in an archive; camserve packs six."""
+
+MAX_NAME_LENGTH = 255
+"""Characters of a member's name, as file systems have it."""
+
+MAX_INFLATION = 4
+"""Largest number of times that a zip file may grow when it is unpacked; weights shrink by a tenth when deflated."""
+
+MIN_INFLATED_BYTES = 2**26
+"""Bytes to which a zip file may always grow."""
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Makes whatever is raised on the content of a file an InvalidInput that names the file and what it is not.
+
+    Raises:
+        InvalidInput: the block raised; a lack of memory stays MemoryError.
+    """
+    try:
+        yield
+    except (CamserveError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InvalidInput(f"{short(path)} is not {what}: {reason}") from None
+
+
+def short(path: object) -> str:
+    """Returns a path for a message, its middle left out where it is long."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-90:]}"
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file of this name; a name that no file can have is none."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def read_text(path: Path, what: str) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        InvalidInput: it cannot be read, is longer than `MAX_TEXT_BYTES`, or is not UTF-8.
+    """
+    with reading(path, what):
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        return _checked_text(data).decode()
+
+
+def parse_json(path: Path, data: bytes, what: str) -> Any:
+    """Returns what the JSON text of a file says.
+
+    Raises:
+        InvalidInput: it is not JSON, is nested too deeply, or is longer than `MAX_TEXT_BYTES`.
+    """
+    with reading(path, what):
+        return json.loads(_checked_text(data))
+
+
+def read_member(path: Path, member: str) -> bytes:
+    """Returns the content of one file of a `.mar` file or of an unpacked archive directory.
+
+    Raises:
+        NotFound: there is no such file or directory.
+        InvalidInput: it is not an archive, lacks this member, or would unpack to more than is allowed.
+    """
+    mode = _mode(path)
+    if mode is None:
+        raise NotFound(f"there is no archive {short(path)}")
+    with reading(path, ARCHIVE):
+        if stat.S_ISDIR(mode):
+            return (path / member).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            _check_names(archive)
+            check_inflation(archive, path)
+            info = archive.getinfo(member)
+            with archive.open(info) as file:
+                # With a number: without one zipfile inflates everything before it looks at the size that was promised.
+                content = file.read(info.file_size + 1)
+            if len(content) != info.file_size:
+                raise ValueError(f"{member} is cut off")
+            return content
+
+
+def check_inflation(archive: zipfile.ZipFile, path: Path) -> None:
+    """Checks that what a zip file promises is in proportion to what it has.
+
+    Raises:
+        InvalidInput: it grows too much, or is compressed in a way that cannot be bounded.
+    """
+    size, allowed = path.stat().st_size, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if any(info.compress_type not in allowed for info in archive.infolist()):
+        raise InvalidInput(f"{short(path)} must be stored or deflated, as zip files usually are")
+    most, total = max(MIN_INFLATED_BYTES, MAX_INFLATION * size), sum(info.file_size for info in archive.infolist())
+    if total > most:
+        raise InvalidInput(f"{short(path)} of {size} bytes may unpack to at most {most} bytes, got {total}")
+
+
+def _check_names(archive: zipfile.ZipFile) -> None:
+    """Checks the names of an archive, all of which TorchServe unpacks."""
+    names = [info.filename for info in archive.infolist()]
+    if len(names) > MAX_MEMBERS:
+        raise InvalidInput(f"an archive may have at most {MAX_MEMBERS} files, got {len(names)}")
+    for name in names:
+        path = PurePosixPath(name)
+        if len(name) > MAX_NAME_LENGTH or path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise InvalidInput(f"an archive may not have a file of this name: {short(repr(name))}")
+
+
+def _checked_text(data: bytes) -> bytes:
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"it may have at most {MAX_TEXT_BYTES} bytes")
+    return data
+
+
+def _mode(path: Path) -> int | None:
+    """Returns the kind and the rights of a file; None where there is none, or can be none of this name."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
