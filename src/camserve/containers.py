@@ -43,7 +43,7 @@ _JPEG_NO_MARKERS = {0x00, *range(0xD0, 0xD8), 0xFF}  # behind FF: a byte FF of p
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS"}  # the first of each, and all of IDAT
 
-_WEBP_KEPT = {b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF"}
+_WEBP_KEPT = {b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF"}
 _WEBP_PICTURES = {b"VP8 ", b"VP8L", b"ANMF"}
 _WEBP_FLAGS = 0x12  # of VP8X: alpha and animation; the others announce metadata
 
@@ -195,11 +195,10 @@ def _webp(data: bytes) -> Container:
         if size is None:
             size = _webp_size(kind, data[start + 8 : start + 18])
         body = start + 8
+        if kind == b"VP8X" and not kept:
+            kept.append(data[start:body] + bytes([data[body] & _WEBP_FLAGS]) + data[body + 1 : stop])
         if kind in _WEBP_KEPT and not any(part[:4] in _WEBP_PICTURES for part in kept):
-            part = data[start:stop]
-            if kind == b"VP8X":
-                part = part[:8] + bytes([part[8] & _WEBP_FLAGS]) + part[9:]
-            kept.append(part)
+            kept.append(data[start:stop])
         if kind == b"EXIF":
             exif = data[body : min(stop, body + _METADATA_BYTES)]
         if kind == b"XMP ":

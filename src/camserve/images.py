@@ -100,7 +100,8 @@ def _container(data: bytes, max_bytes: int, max_pixels: int) -> Container:
         raise InvalidImage("the image has zero bytes")
     if len(data) > max_bytes:
         raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {len(data)}")
-    container = take_apart(data)
+    with _reading("image"):
+        container = take_apart(data)
     _check_pixels(*container.size, max_pixels)
     return container
 

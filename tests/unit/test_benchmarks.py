@@ -1,6 +1,7 @@
 """The benchmark programs run and write what they say; how fast anything is, is not asked here."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,69 @@ def test_an_attack_is_measured_beside_another_client(tmp_path):
     assert not found["failures"]
     assert found["longest_stall_s"] > 0
     assert found["peak_mb"] > 50
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fuzz
+
+    return fuzz
+
+
+def test_every_target_is_fuzzed_and_counted(tmp_path, fuzz):
+    """Without atheris too, which is why it is hidden here."""
+    (tmp_path / "atheris.py").write_text("raise ImportError")
+    out = tmp_path / "fuzz.json"
+    command = [sys.executable, BENCHMARKS / "fuzz.py", "image", "archive", "--inputs", "20", "--out", out]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": _path(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["total"] == {"inputs": 40, "foreign": 0, "hangs": 0}
+    assert found["guided"] is False
+    assert set(found["targets"]) == {"image", "archive"}
+    assert all(found["environment"]["versions"].values())
+    assert set(fuzz.TARGETS) == set(fuzz.targets(tmp_path))
+
+
+def _path(first):
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_a_foreign_exception_and_a_slow_input_are_findings(tmp_path, fuzz, monkeypatch, capsys):
+    def read(data):
+        if data == b"foreign":
+            raise ZeroDivisionError
+        if data == b"slow":
+            now_s[0] += 3
+        if data == b"allowed":
+            raise KeyError
+
+    now_s = [0.0]
+    monkeypatch.setattr(fuzz.time, "thread_time", lambda: now_s[0])
+    monkeypatch.setattr(fuzz.os, "_exit", lambda code: None)
+    one = fuzz.Round("image", read, (KeyError,), 60, 5, tmp_path / "report.json", tmp_path)
+    for data in (b"good", b"foreign", b"allowed", b"slow", b"foreign"):
+        one(data)
+    found = json.loads((tmp_path / "report.json").read_text())
+    (kind,) = found["foreign"]
+    assert kind.startswith("builtins.ZeroDivisionError at unit/test_benchmarks.py")
+    assert (found["inputs"], found["foreign"][kind], found["hangs"], found["refused"]) == (5, 2, 1, 1)
+    assert sorted(path.read_bytes() for path in tmp_path.glob("image-*")) == [b"foreign", b"slow"]
+    assert "3.0 s of processor time" in capsys.readouterr().err
+
+
+def test_every_seed_is_accepted(tmp_path, fuzz):
+    """Otherwise what lies behind a door is never reached."""
+    for target, (read, _) in fuzz.targets(tmp_path).items():
+        seeds = sorted((fuzz.CORPUS / target).iterdir())
+        assert seeds
+        for seed in seeds:
+            read(seed.read_bytes())

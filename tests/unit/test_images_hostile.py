@@ -162,6 +162,13 @@ def test_a_second_size_does_not_replace_the_one_that_was_checked():
     assert images.decode(PNG[:IDAT] + header + PNG[IDAT:]).size == (64, 48)
 
 
+def test_a_canvas_that_is_cut_off_or_comes_again_is_no_surprise():
+    canvas = webp_chunk(b"VP8X", struct.pack("<I", 8) + (63).to_bytes(3, "little") + (47).to_bytes(3, "little"))
+    for chunks in ((canvas[:8],), (canvas, canvas[:8]), (canvas, b"VP8X\0\0\0\0")):
+        with pytest.raises(InvalidImage, match=r"broken or truncated: (it does not begin|could not create)"):
+            images.probe(riff(*chunks))
+
+
 # Scans
 
 

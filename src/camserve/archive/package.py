@@ -124,12 +124,22 @@ def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
         NotFound: there is no such archive, or a package is missing.
         InvalidInput: not a camserve archive, or its weights do not fit.
     """
+    card = read_card(path)
+    return _filled_module(card, read_weights(path)), card
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the state dict of a `.mar` file or of an unpacked archive directory.
+
+    Raises:
+        NotFound: there is no such archive.
+        InvalidInput: not a camserve archive, or its weights are none.
+    """
     from safetensors.torch import load
 
-    card, weights = read_card(path), read_member(path, WEIGHTS)
+    weights = read_member(path, WEIGHTS)
     with reading(path, f"{ARCHIVE} with weights"):
-        state = load(weights)
-    return _filled_module(card, state), card
+        return load(weights)
 
 
 def handler_source() -> bytes:
