@@ -8,14 +8,12 @@ import warnings
 
 import grpc
 import pytest
-from gateway_harness import GRAD, GROUP, QUICK, SCORE, Harness, ask, failure, photo, serving, until
+from gateway_harness import GRAD, GROUP, SCORE, Harness, ask, failure, photo, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.errors import Unavailable
-from camserve.gateway.ops.settings import Settings
-from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.fake import FakeBackend, Faults
-from camserve.gateway.server import SERVICE, Gateway
+from camserve.gateway.server import SERVICE
 from camserve.v1 import explain_pb2 as pb
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -157,15 +155,6 @@ async def test_a_stop_lets_running_requests_finish_and_refuses_new_ones():
         assert (await failure(server.stub.Explain(ask())))[0] == "UNAVAILABLE"
 
 
-async def test_a_stop_ends_what_does_not_finish_in_time():
-    async with serving() as server:
-        server.upstream.hold()
-        running = server.stub.Explain(ask(SCORE))
-        await server.upstream.received(1)
-        await server.gateway.stop(0.05)
-        assert (await failure(running))[0] in {"UNAVAILABLE", "CANCELLED"}
-
-
 async def test_a_stop_leaves_no_task_and_no_warning_behind():
     before = asyncio.all_tasks()
     asyncio.get_running_loop().set_debug(True)
@@ -187,13 +176,6 @@ async def test_a_stop_leaves_no_task_and_no_warning_behind():
 
 def _ours(task: asyncio.Task[object]) -> bool:
     return "camserve/gateway" in str(task.get_coro())
-
-
-async def test_stopping_twice_is_stopping_once():
-    gateway = Gateway(Settings(**QUICK), fixed({"fake": FakeBackend()}))
-    await gateway.start()
-    await gateway.stop(0)
-    await gateway.stop(0)
 
 
 async def test_metrics_have_their_names_and_few_labels():

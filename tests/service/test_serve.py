@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.archive import build_archive
 from camserve.client import Client
+from camserve.errors import Unavailable
+from camserve.types import StreamOptions
 
 pytestmark = [
     pytest.mark.torchserve,
@@ -191,6 +193,25 @@ def test_worker_and_gateway_serve_as_two_processes(command):
         server.process.send_signal(signal.SIGTERM)
         assert server.finish() == 0
         assert "Traceback" not in server.output
+    assert still_running(processes) == []
+
+
+def test_a_second_signal_ends_it_at_once_and_in_order(command):
+    """The running call is told why, TorchServe is gone though it was busy, and the exit code says that work was lost."""
+    server = command("serve")
+    address = re.search(r"ready: small on ([^\s;]+);", server.read_until("ready: small"))[1]
+    processes = server.family()
+    with Client(address) as client:
+        news = client.stream(photo(), [("rise", {"masks": 100_000})], stream=StreamOptions(max_maps=0))
+        next(news)
+        server.process.send_signal(signal.SIGTERM)
+        server.read_until("stopping: running requests have 25 s to finish")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(Unavailable, match="the server is shutting down"):
+            list(news)
+    assert server.finish() == 1
+    assert "stopped at once by a second signal" in server.output
+    assert "Traceback" not in server.output
     assert still_running(processes) == []
 
 

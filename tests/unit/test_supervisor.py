@@ -260,7 +260,7 @@ class FakeTorchServe:
     dead = False
 
     def __init__(self, options):
-        self.options, self.stopped = options, 0
+        self.options, self.graces = options, []
 
     async def start(self):
         FakeTorchServe.last = self
@@ -270,8 +270,8 @@ class FakeTorchServe:
             await asyncio.Event().wait()
         return 7
 
-    async def stop(self):
-        self.stopped += 1
+    async def stop(self, grace_s=None):
+        self.graces.append(grace_s)
 
 
 class FakeGateway:
@@ -312,9 +312,10 @@ async def test_first_signal_drains_and_the_second_cuts_that_short(fakes, tmp_pat
     serving = asyncio.create_task(serve(SETTINGS, WorkerSettings(store=tmp_path), ready=ready))
     await ready.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await serving
-    assert FakeGateway.last.stops == [None, 0]
-    assert FakeTorchServe.last.stopped == 1
+    with pytest.raises(Unavailable, match="a second signal"):
+        await serving
+    assert set(FakeGateway.last.stops[1:]) == {0}
+    assert FakeTorchServe.last.graces == [None]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -323,7 +324,7 @@ async def test_dead_torchserve_stops_the_gateway_at_once(fakes, tmp_path, monkey
     with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
         await serve(SETTINGS, WorkerSettings(store=tmp_path))
     assert FakeGateway.last.stops == [0]
-    assert FakeTorchServe.last.stopped == 1
+    assert FakeTorchServe.last.graces == [None]
 
 
 async def test_a_model_that_never_answers_stops_both(fakes, tmp_path, monkeypatch):
@@ -331,7 +332,7 @@ async def test_a_model_that_never_answers_stops_both(fakes, tmp_path, monkeypatc
     with pytest.raises(Unavailable, match="no model became ready"):
         await serve(SETTINGS, WorkerSettings(store=tmp_path))
     assert FakeGateway.last.stops == [0]
-    assert FakeTorchServe.last.stopped == 1
+    assert FakeTorchServe.last.graces == [None]
 
 
 async def test_torchserve_beside_a_gateway_takes_free_ports_unless_told(fakes, tmp_path, monkeypatch):
@@ -356,7 +357,7 @@ async def test_a_worker_alone_runs_until_the_signal(fakes, tmp_path, caplog):
     assert "ready: a, b on 127.0.0.1:1:2" in caplog.messages
     os.kill(os.getpid(), signal.SIGTERM)
     await serving
-    assert FakeTorchServe.last.stopped == 1
+    assert FakeTorchServe.last.graces == [None]
     assert FakeTorchServe.last.options.grpc_listen == "127.0.0.1:7070"
 
 
@@ -364,4 +365,4 @@ async def test_a_worker_alone_that_dies_ends_it_with_its_last_words(fakes, tmp_p
     monkeypatch.setattr(FakeTorchServe, "dead", True)
     with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
         await serve_worker(WorkerSettings(store=tmp_path))
-    assert FakeTorchServe.last.stopped == 1
+    assert FakeTorchServe.last.graces == [None]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections.abc import Coroutine
 from types import TracebackType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -39,6 +40,9 @@ SERVICES = (SERVICE, inference.SERVICE.full_name)
 _AGE_GRACE_S = 3600.0
 """Seconds that a call on an aged connection has to end: more than any deadline that makes sense."""
 
+_LAST_WORDS_S = 1.0
+"""Seconds in which calls that are ended by a stop have to tell their clients so."""
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -60,7 +64,8 @@ class Gateway:
         self.metrics_address = ""
         self._settings = settings
         self._backends = backends
-        self._stopping = False
+        self._ending: asyncio.Task[None] | None = None
+        self._time_is_up = asyncio.Event()
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -125,17 +130,25 @@ class Gateway:
             raise Unavailable(f"no model became ready within {timeout_s:g} s") from None
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Sets NOT_SERVING, lets running requests finish for `grace_s` seconds (default: `drain_s`), ends the rest."""
-        if self._stopping:
-            return
-        self._stopping = True
+        """Sets NOT_SERVING, lets running requests finish for `grace_s` seconds (default: `drain_s`), ends the rest.
+
+        A second stop waits for the same end; with a shorter grace it makes that come sooner.
+        """
         grace_s = self._settings.drain_s if grace_s is None else grace_s
+        asyncio.get_running_loop().call_later(grace_s, self._time_is_up.set)
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(), name="camserve stop")
+        await asyncio.shield(self._ending)  # who is no longer interested does not stop the others' stop
+
+    async def _end(self) -> None:
+        """Lets running requests finish until time is up, then ends everything in order."""
         await _ended(self._health_task)
         await self._health.enter_graceful_shutdown()
         # New calls are refused from here on, while the running ones finish.
-        refusing = asyncio.create_task(self._server.stop(grace_s), name="camserve drain")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.calls.idle(), grace_s)
+        refusing = asyncio.create_task(self._server.stop(_AGE_GRACE_S), name="camserve drain")
+        await _first(self.calls.idle(), self._time_is_up.wait())
+        self.calls.end(Unavailable("the server is shutting down"))
+        await _first(self.calls.idle(), asyncio.sleep(_LAST_WORDS_S))
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end
         await refusing
         await self._registry.close()
@@ -221,7 +234,15 @@ def _metrics_server(metrics: Metrics, address: str) -> MetricsServer | None:
         raise InvalidOption(f"cannot serve metrics on {address}: {error}") from None
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Returns once one of the works is done; the others are cancelled."""
+    tasks = [asyncio.create_task(work) for work in works]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        await _ended(task)
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
     """Cancels a task and waits for its end."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -134,10 +134,14 @@ class TorchServe:
             raise RuntimeError("TorchServe is not started")
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """Stops the JVM and its workers: in peace, then by force. Does nothing when it is not started."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Stops the JVM and its workers: in peace, then by force. Does nothing when it is not started.
+
+        Args:
+            grace_s: seconds to stop in peace; None: `stop_timeout_s` of the settings.
+        """
         if self._process is not None:
-            await self._stop_processes(self._process)
+            await self._stop_processes(self._process, self._options.stop_timeout_s if grace_s is None else grace_s)
             self._process = None
         if self._reader is not None:
             await self._reader
@@ -155,10 +159,10 @@ class TorchServe:
             async with asyncio.timeout(self._options.start_timeout_s):
                 await self._until_ready()
         except TimeoutError:
-            await self.stop()
+            await self.stop(0)  # nobody's request is running
             raise self._failure(f"TorchServe is not ready after {self._options.start_timeout_s:g} s") from None
         except BaseException:
-            await self.stop()
+            await self.stop(0)
             raise
 
     async def _spawn(self, java: Path) -> None:
@@ -230,12 +234,12 @@ class TorchServe:
     def _text(self, what: str) -> str:
         return f"{what}; the last lines of its log:\n{self.log_tail}"
 
-    async def _stop_processes(self, process: asyncio.subprocess.Process) -> None:
+    async def _stop_processes(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.terminate()
             with suppress(TimeoutError):  # it waits without a limit for open calls
-                await asyncio.wait_for(process.wait(), self._options.stop_timeout_s)
+                await asyncio.wait_for(process.wait(), grace_s)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # workers that outlived the JVM, and the JVM itself
         await process.wait()

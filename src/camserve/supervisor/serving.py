@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from camserve.errors import Unavailable
 from camserve.gateway.ops.settings import Settings
-from camserve.gateway.ops.shutdown import Signals, before, caught_signals, run_until_stopped
+from camserve.gateway.ops.shutdown import Signals, before, caught_signals, run_until_stopped, stopped
 from camserve.gateway.pool.discovery import torchserves
 from camserve.gateway.server import Gateway
 from camserve.supervisor.process import TorchServe, check_free
@@ -21,7 +21,7 @@ async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.E
     """Runs TorchServe with the gateway in front of it until SIGTERM or SIGINT; must be called in the main thread.
 
     On a signal the gateway says NOT_SERVING and lets running requests finish for at most `settings.drain_s` seconds;
-    then TorchServe is stopped. A second signal cuts that short.
+    then TorchServe is stopped. A second signal cuts that short: calls end with UNAVAILABLE, TorchServe is killed.
 
     Args:
         settings: settings of the gateway; the addresses of TorchServe in them are not used.
@@ -31,7 +31,8 @@ async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.E
     Raises:
         InvalidOption: a port is taken.
         NotFound: no Java, no TorchServe, or no such model.
-        Unavailable: a model does not load or answer, or TorchServe died; the text has the last lines of its log.
+        Unavailable: a model does not load or answer, or TorchServe died (the text has the last lines of its log); or a
+            second signal came.
     """
     for address in (settings.listen, settings.metrics_listen):
         if address != "off":
@@ -42,7 +43,7 @@ async def serve(settings: Settings, options: WorkerSettings, *, ready: asyncio.E
             if await before(signals.stop, torchserve.start()):
                 await _serve(settings, torchserve, options, signals, ready)
         finally:
-            await torchserve.stop()
+            await stopped(torchserve, signals)
 
 
 async def _serve(
@@ -87,7 +88,8 @@ async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None =
     Raises:
         InvalidOption: a port is taken.
         NotFound: no Java, no TorchServe, or no such model.
-        Unavailable: a model does not load, or TorchServe died; the text has the last lines of its log.
+        Unavailable: a model does not load, or TorchServe died (the text has the last lines of its log); or a second
+            signal came.
     """
     with caught_signals() as signals:
         torchserve = TorchServe(options)
@@ -100,7 +102,7 @@ async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None =
             await before(signals.stop, _death(torchserve))
             _log.info("stopping: TorchServe has %g s", options.stop_timeout_s)
         finally:
-            await torchserve.stop()
+            await stopped(torchserve, signals)
 
 
 async def _death(torchserve: TorchServe) -> NoReturn:

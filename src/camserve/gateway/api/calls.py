@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -117,6 +117,8 @@ class Calls:
         self._rates = Rates()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ends: set[asyncio.Timeout] = set()
+        self._over: CamserveError | None = None
         metrics.oldest_request_seconds.read = self._ages
 
     @property
@@ -127,6 +129,12 @@ class Calls:
     async def idle(self) -> None:
         """Returns once no explain call is being answered."""
         await self._idle.wait()
+
+    def end(self, error: CamserveError) -> None:
+        """Ends every live call with an error, and every call that comes later."""
+        self._over = error
+        for timeout in self._ends:
+            timeout.reschedule(self._loop.time())
 
     async def explain(
         self,
@@ -147,19 +155,35 @@ class Calls:
         with self._recorded(context) as record:
             try:
                 await request_ids.tell(context)
-                self._rates.check(caller(), self._loop.time())
-                decoded = await self._read(record, door, data)
-                with self._counted(record.priority):
-                    timeout_s = _least(context.time_remaining(), decoded.timeout_s)
-                    news = None if on_progress is None else on_progress(decoded.request)
-                    call = Call(_noting(record, decoded.encode), caller(), timeout_s, news)
-                    return await self._explainer.explain(decoded.request, call)
+                async with self._until_end():
+                    self._rates.check(caller(), self._loop.time())
+                    decoded = await self._read(record, door, data)
+                    with self._counted(record.priority):
+                        timeout_s = _least(context.time_remaining(), decoded.timeout_s)
+                        news = None if on_progress is None else on_progress(decoded.request)
+                        call = Call(_noting(record, decoded.encode), caller(), timeout_s, news)
+                        return await self._explainer.explain(decoded.request, call)
             except asyncio.CancelledError:
                 record.code = cancellation(context)
                 raise
             except Exception as error:
                 self._failed(record, error)
                 await abort(context, error)
+
+    @asynccontextmanager
+    async def _until_end(self) -> AsyncIterator[None]:
+        """Has `end` cut the block short, and raises its error then."""
+        try:
+            async with asyncio.timeout(None if self._over is None else 0) as timeout:
+                self._ends.add(timeout)
+                try:
+                    yield
+                finally:
+                    self._ends.discard(timeout)
+        except TimeoutError:
+            if self._over is None or not timeout.expired():
+                raise  # it is not ours
+            raise self._over from None
 
     @contextmanager
     def _recorded(self, context: Context) -> Iterator[_Record]:
