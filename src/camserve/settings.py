@@ -7,7 +7,6 @@ is unknown or bad stops the start; the text names the setting, where it was set,
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
 import re
@@ -157,12 +156,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value if isinstance(value, (bool, int, float)) else str(value))
-
-
-def is_loopback(address: str) -> bool:
-    """Returns whether "host:port" is reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -10,9 +10,9 @@ import pytest
 from manifests import Rendered, rendered
 
 from camserve import __version__
+from camserve.addresses import is_loopback
 from camserve.errors import InvalidOption
 from camserve.gateway.ops.settings import Settings
-from camserve.settings import is_loopback
 from camserve.supervisor import WorkerSettings
 from camserve.supervisor.config import Addresses, properties, render
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import trustme
-from gateway_harness import QUICK, serving
+from gateway_harness import QUICK, ask, serving
 
+from camserve.addresses import has_ipv6
 from camserve.errors import InvalidOption, Unavailable
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.fake import FakeBackend
@@ -128,3 +129,15 @@ def test_torchserve_is_well_while_each_model_has_a_worker(management, states, pr
     else:
         with pytest.raises(Unavailable, match=problem):
             probe_worker(settings)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["[::1]", "[::]"])
+async def test_a_gateway_on_ipv6_serves_and_is_probed(host: str):
+    everywhere = {"listen": f"{host}:0", "metrics_listen": f"{host}:0", "allow_plaintext": True}
+    async with serving(**everywhere) as server:
+        assert server.gateway.address.startswith(f"{host}:")
+        assert (await server.stub.Explain(ask())).maps
+        assert "camserve_build_info" in await server.metrics()
+        listen = server.gateway.address
+        await asyncio.to_thread(probe_gateway, Settings(listen=listen, allow_plaintext=True), timeout_s=60)

@@ -197,7 +197,7 @@ def test_worker_and_gateway_serve_as_two_processes(command):
 
 
 def test_a_second_signal_ends_it_at_once_and_in_order(command):
-    """The running call is told why, TorchServe is gone though it was busy, and the exit code says that work was lost."""
+    """The running call is told why, TorchServe is gone though it was busy, and the exit code tells of the loss."""
     server = command("serve")
     address = re.search(r"ready: small on ([^\s;]+);", server.read_until("ready: small"))[1]
     processes = server.family()

@@ -183,6 +183,6 @@ async def test_a_gateway_that_does_not_start_leaves_nothing_that_was_never_await
 
     async with serving() as server:
         taken = Settings(listen="127.0.0.1:0", metrics_listen=server.gateway.metrics_address)
-        with pytest.raises(InvalidOption, match="cannot serve metrics"), caught_signals() as signals:
+        with pytest.raises(InvalidOption, match="Address already in use"), caught_signals() as signals:
             await run_until_stopped(Gateway(taken, fixed({"fake": FakeBackend()})), signals, work())
     assert [str(one.message) for one in recwarn if "never awaited" in str(one.message)] == []

@@ -198,7 +198,7 @@ def test_counts_are_since_the_start_and_rates_of_the_window():
 
 @pytest.fixture
 def served():
-    server = MetricsServer(busy().registry, "127.0.0.1", 0)
+    server = MetricsServer(busy().registry, "127.0.0.1:0")
     yield f"http://{server.address}/metrics"
     server.stop()
 
@@ -259,7 +259,7 @@ def test_while_the_gateway_does_not_answer_the_last_figures_stay(served, monkeyp
 def test_where_there_are_no_metrics_it_says_so(served):
     with pytest.raises(Unavailable, match="no metrics at http://127"):
         top.scrape("http://127.0.0.1:1/metrics")
-    other = MetricsServer(CollectorRegistry(), "127.0.0.1", 0)
+    other = MetricsServer(CollectorRegistry(), "127.0.0.1:0")
     try:
         with pytest.raises(Unavailable, match="not those of a camserve gateway"):
             top.scrape(f"http://{other.address}")

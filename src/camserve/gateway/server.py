@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from camserve.addresses import is_loopback
 from camserve.errors import InvalidOption, Unavailable
 from camserve.gateway.api import explanation, inference
 from camserve.gateway.api.access import token_file
@@ -27,7 +28,6 @@ from camserve.gateway.ops.tracing import tracing
 from camserve.gateway.pool.discovery import Pool
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import Explainer
-from camserve.settings import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,8 @@ class Gateway:
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
         self.address = f"{host}:{self._bound()}"
-        self._metrics_server = _metrics_server(self.metrics, self._settings.metrics_listen)
+        metrics_listen = self._settings.metrics_listen
+        self._metrics_server = None if metrics_listen == "off" else MetricsServer(self.metrics.registry, metrics_listen)
         self.metrics_address = self._metrics_server.address if self._metrics_server else ""
         await self._health.set("", _SERVING)
         await self._set_health(_NOT_SERVING)
@@ -221,17 +222,6 @@ def _age_options(age_s: float) -> list[tuple[str, int]]:
         return []
     grace_ms, age_ms = round(1000 * _AGE_GRACE_S), max(1, round(1000 * age_s))
     return [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)]
-
-
-def _metrics_server(metrics: Metrics, address: str) -> MetricsServer | None:
-    """Returns the server of the metrics; None where it is off."""
-    if address == "off":
-        return None
-    host, _, port = address.rpartition(":")
-    try:
-        return MetricsServer(metrics.registry, host, int(port))
-    except OSError as error:
-        raise InvalidOption(f"cannot serve metrics on {address}: {error}") from None
 
 
 async def _first(*works: Coroutine[Any, Any, object]) -> None:

@@ -20,7 +20,6 @@ from camserve.errors import NotFound
 from camserve.supervisor.settings import WorkerSettings
 
 HOST = "127.0.0.1"
-_EVERYWHERE = ("0.0.0.0", "[::]")
 MAX_MESSAGE_BYTES = 128 * 2**20
 """Largest message, above the gateway's largest step: TorchServe drops a larger request, and a larger reply kills the
 worker."""
@@ -45,12 +44,6 @@ class Addresses:
     grpc_inference: str
     grpc_management: str
     """Address that nobody needs, always on loopback."""
-
-
-def reached(address: str) -> str:
-    """Returns the host:port at which this machine reaches a listener: loopback for one that takes every address."""
-    host, _, port = address.rpartition(":")
-    return f"{HOST}:{port}" if host in _EVERYWHERE else address
 
 
 def properties(options: WorkerSettings, addresses: Addresses) -> dict[str, str]:

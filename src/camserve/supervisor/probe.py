@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from camserve.addresses import reached
 from camserve.errors import InvalidOption, Unavailable
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.server import SERVICE
-from camserve.supervisor.config import reached
 from camserve.supervisor.settings import WorkerSettings
 from camserve.supervisor.state import worker_states
 

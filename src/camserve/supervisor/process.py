@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections import deque
@@ -20,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from camserve.addresses import bound_socket, reached
 from camserve.archive import ensure_archive
-from camserve.errors import CamserveError, InvalidOption, Unavailable
-from camserve.supervisor.config import HOST, Addresses, command, environment, properties, reached, render
+from camserve.errors import CamserveError, Unavailable
+from camserve.supervisor.config import HOST, Addresses, command, environment, properties, render
 from camserve.supervisor.java import find_java
 from camserve.supervisor.settings import WorkerSettings
 from camserve.supervisor.state import worker_states
@@ -266,18 +266,10 @@ def check_free(address: str) -> None:
     Raises:
         InvalidOption: the port is taken, or the address is not of this machine.
     """
-    with ExitStack() as stack:
-        _bound(stack, address)
+    bound_socket(address).close()
 
 
 def _bound(stack: ExitStack, address: str) -> str:
     """Returns the address with its port filled in; the port stays taken until the stack is closed."""
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
-    try:
-        listener.bind((host.strip("[]"), int(port)))
-    except OSError as error:
-        raise InvalidOption(f"cannot listen on {address}: {error.strerror or error}") from None
-    return f"{host}:{listener.getsockname()[1]}"
+    listener = stack.enter_context(bound_socket(address))
+    return f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from camserve.addresses import is_loopback
 from camserve.archive import model_store
-from camserve.settings import PREFIX, Layered, is_loopback
+from camserve.settings import PREFIX, Layered
 
 LISTENERS = ("grpc_listen", "management_listen", "inference_listen", "metrics_listen")
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from camserve.addresses import is_loopback
 from camserve.errors import InvalidOption
 from camserve.methods import Auto, MethodSpec, parse_method_text
 from camserve.planning import Limits
-from camserve.settings import PREFIX, Layered, is_loopback
+from camserve.settings import PREFIX, Layered
 from camserve.types.request import RequestLimits
 
 CPU_STEP_S, GPU_STEP_S = 0.3, 0.03
