@@ -82,9 +82,18 @@ _PROCESS = (
     ),
     Panel(
         "Open file descriptors",
-        "Share of the descriptors that the process may have.",
+        "Share of the descriptors that the process may have. An alert fires above 80 %. "
+        "When none is left, new connections wait.",
         "percentunit",
         (Query(f"process_open_fds{{{TARGET}}} / process_max_fds{{{TARGET}}}", "{{instance}}"),),
+        greatest=1,
+        thresholds=(Threshold(None, "transparent"), Threshold(0.8, "red")),
+    ),
+    Panel(
+        "Lost lines of the log",
+        "Lines that were not written: they came too fast, or nobody reads the gateway's stderr.",
+        "cps",
+        (Query(total_rate("camserve_log_lines_lost_total", TARGET, "instance"), "{{instance}}"),),
     ),
     Panel(
         "Garbage collections",
@@ -104,7 +113,7 @@ _PROCESS = (
         "short",
         (Query(f"count by (version) (camserve_build_info{{{TARGET}}})", "{{version}}"),),
         kind="stat",
-        width=4,
+        width=12,
     ),
     Panel(
         "Certificate",
@@ -112,7 +121,7 @@ _PROCESS = (
         "s",
         (Query(f"min(camserve_certificate_expiry_timestamp_seconds{{{TARGET}}}) - time()"),),
         kind="stat",
-        width=4,
+        width=12,
         thresholds=(Threshold(None, "red"), Threshold(14 * 86400, "green")),
     ),
 )

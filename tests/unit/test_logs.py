@@ -4,15 +4,18 @@ import asyncio
 import io
 import json
 import logging
+import os
 import warnings
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
+from prometheus_client import generate_latest
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from camserve import logs
 from camserve.cli import camserve
+from camserve.gateway.ops.metrics import Metrics
 from camserve.supervisor.process import TorchServe
 from camserve.supervisor.settings import WorkerSettings
 
@@ -35,6 +38,7 @@ class Terminal(io.StringIO):
 
 
 def lines(stream: io.StringIO) -> list[dict]:
+    logging.getLogger().handlers[0].flush()
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -63,6 +67,7 @@ def test_a_traceback_is_in_its_line_and_shows_no_variables():
             raise ValueError("of a length", len(secret))
         except ValueError:
             logging.getLogger("camserve").exception("it failed")
+        logging.getLogger().handlers[0].flush()
         assert "ValueError: ('of a length', 7)" in stream.getvalue()
         assert secret not in stream.getvalue()
         assert len(stream.getvalue().splitlines()) == 1 or log_format == "console"
@@ -95,6 +100,7 @@ def test_a_warning_is_a_line_too():
 def test_people_get_another_form_than_machines(log_format, stream, is_json):
     logs.set_up(log_format, "info", stream)
     logging.getLogger("camserve").info("hello", extra={"model": "lite0"})
+    logging.getLogger().handlers[0].flush()
     text = stream.getvalue()
     assert text.startswith("{") == is_json
     assert ("\x1b[" in text) == (not is_json and stream.isatty())
@@ -120,6 +126,77 @@ def test_torchserves_lines_keep_their_level(tmp_path):
     assert [(line["logger"], line["level"]) for line in lines(stream)] == [
         ("camserve.torchserve", level) for level in ("warning", "error", "info", "info")
     ]
+
+
+def test_nobody_waits_for_a_log_that_nobody_reads():
+    """Lines beyond the pipe and the queue are dropped and counted; once somebody reads, the log says how many."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as read, os.fdopen(writing, "w", encoding="utf-8") as stream:
+        writer = logs.Writer(stream, most_lines=10)
+        for number in range(1000):
+            writer.handle(logging.makeLogRecord({"msg": f"{number} {'x' * 1000}"}))
+        assert 0 < writer.lost < 1000
+        told = 0
+        while told < writer.lost:
+            line = read.readline()
+            told += int(line.split()[0]) if "lines of the log were lost" in line else 0
+        assert told == writer.lost
+        writer.close()
+
+
+def test_lost_lines_of_the_process_are_counted():
+    logs.set_up("json", "info", stream := io.StringIO())
+    assert logs.lost_lines() == 0
+    stream.close()
+    logging.getLogger("camserve").warning("nobody reads this")
+    logging.getLogger().handlers[0].flush()
+    assert logs.lost_lines() == 1
+    assert "camserve_log_lines_lost_total 1.0" in generate_latest(Metrics().registry).decode()
+
+
+def test_a_pipe_whose_reader_is_gone_harms_nobody(capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        logs.set_up("json", "info", stream)
+        for _ in range(3):
+            logging.getLogger("camserve").warning("nobody reads this")
+        logging.getLogger().handlers[0].flush()
+        assert logs.lost_lines() == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pipe_that_others_have_made_non_blocking_loses_nothing():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with os.fdopen(reading, encoding="utf-8") as read, os.fdopen(writing, "w", encoding="utf-8") as stream:
+        writer = logs.Writer(stream)
+        for number in range(500):
+            writer.handle(logging.makeLogRecord({"msg": f"{number} {'x' * 1000}"}))
+        assert [int(read.readline().split()[0]) for _ in range(500)] == list(range(500))
+        writer.close()
+
+
+def test_a_record_that_cannot_be_formatted_is_counted_and_not_raised(capfd):
+    logs.set_up("json", "info", io.StringIO())
+    logging.getLogger("camserve").warning("%d", "no number")
+    assert logs.lost_lines() == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_stderr_nothing_is_written(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    logs.set_up("auto", "info")
+    logging.getLogger("camserve").warning("nobody reads this")
+    logging.getLogger().handlers[0].flush()
+
+
+def test_letters_that_the_stream_does_not_have_are_escaped(tmp_path):
+    with (tmp_path / "log").open("w", encoding="ascii") as stream:
+        logs.set_up("console", "info", stream)
+        logging.getLogger("camserve").warning("caffè")
+        logging.getLogger().handlers[0].flush()
+    assert "caff\\xe8" in (tmp_path / "log").read_text(encoding="ascii")
 
 
 @pytest.mark.parametrize("command", ["serve", "gateway", "worker"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -111,6 +112,17 @@ def test_rubbish_is_answered_and_leaves_no_word_on_stderr(
             rude.sendall(sent)
         assert cut(rude)
     assert scrape(server.address) == (200, "text/plain")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_breaks_off_leaves_no_word_on_stderr(server: MetricsServer, capfd: pytest.CaptureFixture[str]):
+    with connection(server.address) as rude:
+        rude.sendall(HALF)
+        while not server.connections:
+            threading.Event().wait(0.01)
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
+    while server.connections:
+        threading.Event().wait(0.01)
     assert capfd.readouterr() == ("", "")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +35,29 @@ if TYPE_CHECKING:
 _CALLERS_FAULT = (InvalidInput, NotFound, Unauthenticated, Unsupported)
 
 
+_COMPLAINT_S = 2.0
+"""Seconds that a last word on stderr may take: the other end of a pipe may not read."""
+
+
 def main() -> None:
-    """Runs the command line and exits."""
+    """Runs the command line and exits, also where the standard streams are closed or nobody reads them."""
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def open_standard_streams() -> None:
+    """Opens on the null device what is closed of stdin, stdout and stderr.
+
+    Else the next socket gets the number of stderr, and whatever a library writes there goes to a client.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number: this one
+    # Python has no stream for a descriptor that was closed when it started.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,11 +74,26 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except CamserveError as error:
-        click.echo(f"camserve: {error}", err=True)
-        return 2 if isinstance(error, _CALLERS_FAULT) else 1
+        code = 2 if isinstance(error, _CALLERS_FAULT) else 1
+        _complain(error, code)
+        return code
     except OSError as error:  # a folder that cannot be written, for instance
-        click.echo(f"camserve: {error}", err=True)
+        _complain(error, 1)
         return 1
+
+
+def _complain(error: Exception, code: int) -> None:
+    """Writes an error to stderr. Where nobody reads that, the process ends here: the interpreter could not end it."""
+    thread = threading.Thread(target=_write_error, args=(str(error),), daemon=True)
+    thread.start()
+    thread.join(_COMPLAINT_S)
+    if thread.is_alive():
+        os._exit(code)
+
+
+def _write_error(text: str) -> None:
+    with suppress(OSError, ValueError):  # a closed pipe, a closed stream
+        click.echo(f"camserve: {text}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,6 +3,7 @@ probe, top."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def serve(
     environment variables and a file; a flag wins over a variable, and a variable over the file.
     """
     with needs_extra("server"):
+        _silence_grpc()
         import asyncio
 
         from camserve import supervisor
@@ -80,6 +82,7 @@ def gateway(file: Path | None, port: int | None, metrics_port: int | None, upstr
     `camserve config` lists everything that can be set.
     """
     with needs_extra("gateway"):
+        _silence_grpc()
         import asyncio
 
         from camserve.gateway.ops.shutdown import serve_alone
@@ -195,3 +198,11 @@ def _log_as(settings: Settings) -> None:
     from camserve import logs
 
     logs.set_up(settings.log_format, settings.log_level)
+
+
+def _silence_grpc() -> None:
+    """Has gRPC's core write nothing to stderr, unless the environment says otherwise; to be called before its import.
+
+    It writes there itself, from the threads that serve, and would wait for ever for somebody to read it.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -20,6 +20,7 @@ from camserve.gateway.api.auth import TokenGuard
 from camserve.gateway.api.calls import Calls
 from camserve.gateway.api.handlers import handlers
 from camserve.gateway.api.request_ids import RequestIds
+from camserve.gateway.ops.descriptors import watch_descriptors
 from camserve.gateway.ops.exposition import MetricsServer
 from camserve.gateway.ops.metrics import UNKNOWN, Metrics
 from camserve.gateway.ops.settings import Settings
@@ -112,6 +113,7 @@ class Gateway:
         await self._set_health(_NOT_SERVING)
         await self._server.start()
         self._health_task = asyncio.create_task(self._keep_health(), name="camserve health")
+        self._files_task = asyncio.create_task(watch_descriptors(self._settings.poll_s), name="camserve files")
         self._registry.start()
         how = "TLS" if self._certificates else "plain text"
         if self._tokens and not self._certificates and not is_loopback(self._settings.listen):
@@ -144,6 +146,7 @@ class Gateway:
     async def _end(self) -> None:
         """Lets running requests finish until time is up, then ends everything in order."""
         await _ended(self._health_task)
+        await _ended(self._files_task)
         await self._health.enter_graceful_shutdown()
         # New calls are refused from here on, while the running ones finish.
         refusing = asyncio.create_task(self._server.stop(_AGE_GRACE_S), name="camserve drain")

@@ -20,10 +20,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from camserve import __version__
+from camserve import __version__, logs
 from camserve.planning.limits import CLASSES
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
@@ -53,20 +53,23 @@ class Described(NamedTuple):
     labels: tuple[str, ...]
 
 
-class LiveGauge(Collector):
-    """A gauge that is read when it is scraped, in the thread of the scrape.
+class Live(Collector):
+    """A gauge, or a counter, that is read when it is scraped, in the thread of the scrape.
 
     Attributes:
         read: returns the values by labels; there are no samples where it returns none. It may be replaced.
     """
 
-    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+    def __init__(
+        self, kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, labels: Sequence[str]
+    ) -> None:
         self.read: Callable[[], Mapping[tuple[str, ...], float]] = dict
-        self._family = (name, text, None, labels)
+        self._kind = kind
+        self._arguments = (name, text, None, labels)
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Returns the family of the gauge with the values of now."""
-        family = GaugeMetricFamily(*self._family)
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """Returns the family of the metric with the values of now."""
+        family = self._kind(*self._arguments)
         for labels, value in self.read().items():
             family.add_metric(labels, value)
         return [family]
@@ -91,11 +94,13 @@ class _Maker:
         """Makes a histogram; `buckets` are the upper bounds of its buckets."""
         return Histogram(name, text, self._noted(name, "histogram", labels), registry=self.registry, buckets=buckets)
 
-    def live(self, name: str, text: str, *labels: str) -> LiveGauge:
-        """Makes a gauge that is read when it is scraped."""
-        gauge = LiveGauge(name, text, self._noted(name, "gauge", labels))
-        self.registry.register(gauge)
-        return gauge
+    def live(self, name: str, text: str, *labels: str) -> Live:
+        """Makes a gauge that is read when it is scraped; a counter if its name ends with _total."""
+        counts = name.endswith("_total")
+        family = CounterMetricFamily if counts else GaugeMetricFamily
+        live = Live(family, name, text, self._noted(name, "counter" if counts else "gauge", labels))
+        self.registry.register(live)
+        return live
 
     def info(self, name: str, text: str, **values: str) -> None:
         """Makes a metric that is always 1 and has `values` as labels; it is exposed as <name>_info."""
@@ -124,6 +129,11 @@ class Metrics:
             "camserve_certificate_expiry_timestamp_seconds",
             "Unix time at which the served certificate ends; absent without TLS.",
         )
+        self.log_lines_lost = make.live(
+            "camserve_log_lines_lost_total",
+            "Lines of the log that were not written, since they came too fast, or nobody read them.",
+        )
+        self.log_lines_lost.read = lambda: {(): float(logs.lost_lines())}
         make.info("camserve_build", "The running release.", version=__version__)
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
