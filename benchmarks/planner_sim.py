@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from camserve.errors import Overloaded
 from camserve.methods.work import Kind, Work
-from camserve.planning import CLASSES, Demand, Limits, Load, Planner, Step
+from camserve.planning import CLASSES, Demand, Fate, Limits, Load, Planner, Step
 
 PER_BACKEND = 8
 """Number of workers of one backend."""
@@ -464,8 +464,8 @@ class World:
     def _mourn(self, backend: str, step: Step | None) -> None:
         self._tell(backend)
         for each in step.slices if step else ():
-            goes_on = self._planning(self.planner.lost, step.number, each.request)
-            self.tally.failed += not goes_on
+            fate = self._planning(self.planner.lost, step.number, each.request)
+            self.tally.failed += fate is not Fate.GOES_ON
         self._pump()
 
     def _rise(self, worker: Worker) -> None:

@@ -21,11 +21,12 @@ _SATURATION = (
     ),
     Panel(
         "Workers",
-        "Workers that TorchServe is to run, and those that are READY.",
+        "Workers that TorchServe is to run, and those that are READY. Quarantined: TorchServes that lose their steps.",
         "short",
         (
             Query(gauge("camserve_workers", MODEL, "model"), "{{model}} wanted"),
             Query(gauge("camserve_workers_ready", MODEL, "model"), "{{model}} ready"),
+            Query(gauge("camserve_backends_quarantined", MODEL, "model"), "{{model}} quarantined"),
         ),
     ),
     Panel(

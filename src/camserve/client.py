@@ -161,7 +161,7 @@ class Client:
         return v1.served_model_from_proto(self._call(self._stub.GetModel, pb.GetModelRequest(name=name), timeout_s))
 
     def wait_ready(self, timeout_s: float = 60.0, *, model: str = "") -> None:
-        """Returns once the model, or with an empty name every model of the server, has a worker that is ready.
+        """Returns once the model, or with an empty name every model that has not failed, has a worker that is ready.
 
         Raises:
             Unavailable: not within `timeout_s`; the text says what was seen last.
@@ -332,12 +332,18 @@ def _made(*asked: Any, **options: Any) -> tuple[ExplainRequest, pb.ExplainReques
 
 
 def unready(models: Sequence[ModelSummary], name: str = "") -> str | None:
-    """Returns a text about what is not ready, of one model or with an empty name of all; None when everything is."""
+    """Returns a text about what is not ready, of one model or with an empty name of all; None when everything is.
+
+    Models that have failed hold up no others.
+    """
     wanted = [model for model in models if name in ("", model.name)]
     if not wanted:
         return f"there is no model {name!r}" if name else "no model is served"
-    waiting = [model.name for model in wanted if not model.ready]
-    return f"no worker is ready for {', '.join(waiting)}" if waiting else None
+    failed = [f"model {model.name} failed: {model.failure}" for model in wanted if model.failure]
+    waiting = [model.name for model in wanted if not model.ready and not model.failure]
+    if waiting:
+        return f"no worker is ready for {', '.join(waiting)}"
+    return None if any(model.ready for model in wanted) else "; ".join(failed)
 
 
 def _seconds(milliseconds: str | bytes | None) -> float | None:

@@ -69,6 +69,10 @@ class ModelChanged(Unavailable):
     """The model was replaced by another version while the request ran; sums of two models are never merged."""
 
 
+class WorkerLost(Unavailable):
+    """A worker died or fell silent over a step, which a request in it may have caused; this stays in the gateway."""
+
+
 class ImageMissing(Unavailable):
     """A worker does not have the image of a digest, so it must be sent; this stays between gateway and workers."""
 

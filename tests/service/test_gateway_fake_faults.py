@@ -89,7 +89,7 @@ async def test_requests_share_a_step_and_do_not_change_each_other():
 
 @pytest.mark.parametrize("kind", ["lost_steps", "malformed_steps", "hanging_steps"])
 async def test_a_step_without_an_answer_is_sent_again_and_the_map_is_the_same(kind: str):
-    request, silent = ask(SCORE, GROUP, GRAD, targets=[pb.Target(top_k=2)]), (0, 3, 4, 9)
+    request, silent = ask(SCORE, GROUP, GRAD, targets=[pb.Target(top_k=2)]), (0, 3, 5, 9)
     settings = {**LONG, "steps_per_worker": 1, "step_timeout_s": 100, "default_deadline_s": 10_000}
     async with serving(**settings) as server:
         whole = await server.stub.Explain(request)
@@ -106,11 +106,11 @@ async def test_a_step_without_an_answer_is_sent_again_and_the_map_is_the_same(ki
     assert reply.cost.queries == 2 * 32 + 96
 
 
-async def test_a_step_lost_three_times_is_unavailable_and_the_next_request_works():
-    async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({0, 1, 2})))) as server:
+async def test_a_step_that_is_answered_with_nonsense_three_times_is_unavailable_and_the_next_request_works():
+    async with serving(FakeBackend(faults=Faults(malformed_steps=frozenset({0, 1, 2})))) as server:
         code, text, kind = await failure(server.stub.Explain(ask()))
         assert (code, kind) == ("UNAVAILABLE", "Unavailable")
-        assert text == "the worker died while it answered; given up after 3 attempts"
+        assert text == "a worker's reply could not be read; given up after several attempts"
         assert len(server.upstream.steps) == 3
         assert len((await server.stub.Explain(ask())).maps) == 1
         assert planner(server).idle
@@ -143,6 +143,10 @@ async def test_an_unknown_fault_is_a_fixed_sentence_and_the_log_has_the_rest(
     async with serving(FakeBackend(faults=faults)) as server:
         assert await failure(server.stub.Explain(ask(image=image))) == ("INTERNAL", INTERNAL_MESSAGE, "Internal")
         server.upstream.faults = Faults()
+        if error == "crash":  # it has lost three steps in a row, and controls beside
+            await until(lambda: not server.gateway.registry.get("fake").ready)
+            jump(10)
+            await server.gateway.wait_ready(30)
         assert len((await server.stub.Explain(ask(image=image))).maps) == 1
     if error == "crash":
         assert any("a secret of the fake" in (record.exc_text or "") for record in caplog.records)

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from camserve.gateway.ops.metrics import REFUSALS, UNKNOWN, Metrics, catalogue, exemplar, method_label
 
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_info")
-COUNTS = ("_queries", "_items", "_in_flight", "camserve_workers", "camserve_workers_ready")  # things have no unit
+COUNTS = ("_queries", "_items", "_in_flight", "camserve_workers", "_ready", "_quarantined")  # things have no unit
 
 
 def own() -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -45,6 +45,7 @@ def test_every_metric_is_what_dashboards_and_rules_take_it_for():
         "camserve_image_resends_total": ("counter", model),
         "camserve_workers_ready": ("gauge", model),
         "camserve_workers": ("gauge", model),
+        "camserve_backends_quarantined": ("gauge", model),
         "camserve_worker_restarts_total": ("counter", model),
         "camserve_device_memory_used_bytes": ("gauge", ("model", "device")),
         "camserve_device_memory_limit_bytes": ("gauge", ("model", "device")),

@@ -15,7 +15,20 @@ import pytest
 
 from camserve.errors import InvalidOption, Overloaded
 from camserve.methods.work import Work
-from camserve.planning import CLASSES, MAX_LOSSES, NOBODY, Counts, Demand, Limits, Load, Owner, Planner, Span, Step
+from camserve.planning import (
+    CLASSES,
+    MAX_LOSSES,
+    NOBODY,
+    Counts,
+    Demand,
+    Fate,
+    Limits,
+    Load,
+    Owner,
+    Planner,
+    Span,
+    Step,
+)
 from camserve.planning.ledger import Backlog
 
 LIMITS = Limits(queries=8, items=3, size_bytes=100, requests=100, waiting_s=10_000.0)
@@ -420,7 +433,7 @@ def test_a_step_of_a_removed_place_can_still_be_answered_or_lost():
     plan.remove_backend("here")
     observe(plan, "here", "worker", 8, 1, 0.1, 0.0)
     finish(plan, first)
-    assert all(plan.lost(second.number, part.request) for part in second.slices)
+    assert all(plan.lost(second.number, part.request) is Fate.GOES_ON for part in second.slices)
     assert plan.next_step(0.0) is None
     plan.set_workers("here", 1)
     assert [step_of(plan, 10.0).backend, step_of(plan, 20.0).backend] == ["here", "here"]
@@ -474,7 +487,7 @@ def test_a_lost_step_at_hand_makes_room_for_another():
     plan = busy()
     step_of(plan)
     second = step_of(plan, 0.07)
-    assert all(plan.lost(second.number, part.request) for part in second.slices)
+    assert all(plan.lost(second.number, part.request) is Fate.GOES_ON for part in second.slices)
     step_of(plan, 0.07)
     assert plan.next_step(0.07) is None
 
@@ -709,7 +722,7 @@ def test_lost_work_is_sent_again_alone_and_counted_once():
     first, second = ask(plan, [6]), ask(plan, [6])
     step = step_of(plan)
     for part in step.slices:
-        assert plan.lost(step.number, part.request)
+        assert plan.lost(step.number, part.request) is Fate.GOES_ON
     quick = ask(plan, [0], priority="interactive")
     again, other, third = step_of(plan), step_of(plan), step_of(plan)
     assert [part.request for part in again.slices] == [first]
@@ -727,7 +740,8 @@ def test_lost_work_is_sent_again_alone_and_counted_once():
 def test_work_that_is_lost_three_times_fails_its_request(totals: list[int]):
     plan = planner()
     request = ask(plan, totals)
-    assert [plan.lost(step_of(plan).number, request) for _ in range(MAX_LOSSES)] == [True, True, False]
+    fates = [plan.lost(step_of(plan).number, request) for _ in range(MAX_LOSSES)]
+    assert fates == [Fate.GOES_ON, Fate.GOES_ON, Fate.GIVEN_UP]
     assert request not in plan
     assert plan.counts() == Counts(asked=sum(totals), waiting=0, in_flight=0, done=0, cancelled=sum(totals))
 
@@ -739,7 +753,8 @@ def test_later_work_that_is_lost_goes_first_and_alone_and_fails_its_request_the_
         ask(plan, [0], priority="interactive")
         step = step_of(plan)
         assert (list(shares(step)) == [unlucky]) == (losses > 1)
-        assert plan.lost(step.number, unlucky) == (losses < MAX_LOSSES)
+        fate = plan.lost(step.number, unlucky)
+        assert fate is (Fate.GOES_ON if losses < MAX_LOSSES else Fate.GIVEN_UP)
     assert unlucky not in plan
 
 
@@ -747,7 +762,7 @@ def test_lost_work_comes_back_in_its_order():
     plan = planner(queries=12)
     request = ask(plan, [1, 2, 3, 100])
     opening = step_of(plan)
-    assert plan.lost(opening.number, request)
+    assert plan.lost(opening.number, request) is Fate.GOES_ON
     assert [(span.position, span.start, span.stop) for span in step_of(plan).slices[0].spans] == [
         (0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 0, 6)
     ]  # fmt: skip
@@ -759,7 +774,7 @@ def test_losses_of_different_pieces_do_not_add_up():
     request = started(plan, 8 * 5)
     for _ in range(4):
         for _ in range(MAX_LOSSES - 1):
-            assert plan.lost(step_of(plan).number, request)
+            assert plan.lost(step_of(plan).number, request) is Fate.GOES_ON
         finish(plan, step_of(plan))
     assert request in plan
 
@@ -769,7 +784,7 @@ def test_a_lost_slice_of_a_cancelled_request_is_not_sent_again():
     request = ask(plan, [4])
     step = step_of(plan)
     plan.cancel(request)
-    assert not plan.lost(step.number, request)
+    assert plan.lost(step.number, request) is Fate.OVER
     assert plan.next_step(0.0) is None
 
 
@@ -807,7 +822,7 @@ def test_the_first_answer_counts_and_the_other_is_ignored(first, end):
     assert plan.counts() == Counts(asked=8, done=8)
     assert request not in plan
     assert not plan.idle
-    assert not getattr(plan, end)(loser.number, request)
+    assert getattr(plan, end)(loser.number, request) in (False, Fate.OVER)
     assert plan.counts() == Counts(asked=8, done=8)
     assert plan.idle
 
@@ -815,12 +830,13 @@ def test_the_first_answer_counts_and_the_other_is_ignored(first, end):
 def test_a_lost_copy_is_no_loss_while_the_other_is_on_its_way():
     plan, request, step = straggling()
     copy = step_of(plan, 2.0)
-    assert plan.lost(copy.number, request)
+    assert plan.lost(copy.number, request) is Fate.GOES_ON
     assert plan.next_step(2.0) is None
     assert plan.counts() == Counts(asked=8, in_flight=8)
-    assert plan.lost(step.number, request)
+    assert plan.lost(step.number, request) is Fate.GOES_ON
     assert plan.counts() == Counts(asked=8, waiting=8)
-    assert [plan.lost(step_of(plan, 2.0).number, request) for _ in range(2)] == [True, False]
+    # It was alone in the step and in the copy: both backends have lost it, and the third loss is the last.
+    assert plan.lost(step_of(plan, 2.0).number, request) is Fate.GIVEN_UP
 
 
 def test_fresh_work_goes_before_copies():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from camserve.codecs import step as codec
-from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
+from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unavailable, WorkerLost
 from camserve.gateway.pool.check_answer import check_answer
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.pool.readiness import device_of
@@ -118,31 +118,46 @@ async def test_a_model_is_described():
     assert [request.input[KEY] for request in inference.requests] == [codec.DESCRIBE]
 
 
-@pytest.mark.parametrize(
-    ("code", "text", "kind", "sentence"),
-    [
-        ("INTERNAL", "Model not found: fake", NotFound, "TorchServe has no model fake"),
-        (
-            "INTERNAL",
-            'Model "fake" has no worker to serve inference request.',
-            Unavailable,
-            "no worker of fake is free",
-        ),
-        ("INTERNAL", "Worker died.", Unavailable, "the worker of fake died while it answered"),
-        ("INTERNAL", "Out of resources", Unavailable, "the worker of fake is out of memory"),
-        ("INTERNAL", "something new", Unavailable, "TorchServe answered INTERNAL"),
-        ("UNAVAILABLE", "Prediction failed", Unavailable, "the worker of fake failed"),
-        ("CANCELLED", "Received RST_STREAM with error code 8", None, "internal error"),
-        ("CANCELLED", "something else", Unavailable, "TorchServe answered CANCELLED"),
-        ("RESOURCE_EXHAUSTED", "Received message larger than max", None, "internal error"),
-        ("PERMISSION_DENIED", "token", Unavailable, "TorchServe answered PERMISSION_DENIED"),
-    ],
-)
-async def test_torchserves_texts_become_our_errors(code: str, text: str, kind: type | None, sentence: str):
-    async with torchserve((grpc.StatusCode[code], text)) as (backend, _):
-        with pytest.raises(Exception, match=sentence) as caught:
-            await backend.step("fake", [ITEM], 5.0)
-    assert type(caught.value).__name__ == (kind.__name__ if kind else "Internal")
+TEXTS = [
+    ("Worker died.", WorkerLost, "the worker of fake died while it answered"),
+    ("Model not found: fake", NotFound, "TorchServe has no model fake"),
+    ('Model "fake" has no worker to serve inference request.', Unavailable, "no worker of fake is free"),
+    ("Out of resources", Unavailable, "the worker of fake is out of memory"),
+    ("Prediction failed", Unavailable, "the worker of fake failed"),
+    ("Received message larger than max (7000000 vs. 6553500)", Internal, "internal error"),
+    ("Sent message larger than max (7000000 vs. 6553500)", Internal, "internal error"),
+    ("gRPC message exceeds maximum size 6553500: 7000000", Internal, "internal error"),
+]
+CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+
+
+async def test_torchserves_texts_are_read_before_their_codes():
+    """Each text under each code: TorchServe has changed them, and has others after a SIGKILL."""
+    for text, kind, sentence in TEXTS:
+        async with torchserve((grpc.StatusCode.UNKNOWN, text)) as (backend, inference):
+            for code in CODES:
+                inference.answer = (code, text)
+                with pytest.raises(CamserveError, match=sentence) as caught:
+                    await backend.step("fake", [ITEM], 30.0)
+                assert type(caught.value) is kind, (code, text)
+
+
+async def test_a_status_without_a_known_text_may_be_asked_again():
+    others = {"UNAVAILABLE": "TorchServe does not answer at", "DEADLINE_EXCEEDED": "took longer than 30 s for a step"}
+    async with torchserve(b"") as (backend, inference):
+        for code in CODES:
+            for text in ("", "something new", "quota exceeded"):
+                inference.answer = (code, text)
+                with pytest.raises(Unavailable, match=others.get(code.name, f"TorchServe answered {code.name}")):
+                    await backend.step("fake", [ITEM], 30.0)
+
+
+@pytest.mark.parametrize(("code", "kind"), [("CANCELLED", Internal), ("INTERNAL", Unavailable)])
+async def test_a_stream_that_is_reset_is_too_large_a_message_where_it_is_cancelled(code: str, kind: type):
+    async with torchserve((grpc.StatusCode[code], "Received RST_STREAM with error code 8")) as (backend, _):
+        with pytest.raises(CamserveError) as caught:
+            await backend.step("fake", [ITEM], 30.0)
+    assert type(caught.value) is kind
 
 
 async def test_a_worker_that_takes_too_long_is_unavailable():
@@ -155,7 +170,7 @@ async def test_a_worker_that_takes_too_long_is_unavailable():
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     backend = TorchServeBackend(f"127.0.0.1:{port}", NOWHERE)
-    with pytest.raises(Unavailable, match=r"a worker of fake took longer than 0.05 s for a step"):
+    with pytest.raises(WorkerLost, match=r"a worker of fake took longer than 0.05 s for a step"):
         await backend.step("fake", [ITEM], 0.05)
     await backend.close()
     await server.stop(None)

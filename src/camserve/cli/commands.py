@@ -474,7 +474,9 @@ def models(connection: Connection, store: Path | None) -> None:
 def _served(connection: Connection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     with connection.client(10) as client:
         served = client.models()
-    return ("model", "version", "ready"), [(model.name, model.version, _yes(model.ready)) for model in served]
+    return ("model", "version", "ready"), [
+        (model.name, model.version, model.failure or _yes(model.ready)) for model in served
+    ]
 
 
 def _stored(store: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -2,24 +2,29 @@
 
 The gateway talks to `Planner` alone. Inside, `planner` decides, by what the others know: `admission` takes requests on
 or refuses them, `queue` says who comes first, `filling` shares a step out, `backends` and `cost` learn how fast the
-workers are, `live` and `sent` hold requests and the steps in flight, and `ledger` counts.
+workers are, `evidence` says who is to blame for a lost step, `live` and `sent` hold requests and the steps in flight,
+and `ledger` counts.
 """
 
 from camserve.planning.auto import Candidate, Choice, choose
 from camserve.planning.cost import Load, StepCost
 from camserve.planning.demand import Demand
+from camserve.planning.evidence import Evidence
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
 from camserve.planning.planner import MAX_LOSSES, Planner
-from camserve.planning.step import Counts, Slice, Span, Step
+from camserve.planning.step import Attempt, Counts, Fate, Slice, Span, Step
 
 __all__ = [
     "CLASSES",
     "MAX_LOSSES",
     "NOBODY",
+    "Attempt",
     "Candidate",
     "Choice",
     "Counts",
     "Demand",
+    "Evidence",
+    "Fate",
     "Limits",
     "Load",
     "Owner",

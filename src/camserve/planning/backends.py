@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import mul
 
@@ -159,6 +159,11 @@ class Backends:
         return sum(backend.workers > 0 for backend in self._backends.values())
 
     @property
+    def working(self) -> Set[str]:
+        """Names of the backends with workers."""
+        return {name for name, backend in self._backends.items() if backend.workers}
+
+    @property
     def workers(self) -> int:
         """Number of workers of all backends."""
         return sum(backend.workers for backend in self._backends.values())
@@ -195,16 +200,16 @@ class Backends:
             self._backends[name].observe(worker, load, seconds, now_s)
             self._pool_s = None
 
-    def least_crowded(self, now_s: float, apart_from: str | None = None) -> BackendState | None:
+    def least_crowded(self, now_s: float, apart_from: Set[str] = frozenset()) -> BackendState | None:
         """Returns the backend with the fewest steps in flight for each worker among those that have room."""
         self._look(now_s)
-        name = self._room.first()
-        if name is not None and name == apart_from:
-            # The heap shows its first entry alone: it is taken out to see the second, and put back.
+        passed_over = []
+        while (name := self._room.first()) is not None and name in apart_from:
+            # The heap shows its first entry alone: it is taken out to see the next, and put back.
             self._room.drop(name)
-            other = self._room.first()
-            self._room.put(name, (self._backends[name].crowding,))
-            name = other
+            passed_over.append(name)
+        for other in passed_over:
+            self._room.put(other, (self._backends[other].crowding,))
         return None if name is None else self._backends[name]
 
     def next_room_s(self, now_s: float) -> float | None:

@@ -66,11 +66,23 @@ class Limits:
     """A step for a worker that is busy is sent this long before the worker is predicted to be free, or half of the
     target time before, if that is less. It covers the way there and back, planning, and what a prediction is off."""
 
+    losses: int = 3
+    """Steps lost in a row that quarantine a backend; see `camserve.planning.evidence`."""
+    pause_s: float = 1.0
+    """Time for which a backend is in quarantine at first; twice as long each time that it loses steps again."""
+    most_pause_s: float = 60.0
+    """The longest such time."""
+
     def __post_init__(self) -> None:
         if self.items < 2 or self.queries < 2:
             raise InvalidOption(f"a step has at least 2 queries and 2 items, got {self.queries} and {self.items}")
         if not 0 < self.share <= 1:
             raise InvalidOption(f"a request's share of a step must be above 0 and at most 1, got {self.share}")
+        if self.losses < 1 or not 0 < self.pause_s <= self.most_pause_s:
+            raise InvalidOption(
+                "losses must be at least 1 and pause_s above 0 and at most most_pause_s, "
+                f"got {self.losses}, {self.pause_s} and {self.most_pause_s}"
+            )
         if self.lead_s < 0:
             raise InvalidOption(f"lead_s must not be negative, got {self.lead_s}")
         if min(self.target_s, self.age_s, self.forget_s) <= 0 or self.steps_per_worker < 1:

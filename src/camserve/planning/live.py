@@ -9,7 +9,7 @@ from dataclasses import replace
 from camserve.methods.work import Kind, Work
 from camserve.planning.cost import USUAL
 from camserve.planning.demand import Demand
-from camserve.planning.step import Slice, Span
+from camserve.planning.step import Attempt, Slice, Span
 
 Units = dict[Kind, int]
 """Units of work by kind; a kind that is missing has none."""
@@ -95,7 +95,7 @@ class LiveRequest:
         self._unknown: set[int] = set()  # positions whose number of queries is not known yet
         self._admitted = bound_of(demands)
         self._spans: deque[Span] = deque()
-        self._opening_losses = 0
+        self._opening_lost: tuple[Attempt, ...] = ()
         self._slices_in_flight = 0
         self.urgency: tuple[float, ...] = ()
         """Key of the order of service, the smallest first: class, deadline, work that waits, arrival.
@@ -123,8 +123,14 @@ class LiveRequest:
     def is_lost(self) -> bool:
         """Tells whether the next slice holds work that was lost before."""
         if self.to_open:
-            return self._opening_losses > 0
-        return self.opened and bool(self._spans) and self._spans[0].losses > 0
+            return bool(self._opening_lost)
+        return self.opened and bool(self._spans) and bool(self._spans[0].lost)
+
+    @property
+    def lost_at(self) -> frozenset[str]:
+        """Names of the backends that have lost the work that comes next."""
+        lost = self._opening_lost if self.to_open else self._spans[0].lost if self._spans else ()
+        return frozenset(attempt.backend for attempt in lost)
 
     def runs(self) -> Iterator[tuple[Demand, int]]:
         """Yields (demand, number of queries) for each range that waits, in the order in which they are sent."""
@@ -157,7 +163,7 @@ class LiveRequest:
         self._sort()
         spans.sort(key=lambda span: (span.position, span.start))
         work = tuple(Work(kind, number) for kind, number in units.items() if number)
-        return Slice(self.number, opening, tuple(spans), work)
+        return Slice(self.number, opening, tuple(spans), work, self._opening_lost if opening else ())
 
     def land(self, slice_: Slice, demands: Sequence[Demand] | None) -> tuple[int, int]:
         """Notes that a slice was answered; the final demands come with an opening.
@@ -205,18 +211,19 @@ class LiveRequest:
         self._demands[position] = replace(demand, queries=queries, most=queries)
         return self._ask([position])
 
-    def give_back(self, slice_: Slice) -> int:
-        """Puts a lost slice before the rest, to be sent again; returns the largest number of losses in it."""
+    def give_back(self, slice_: Slice, lost: tuple[Attempt, ...]) -> Sequence[tuple[Attempt, ...]]:
+        """Puts a lost slice before the rest, to be sent again; returns the attempts at which parts of it were lost."""
         self._slices_in_flight -= 1
-        returned = [replace(span, losses=span.losses + 1) for span in slice_.spans if span.queries]
+        returned = [replace(span, lost=span.lost + lost) for span in slice_.spans if span.queries]
         self._spans.extendleft(reversed(returned))  # extendleft turns the order round
         self.waiting += sum(span.queries for span in returned)
         add(self.units, self._units(returned))
         if slice_.opening:
             self.to_open = True
-            self._opening_losses += 1
+            self._opening_lost = slice_.lost + lost
         self._sort()
-        return max([span.losses for span in returned] + [self._opening_losses * slice_.opening])
+        opening = [self._opening_lost] if slice_.opening else []
+        return [*opening, *(span.lost for span in returned)]
 
     @property
     def _quiet(self) -> bool:

@@ -22,7 +22,7 @@ work that the largest step observed had.
 Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, deadline, least work):
 
 1. Work that was lost goes before anything else, and alone: if a request itself breaks the worker, it takes its
-   neighbours down once, not three times.
+   neighbours down once. It goes to a backend that has not lost it yet, if there is one with workers.
 2. The eldest aged request of the started ones, and that of the openings.
 3. All openings, whatever their class: a Grad-CAM never waits behind a Score-CAM. One item is left to the started ones.
 4. Started requests, as long as those more urgent leave queries for them.
@@ -38,7 +38,12 @@ however long it takes. A request whose deadline has passed is put into no step.
 
 So nothing starves. A request that has become aged is in one of the next `1 + sum(1 + ceil(queries / s))` steps that it
 could be in; the sum is over the live requests that came before it, and `s` is the number of queries that a share of the
-smallest step holds, at least 1. Steps of lost work are not counted; there are at most two for each slice.
+smallest step holds, at least 1. Steps of lost work are not counted.
+
+Lost work is sent again until its request is to blame, or nobody is left to ask. `camserve.planning.evidence` says which
+losses count against the request: with two dead or silent workers among them it is at fault, with `MAX_LOSSES` of any
+kind it is given up. Losses that count against backends are not counted for the request as long as there is a backend
+that it was not lost at.
 
 When nothing fresh is left to send, a step that is overdue by far is sent again to another backend, once. The first
 answer of each slice counts.
@@ -58,19 +63,24 @@ from camserve.planning.admission import Admission
 from camserve.planning.backends import Backends, BackendState
 from camserve.planning.cost import Load
 from camserve.planning.demand import Demand
+from camserve.planning.evidence import Evidence
 from camserve.planning.filling import Filling
 from camserve.planning.ledger import Ledger
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
 from camserve.planning.live import LiveRequest
 from camserve.planning.queue import Line, Queue
 from camserve.planning.sent import SentSlice, SentStep, StepsInFlight
-from camserve.planning.step import Counts, Step, load_of
+from camserve.planning.step import Attempt, Counts, Fate, Step, load_of
 
 if TYPE_CHECKING:
     from camserve.types import Priority
 
 MAX_LOSSES = 3
-"""A range of queries, or an opening, that is lost this many times fails its request: it is sent again at most twice."""
+"""A range of queries, or an opening, that is lost this many times fails its request, unless backends are to blame and
+another one is there."""
+MAX_WORKERS_LOST = 2
+"""A range of queries, or an opening, over which this many workers died or fell silent, is at fault itself, unless
+backends are to blame."""
 
 
 class Planner:
@@ -78,6 +88,8 @@ class Planner:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.evidence = Evidence(limits)
+        """Record of what speaks for and against each backend; whoever sends steps tells it what becomes of them."""
         self._requests: dict[int, LiveRequest] = {}
         self._queue = Queue(limits.age_s)
         self._backends = Backends(limits)
@@ -144,6 +156,7 @@ class Planner:
     def remove_backend(self, backend: str) -> None:
         """Forgets a backend and what was learnt of it; its steps in flight are still to be answered or lost."""
         self._backends.remove(backend)
+        self.evidence.remove(backend)
 
     def observe(self, backend: str, worker: str, load: Load, seconds: float, now_s: float) -> None:
         """Learns that a worker was busy with a load for `seconds`."""
@@ -241,11 +254,11 @@ class Planner:
 
     def next_step(self, now_s: float) -> Step | None:
         """Returns the next step, which counts as sent; None when nothing can be sent now."""
-        backend = self._backends.least_crowded(now_s)
+        lost, backend = self._lost_first(now_s)
         if backend is None:
             return None
         filling, queue = Filling(backend), self._queue
-        if (lost := queue.lost.first(now_s)) is not None:
+        if lost is not None:
             filling.add(lost)
         else:
             self._let_in_aged(filling, now_s)
@@ -281,10 +294,14 @@ class Planner:
         found = self._in_flight.find(step, request)
         if demands is not None and found.slice_.opening and not found.settled and request in self:
             found.request.check(demands)
+        backend = self._in_flight.sent(step).backend.name
         landed = self._landed(step, request)
         if landed.settled or self._is_gone(landed):
             return False
         live = landed.request
+        for attempt in {attempt for attempts in landed.slice_.attempts for attempt in attempts if attempt.alone}:
+            if attempt.backend != backend:
+                self.evidence.contradicted(attempt.backend, request)
         added, withdrawn = live.land(landed.slice_, demands)
         self._ledger.answered(live, landed.slice_)
         if landed.slice_.opening:
@@ -298,26 +315,32 @@ class Planner:
         """Tells whether a step still carries a slice of a request, which is to be answered or lost."""
         return self._in_flight.carries(step, request)
 
-    def lost(self, step: int, request: int) -> bool:
-        """Notes that one slice got no answer; returns whether its request goes on.
+    def lost(self, step: int, request: int, by_worker: bool = False) -> Fate:
+        """Notes that one slice got no answer; returns what becomes of its request.
 
-        It goes on when the slice waits again, or its other copy is answered or in flight. It is over when it was
-        cancelled, or when the slice was lost `MAX_LOSSES` times.
+        Args:
+            step: number of the step.
+            request: number of the request.
+            by_worker: whether a worker died or fell silent over the step.
         """
+        sent = self._in_flight.sent(step)
+        attempt = Attempt(sent.backend.name, by_worker, alone=len(sent.step.slices) == 1)
         landed = self._landed(step, request)
         if landed.settled or self._is_gone(landed):
-            return request in self
+            return Fate.GOES_ON if request in self else Fate.OVER
+        landed.loses(attempt)
         if landed.carriers:
-            return True
+            return Fate.GOES_ON
         live = landed.request
-        losses = live.give_back(landed.slice_)
+        histories = live.give_back(landed.slice_, landed.lost)
         self._ledger.returned(live, landed.slice_)
         landed.settled = True
-        if losses == MAX_LOSSES:
+        fate = self._fate(request, histories)
+        if fate is Fate.GOES_ON:
+            self._changed(live)
+        else:
             self.cancel(request)
-            return False
-        self._changed(live)
-        return True
+        return fate
 
     def cancel(self, request: int) -> None:
         """Drops what waits of a request and ignores what is in flight of it; does nothing the second time."""
@@ -337,6 +360,33 @@ class Planner:
         live = self._requests[request]
         self._ledger.asks(live, live.settle(position, queries))
         self._changed(live)
+
+    def _lost_first(self, now_s: float) -> tuple[LiveRequest | None, BackendState | None]:
+        """Returns a backend that has room, and the lost request that shall go there; None for whichever there is not.
+
+        Lost work waits for a backend that has not lost it, and holds up nobody else meanwhile.
+        """
+        lost = self._queue.lost.first(now_s)
+        if lost is not None:
+            tried = lost.lost_at if self._backends.working - lost.lost_at else frozenset()
+            if (backend := self._backends.least_crowded(now_s, apart_from=tried)) is not None:
+                return lost, backend
+        return None, self._backends.least_crowded(now_s)
+
+    def _fate(self, request: int, histories: Sequence[Sequence[Attempt]]) -> Fate:
+        """Returns what becomes of a request of which parts were lost, each at some attempts."""
+        for history in histories:
+            against = [attempt for attempt in history if self.evidence.is_witness(attempt.backend, request)]
+            if sum(attempt.by_worker for attempt in against) >= MAX_WORKERS_LOST:
+                self.evidence.excuse(request)
+                return Fate.AT_FAULT
+            if len(against) >= MAX_LOSSES:
+                self.evidence.excuse(request)
+                return Fate.GIVEN_UP
+            untried = self._backends.working - {attempt.backend for attempt in history}
+            if len(history) >= MAX_LOSSES and not untried:
+                return Fate.GIVEN_UP
+        return Fate.GOES_ON
 
     def _next_number(self) -> int:
         self._numbers += 1
@@ -372,7 +422,7 @@ class Planner:
     def _copy_of_overdue(self, now_s: float) -> Step | None:
         """Sends the slices of an overdue step that are still wanted to another backend; None where none can be sent."""
         for sent in self._in_flight.overdue(now_s):
-            backend = self._backends.least_crowded(now_s, apart_from=sent.backend.name)
+            backend = self._backends.least_crowded(now_s, apart_from={sent.backend.name})
             wanted = [each for each in sent.slices.values() if self._is_wanted(each, now_s)]
             if backend is not None and wanted:
                 for each in wanted:

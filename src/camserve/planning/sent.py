@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from camserve.planning.backends import BackendState
 from camserve.planning.heap import Heap
 from camserve.planning.live import LiveRequest
-from camserve.planning.step import Slice, Step
+from camserve.planning.step import Attempt, Slice, Step
 
 
 @dataclass(eq=False)
@@ -21,6 +21,13 @@ class SentSlice:
     """Number of steps that carry the slice and have not come back."""
     settled: bool = False
     """Whether the slice is accounted for; a later answer is then ignored."""
+    lost: tuple[Attempt, ...] = ()
+    """The attempts at which it was lost, of those that count: a step and its copy are one, unless it was alone."""
+
+    def loses(self, attempt: Attempt) -> None:
+        """Notes that a step that carried the slice is lost."""
+        if attempt.alone or not self.carriers:
+            self.lost = (*self.lost, attempt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +67,10 @@ class StepsInFlight:
     def carries(self, step: int, request: int) -> bool:
         """Tells whether the slice of a request in a step has not come back."""
         return step in self._sent and request in self._sent[step].slices
+
+    def sent(self, step: int) -> SentStep:
+        """Returns a step in flight; raises KeyError where it has come back or was never sent."""
+        return self._sent[step]
 
     def find(self, step: int, request: int) -> SentSlice:
         """Returns the slice of a request in a step; raises KeyError where it has come back or was never sent."""

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 
 from camserve.methods.work import Kind, Work
 from camserve.planning.cost import Load
+
+
+class Fate(Enum):
+    """Says what becomes of a request when a slice of it is lost."""
+
+    GOES_ON = "goes on"
+    """The slice waits again, or its other copy is answered or in flight."""
+    OVER = "over"
+    """The request had ended before."""
+    GIVEN_UP = "given up"
+    """The slice was lost too many times, without anybody to blame."""
+    AT_FAULT = "at fault"
+    """The request has broken workers that answer others."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Says how a slice was lost."""
+
+    backend: str
+    by_worker: bool
+    """Whether a worker died or fell silent over it, which the request itself may have caused."""
+    alone: bool
+    """Whether it was alone in its step, so that no other request can have caused it."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +42,8 @@ class Span:
     """Index of the demand in the request."""
     start: int
     stop: int
-    losses: int = 0
-    """Number of times that this range was sent in vain."""
+    lost: tuple[Attempt, ...] = ()
+    """The attempts at which this range was lost."""
 
     @property
     def queries(self) -> int:
@@ -28,8 +53,8 @@ class Span:
     def split(self, queries: int) -> tuple[Span, Span]:
         """Returns the span of the first `queries` queries, and that of the rest."""
         middle = self.start + queries
-        first = Span(self.position, self.start, middle, self.losses)
-        return first, Span(self.position, middle, self.stop, self.losses)
+        first = Span(self.position, self.start, middle, self.lost)
+        return first, Span(self.position, middle, self.stop, self.lost)
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,13 @@ class Slice:
     """Ranges of queries; an opening also has an empty one for each position that is known to ask none."""
     work: tuple[Work, ...] = ()
     """Work of the slice: the opening's own, if it is one, and that of the queries."""
+    lost: tuple[Attempt, ...] = ()
+    """The attempts at which the opening was lost, if it is one."""
+
+    @cached_property
+    def attempts(self) -> frozenset[tuple[Attempt, ...]]:
+        """The attempts at which parts of the slice were lost before: an entry for each history."""
+        return frozenset([self.lost, *(span.lost for span in self.spans)]) - {()}
 
     @cached_property
     def queries(self) -> int:

@@ -95,6 +95,8 @@ class ModelSummary:
     version: str
     ready: bool
     """Whether a worker is ready to answer."""
+    failure: str = ""
+    """Why the model is not ready although it has workers; empty while it is ready or may just be starting."""
 
 
 @dataclass(frozen=True)

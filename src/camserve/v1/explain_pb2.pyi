@@ -612,14 +612,16 @@ class ListModelsReply(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("name", "version", "ready")
+    __slots__ = ("name", "version", "ready", "failure")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     ready: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ...) -> None: ...
+    failure: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., failure: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name",)

@@ -55,7 +55,12 @@ class ExplanationService:
         """Answers `ListModels`, as explain.proto says."""
         return pb.ListModelsReply(
             models=[
-                pb.ModelSummary(name=model.name, version=model.info.version if model.info else "", ready=model.ready)
+                pb.ModelSummary(
+                    name=model.name,
+                    version=model.info.version if model.info else "",
+                    ready=model.ready,
+                    failure=model.failure,
+                )
                 for model in self._registry.models
             ]
         )

@@ -245,6 +245,11 @@ class Metrics:
         )
         self.workers_ready = make.gauge("camserve_workers_ready", "Workers of TorchServe that are READY.", "model")
         self.workers = make.gauge("camserve_workers", "Workers that TorchServe is to run.", "model")
+        self.backends_quarantined = make.gauge(
+            "camserve_backends_quarantined",
+            "TorchServes that get no work, since they lost several steps in a row and have answered no canary since.",
+            "model",
+        )
         self.worker_restarts = make.counter(
             "camserve_worker_restarts_total", "Workers in whose place another process became READY.", "model"
         )

@@ -140,6 +140,19 @@ class Settings(Layered):
     worker_wait_s: float = Field(
         30.0, ge=0, description="seconds that running requests wait for a lost worker to come back before UNAVAILABLE"
     )
+    backend_losses: int = Field(
+        3,
+        ge=1,
+        description="steps lost in a row for which a TorchServe gets no work until it has answered a canary; also "
+        "unanswered looks at its workers in a row for which they count as gone",
+    )
+    quarantine_s: float = Field(
+        1.0,
+        gt=0,
+        le=60.0,
+        description="seconds that a TorchServe gets no work at first when it loses its steps; twice as long each time "
+        "that it goes on so, up to 60 s",
+    )
     poll_s: float = Field(1.0, gt=0, description="seconds between two looks at the state of TorchServe's workers")
     drain_s: float = Field(25.0, ge=0, description="seconds that running requests have to finish after a stop signal")
 
@@ -189,6 +202,8 @@ class Settings(Layered):
             age_s=self.age_s,
             requests=self.max_requests,
             waiting_s=self.max_waiting_s,
+            losses=self.backend_losses,
+            pause_s=self.quarantine_s,
         )
 
     @model_validator(mode="after")

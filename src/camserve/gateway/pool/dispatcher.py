@@ -16,7 +16,16 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal, ModelChanged, Unavailable
+from camserve.errors import (
+    INTERNAL_MESSAGE,
+    CamserveError,
+    ImageMissing,
+    Internal,
+    InvalidImage,
+    ModelChanged,
+    Unavailable,
+    WorkerLost,
+)
 from camserve.finalise.results import follow_ups
 from camserve.gateway.api.request_ids import request_id
 from camserve.gateway.ops.metrics import Metrics
@@ -28,7 +37,7 @@ from camserve.gateway.pool.sent_images import SentImages
 from camserve.gateway.pool.torchserve import Backend
 from camserve.gateway.requests.demands import demands_of, opening_of
 from camserve.gateway.requests.running import Origin, Run
-from camserve.planning import CLASSES, MAX_LOSSES, NOBODY, Load, Owner, Planner, Slice, Step
+from camserve.planning import CLASSES, NOBODY, Fate, Load, Owner, Planner, Slice, Step
 from camserve.types import Item, ItemResult, StepResult
 from camserve.types.request import FittedRequest
 
@@ -53,8 +62,9 @@ class Dispatcher:
         settings: bounds of the planner and of steps.
         metrics: counts steps.
         tracing: makes spans of steps.
-        look_now: called with a backend's name when a step was lost there, and True where it was answered by another
-            model than expected. Nothing is sent to it until `set_workers` says how many workers there are.
+        look_now: called with a backend's name when a step was lost there, and the items of the step; without any
+            where it was answered by another model than expected. Nothing is sent to the backend until `set_workers`
+            says how many workers there are.
     """
 
     def __init__(
@@ -64,7 +74,7 @@ class Dispatcher:
         settings: Settings,
         metrics: Metrics,
         tracing: Tracing,
-        look_now: Callable[[str, bool], None],
+        look_now: Callable[[str, Sequence[Item]], None],
     ) -> None:
         self._model = model
         self._backends = backends
@@ -278,7 +288,9 @@ class Dispatcher:
             return
         # A task may be cancelled before it begins; it cannot account for its step itself then, so this does it for all.
         if task.cancelled():
-            self._lost(step, Unavailable(f"the workers of {self._model} died"))
+            # The backend has said itself that its workers are gone: nothing speaks against it, or the step.
+            self._put_all_back(step, Unavailable(f"the workers of {self._model} died"))
+            self._hold(step.backend)
         self._pump()
 
     async def _carry(self, step: Step, passengers: Sequence[_Passenger], backend: Backend) -> None:
@@ -287,16 +299,23 @@ class Dispatcher:
         try:
             with self._tracing.step(self._model, step, [one.run.origin.span for one in passengers]):
                 result = await self._answer(step, passengers, backend)
-            self._learn(step, result)
-            self._take(step, passengers, result)
-        except Unavailable as error:
-            self._lost(step, error)
         except CamserveError as error:
-            self._refuse_all(step, error)
+            self._lost(step, passengers, error)
         except Exception:
             _log.exception("step %d of model %s", step.number, self._model)
-            self._refuse_all(step, Internal(INTERNAL_MESSAGE))
+            self._lost(step, passengers, Internal(INTERNAL_MESSAGE))
+        else:
+            self._account(step, passengers, result)
         self._metrics.took(self._now_s() - began_s)
+
+    def _account(self, step: Step, passengers: Sequence[_Passenger], result: StepResult) -> None:
+        """Accounts for the answer to a step."""
+        try:
+            self._learn(step, passengers, result)
+            self._take(step, passengers, result)
+        except Exception:
+            _log.exception("the answer to step %d of model %s", step.number, self._model)
+            self._refuse_all(step, Internal(INTERNAL_MESSAGE))
 
     async def _answer(self, step: Step, passengers: Sequence[_Passenger], backend: Backend) -> StepResult:
         """Returns the answer to a step. An image's bytes travel only to a backend that may not have them yet."""
@@ -321,12 +340,17 @@ class Dispatcher:
             self._images.note(where, [one.item.digest for one in passengers])
         return result
 
-    def _learn(self, step: Step, result: StepResult) -> None:
-        """Teaches the planner what work costs: the time for which the worker was busy, with what it really made.
+    def _learn(self, step: Step, passengers: Sequence[_Passenger], result: StepResult) -> None:
+        """Teaches the planner that the backend answers, and what work costs: for how long the worker was busy, and with
+        what it really made.
 
-        A step with an item that failed teaches nothing, since what was made of that item is not known.
+        A step with an item that failed does not tell what work costs, since what was made of that item is not known.
         """
         self._metrics.answered(result)
+        if all(isinstance(outcome, Unavailable) for outcome in result.outcomes):
+            self._note_loss(step, passengers)  # that is no answer
+        elif step.backend in self._known and not all(isinstance(outcome, Internal) for outcome in result.outcomes):
+            self._planner.evidence.answered(step.backend, step.predicted_s)
         if all(isinstance(outcome, ItemResult) for outcome in result.outcomes):
             load = Load(result.made, len(result.outcomes))
             seconds = sum(result.stage_seconds.values())
@@ -343,7 +367,7 @@ class Dispatcher:
             elif not result.is_of(one.run.fitted.model):
                 text = f"model {self._model} was replaced while this request ran; try again"
                 self._refuse(step, one.slice_, ModelChanged(text))
-                self._hold(step.backend, in_doubt=True)
+                self._hold(step.backend)
             else:
                 self._take_sums(step, one, outcome)
 
@@ -399,25 +423,42 @@ class Dispatcher:
         self._accounts.add(task)
         task.add_done_callback(self._accounts.discard)
 
-    def _lost(self, step: Step, error: Unavailable) -> None:
-        """Puts every slice of a step back, and sends nothing more to its backend until somebody has looked."""
-        for slice_ in step.slices:
-            self._put_back(step, slice_, error)
-        self._hold(step.backend, in_doubt=False)
+    def _lost(self, step: Step, passengers: Sequence[_Passenger], error: CamserveError) -> None:
+        """Notes who may be to blame for a lost step, and puts its slices back."""
+        self._note_loss(step, passengers)
+        self._put_all_back(step, error)
 
-    def _hold(self, backend: str, in_doubt: bool) -> None:
+    def _note_loss(self, step: Step, passengers: Sequence[_Passenger]) -> None:
+        """Notes that a backend has lost a step, and sends nothing more there until somebody has looked."""
+        if step.backend in self._known:
+            requests = [slice_.request for slice_ in step.slices]
+            if self._planner.evidence.lost(step.backend, requests, step.predicted_s, self._now_s()):
+                _log.warning("model %s at %s is quarantined: it loses its steps", self._model, step.backend)
+            self._hold(step.backend, [one.item for one in passengers])
+
+    def _hold(self, backend: str, lost: Sequence[Item] = ()) -> None:
         """Sends nothing more to a backend until somebody has looked; one that was removed stays removed."""
         if backend in self._known:
             self._planner.set_workers(backend, 0)
             self._images.forget(backend)
-            self._look_now(backend, in_doubt)
+            self._look_now(backend, lost)
 
-    def _put_back(self, step: Step, slice_: Slice, error: Unavailable) -> None:
-        """Tells the planner that a slice was lost; fails its request if that happened too many times."""
+    def _put_all_back(self, step: Step, error: CamserveError) -> None:
+        """Tells the planner that every slice of a step was lost."""
+        for slice_ in step.slices:
+            self._put_back(step, slice_, error)
+
+    def _put_back(self, step: Step, slice_: Slice, error: CamserveError) -> None:
+        """Tells the planner that a slice was lost; fails its request where it is at fault or nobody is left to ask."""
         waiting = self._planner.waiting_units()
-        if not self._planner.lost(step.number, slice_.request):
-            self._fail(slice_.request, Unavailable(f"{error}; given up after {MAX_LOSSES} attempts"))
-        # Where neither holds, a copy of the slice is answered or in flight, and nothing was put back.
+        fate = self._planner.lost(step.number, slice_.request, by_worker=isinstance(error, WorkerLost))
+        if fate is Fate.AT_FAULT:
+            text = f"workers that answer others do not outlive this image: {error}; it is not sent again"
+            self._fail(slice_.request, InvalidImage(text))
+        elif fate is Fate.GIVEN_UP:
+            gave_up = Unavailable(f"{error}; given up after several attempts")
+            self._fail(slice_.request, gave_up if isinstance(error, Unavailable) else error)
+        # Where neither holds, a copy of the slice may be answered or in flight, and nothing was put back.
         elif self._planner.waiting_units() != waiting:
             self._metrics.retried()
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from camserve.errors import CamserveError, NotFound, Unavailable
+from camserve.errors import CamserveError, NotFound, Unavailable, WorkerLost
 from camserve.finalise.finish import finished
 from camserve.gateway.pool.fake_answers import answer, context_of, ranked, sums_of
+from camserve.gateway.pool.readiness import pattern
 from camserve.gateway.pool.torchserve import Workers
-from camserve.images import ImageContent, size_bytes
+from camserve.images import ImageContent, digest, size_bytes
 from camserve.methods import MethodSpec
 from camserve.types import (
     Item,
@@ -44,7 +45,7 @@ MODEL = ModelInfo(
 
 @dataclass(frozen=True)
 class Faults:
-    """Faults of a fake backend. Steps are numbered from 0 as they arrive, canaries not counted."""
+    """Faults of a fake backend. Steps are numbered from 0 as they arrive, canaries and controls not counted."""
 
     latency_s: float = 0.0
     """Seconds that each step takes."""
@@ -59,7 +60,15 @@ class Faults:
     canary_fails: bool = False
     """Whether canary steps are answered with an error."""
     crash: bool = False
-    """Whether each step fails with an exception that no backend should raise."""
+    """Whether each step and each control fails with an exception that no backend should raise."""
+    failing: CamserveError | None = None
+    """Error with which each step and each control fails at once, while the workers are READY and answer canaries."""
+    failing_above: float = math.inf
+    """Number of queries in a step, or a control, above which the worker dies over it."""
+    killers: frozenset[bytes] = frozenset()
+    """Encoded images over which the worker dies."""
+    deaf: bool = False
+    """Whether nobody can tell the state of the workers, although they answer steps."""
 
 
 class FakeBackend:
@@ -70,9 +79,10 @@ class FakeBackend:
         workers: number of workers that are READY; those that come are never the same as those that went.
         wanted: number of workers that there should be; the most that there were, unless it is set.
         faults: what goes wrong; may be replaced at any time.
-        steps: items of every step received, canaries not counted.
+        steps: items of every step received, canaries and controls not counted.
         canaries: number of canary steps received.
-        image_bytes: number of bytes of images received, those of canaries not counted.
+        controls: number of control steps received.
+        image_bytes: number of bytes of images received, those of canaries and controls not counted.
     """
 
     def __init__(self, models: Sequence[ModelInfo] = (MODEL,), faults: Faults | None = None) -> None:
@@ -81,6 +91,7 @@ class FakeBackend:
         self.faults = faults or Faults()
         self.steps: list[tuple[Item, ...]] = []
         self.canaries = 0
+        self.controls = 0
         self.closed = False
         self.image_bytes = 0
         self._images: dict[bytes, ImageContent] = {}
@@ -135,6 +146,10 @@ class FakeBackend:
             if self.faults.canary_fails:
                 raise Unavailable("the worker failed")
             return answer(info, items)
+        if items[0].digest == digest(pattern(info.input_size)):
+            self.controls += 1
+            self._fail(items)
+            return answer(info, items)
         number = len(self.steps)
         async with self._arrived:
             self.steps.append(tuple(items))
@@ -143,9 +158,11 @@ class FakeBackend:
             async with asyncio.timeout(timeout_s):
                 await self._work(number)
         except TimeoutError:
-            raise Unavailable(f"a worker of {model} took longer than {timeout_s:g} s for a step") from None
+            raise WorkerLost(f"a worker of {model} took longer than {timeout_s:g} s for a step") from None
         info = self._info(model)  # again: the model may have been replaced meanwhile, or the backend be down
-        return self._faulty(number, answer(info, [self._seen(item) for item in items], self.faults.item_errors))
+        seen = [self._seen(item) for item in items]
+        self._fail(seen)
+        return self._faulty(number, answer(info, seen, self.faults.item_errors))
 
     def _seen(self, item: Item) -> Item:
         """Returns the item with its image, if that was ever sent."""
@@ -163,6 +180,8 @@ class FakeBackend:
         """Returns the workers that are READY; raises Unavailable while the backend is not up."""
         await asyncio.sleep(0)  # as with a real call, others run first
         self._info(model)
+        if self.faults.deaf:
+            raise Unavailable("TorchServe's management API does not answer")
         return Workers(frozenset(self._ready), self.wanted)
 
     async def models(self) -> Sequence[str]:
@@ -198,13 +217,22 @@ class FakeBackend:
 
     def _faulty(self, number: int, result: StepResult) -> StepResult:
         """Returns the answer to a step with its faults, or raises them."""
-        if self.faults.crash:
-            raise RuntimeError("a secret of the fake")
         if number in self.faults.lost_steps:
-            raise Unavailable("the worker died while it answered")
+            raise WorkerLost("the worker died while it answered")
         if number in self.faults.malformed_steps:
             return replace(result, outcomes=result.outcomes[:-1])
         return result
+
+    def _fail(self, items: Sequence[Item]) -> None:
+        """Raises what a step or a control fails with."""
+        if self.faults.crash:
+            raise RuntimeError("a secret of the fake")
+        if self.faults.failing is not None:
+            raise self.faults.failing
+        queries = sum(task.stop - task.start for item in items for task in item.tasks)
+        kills = any(isinstance(item.image, bytes) and item.image in self.faults.killers for item in items)
+        if kills or queries > self.faults.failing_above:
+            raise WorkerLost("the worker died while it answered")
 
     def _check_up(self) -> None:
         if not self.up:

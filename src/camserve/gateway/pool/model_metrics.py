@@ -81,6 +81,10 @@ class ModelMetrics:
         self._metrics.workers_ready.labels(self._model).set(ready)
         self._metrics.workers.labels(self._model).set(wanted)
 
+    def quarantined(self, backends: int) -> None:
+        """Sets how many backends get no work, since they lost too many steps in a row."""
+        self._metrics.backends_quarantined.labels(self._model).set(backends)
+
     def replaced(self, workers: int) -> None:
         """Counts workers that have replaced others."""
         self._metrics.worker_restarts.labels(self._model).inc(workers)

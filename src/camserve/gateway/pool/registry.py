@@ -1,16 +1,17 @@
 """Knows which models there are, at which backends, and whether they answer.
 
-A model is ready at a backend while a worker is READY there and, since it became so, a canary step was answered: a small
-grey image, explained by Grad-CAM through the real path. A model is ready if it is ready at one backend.
+A model is ready at a backend while a worker is READY there and, since it became so or last lost a step, a canary step
+was answered: a small grey image, explained by Grad-CAM through the real path. It is not while the backend is in
+quarantine, since it loses its steps whatever it says of itself. A model is ready if it is ready at one backend.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from camserve.errors import InvalidOption, NotFound, Unavailable
+from camserve.errors import InvalidOption, ModelChanged, NotFound, Unavailable
 from camserve.gateway.ops.metrics import Metrics
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.ops.tracing import Tracing
@@ -19,7 +20,7 @@ from camserve.gateway.pool.dispatcher import Dispatcher
 from camserve.gateway.pool.model_metrics import ModelMetrics
 from camserve.gateway.pool.readiness import Readiness
 from camserve.gateway.pool.torchserve import Backend
-from camserve.types import ModelInfo
+from camserve.types import Item, ModelInfo
 
 _log = logging.getLogger(__name__)
 
@@ -51,21 +52,33 @@ class ServedModel:
         """Tells whether a worker answers at one backend at least."""
         return any(readiness.ready for readiness in self._served_at.values())
 
+    @property
+    def failure(self) -> str:
+        """Why the model is not ready although there are workers; empty while it is ready or may just be starting."""
+        failures = [readiness.failure for readiness in self._served_at.values()]
+        return failures[0] if failures and all(failures) and not self.ready else ""
+
     def required(self) -> ModelInfo:
         """Returns the description of the model; raises Unavailable as long as there is none."""
         if self.info is None:
+            self._check_failure()
             raise Unavailable(f"model {self.name} is starting; try again in some seconds")
         return self.info
 
     def check_ready(self) -> None:
         """Raises Unavailable while no worker answers."""
         if not self.ready:
+            self._check_failure()
             raise Unavailable(f"no worker of model {self.name} is ready; try again in some seconds")
+
+    def _check_failure(self) -> None:
+        if failure := self.failure:
+            raise Unavailable(f"model {self.name} failed: {failure}")
 
     def join(self, name: str, backend: Backend) -> None:
         """Begins to watch the model at a backend, unless it is watched there."""
         if name not in self._served_at:
-            readiness = Readiness(self.name, backend, self._settings)
+            readiness = Readiness(self.name, name, backend, self._settings, self.dispatcher.planner.evidence)
             self._served_at[name] = readiness
             watching = self._watch(name, readiness)
             readiness.task = asyncio.create_task(watching, name=f"camserve watch of {self.name} at {name}")
@@ -89,17 +102,19 @@ class ServedModel:
         while True:
             readiness.wake.clear()  # before the look: a wish for another one that comes meanwhile must stay
             await self._look(name, readiness)
-            await _pause(readiness.wake, self._settings.poll_s)
+            await _pause(readiness.wake, readiness.next_look_s(asyncio.get_running_loop().time()))
 
-    def _look_now(self, name: str, in_doubt: bool) -> None:
-        """Has a backend looked at now; one in doubt describes its model again before it gets more work."""
+    def _look_now(self, name: str, lost: Sequence[Item]) -> None:
+        """Has a backend looked at now: it must answer a canary, and a control of a lost step, before it gets more."""
         if name in self._served_at:
-            self._served_at[name].in_doubt |= in_doubt
-            self._served_at[name].wake.set()
+            readiness = self._served_at[name]
+            readiness.in_doubt = True
+            readiness.lost = lost or readiness.lost
+            readiness.wake.set()
 
     async def _look(self, name: str, readiness: Readiness) -> None:
         was_ready = readiness.ready
-        await readiness.look(lambda info: self._fits(name, info))
+        await readiness.look(lambda info: self._check(name, info))
         if readiness.workers == 0:
             self.dispatcher.abandon(name)
         self.dispatcher.set_workers(name, (readiness.workers or 0) if readiness.ready else 0, readiness.device)
@@ -112,6 +127,7 @@ class ServedModel:
         """Tells gauges and health after a look at a backend, and ends requests that nobody answers."""
         now_s = asyncio.get_running_loop().time()
         ready = sum(readiness.workers or 0 for readiness in self._served_at.values())
+        self._metrics.quarantined(self.dispatcher.planner.evidence.quarantined)
         self._metrics.workers(ready, sum(readiness.wanted for readiness in self._served_at.values()))
         if self.ready:
             self._away_since_s = now_s
@@ -122,14 +138,12 @@ class ServedModel:
             self._told_ready = self.ready
             self._on_change()
 
-    def _fits(self, name: str, info: ModelInfo) -> bool:
-        """Returns whether a backend serves what the others do; the first to be ready says what the model is."""
+    def _check(self, name: str, info: ModelInfo) -> None:
+        """Raises ModelChanged where a backend serves another model than the others; the first one says what it is."""
         others = any(readiness.ready for other, readiness in self._served_at.items() if other != name)
         if others and info != self.info:
-            _log.warning("model %s: a backend serves another version, labels or weights; it is not used", self.name)
-            return False
+            raise ModelChanged("it serves another version, labels or weights than the other backends")
         self.info = info
-        return True
 
 
 class Registry:

@@ -1,6 +1,7 @@
 """Defines what the gateway asks of a backend, and asks TorchServe 0.12: all that the gateway knows of it is here.
 
-A step that got no usable answer raises `Unavailable`: it may be sent again.
+A step that got no usable answer raises `Unavailable`: it may be sent again. Where a worker died or was silent for too
+long it raises `WorkerLost`, which is one, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from camserve.codecs import step
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, NotFound, Unavailable
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, NotFound, Unavailable, WorkerLost
 from camserve.torchserve import inference_pb2
 from camserve.types import Item, ModelInfo, StepResult
 
@@ -50,6 +51,7 @@ class Backend(Protocol):
         """Has one worker answer a step.
 
         Raises:
+            WorkerLost: a worker died or was silent for too long over the step, which may be the step's own fault.
             Unavailable: no usable answer came; the step may be sent again.
             CamserveError: sending it again would not help.
         """
@@ -145,7 +147,7 @@ class TorchServeBackend:
         details = error.details() or ""
         _log.warning("TorchServe on model %s: %s: %s", model, error.code().name, details)
         for code, text, kind, sentence in _TRANSLATIONS:
-            if error.code() is code and text in details:
+            if code in (None, error.code()) and text in details:
                 return kind(sentence.format(model=model, address=self._grpc_address, timeout_s=timeout_s))
         return Unavailable(f"TorchServe answered {error.code().name}")
 
@@ -166,19 +168,24 @@ class TorchServeBackend:
 
 
 _Code = grpc.StatusCode
-_TRANSLATIONS: tuple[tuple[grpc.StatusCode, str, type[CamserveError], str], ...] = (
-    (_Code.INTERNAL, "Model not found", NotFound, "TorchServe has no model {model}"),
-    (_Code.INTERNAL, "has no worker to serve", Unavailable, "no worker of {model} is free"),
-    (_Code.INTERNAL, "Worker died", Unavailable, "the worker of {model} died while it answered"),
-    (_Code.INTERNAL, "Out of resources", Unavailable, "the worker of {model} is out of memory"),
-    (_Code.UNAVAILABLE, "Prediction failed", Unavailable, "the worker of {model} failed"),
-    (_Code.UNAVAILABLE, "", Unavailable, "TorchServe does not answer at {address}"),
-    # The step is larger than TorchServe's max_request_size, or than the channel's bound: a fault of the configuration.
+_TRANSLATIONS: tuple[tuple[grpc.StatusCode | None, str, type[CamserveError], str], ...] = (
+    # TorchServe's own texts come with changing codes: a death is INTERNAL, after a SIGKILL RESOURCE_EXHAUSTED.
+    (None, "Worker died", WorkerLost, "the worker of {model} died while it answered"),
+    (None, "Model not found", NotFound, "TorchServe has no model {model}"),
+    (None, "has no worker to serve", Unavailable, "no worker of {model} is free"),
+    (None, "Out of resources", Unavailable, "the worker of {model} is out of memory"),
+    (None, "Prediction failed", Unavailable, "the worker of {model} failed"),
+    # gRPC's own: the step is larger than TorchServe's max_request_size, or than the channel's bound. That is a fault of
+    # the configuration.
+    (None, "larger than max", Internal, INTERNAL_MESSAGE),
+    (None, "exceeds maximum size", Internal, INTERNAL_MESSAGE),
     (_Code.CANCELLED, "RST_STREAM", Internal, INTERNAL_MESSAGE),
-    (_Code.RESOURCE_EXHAUSTED, "", Internal, INTERNAL_MESSAGE),
-    (_Code.DEADLINE_EXCEEDED, "", Unavailable, "a worker of {model} took longer than {timeout_s:g} s for a step"),
+    (_Code.UNAVAILABLE, "", Unavailable, "TorchServe does not answer at {address}"),
+    (_Code.DEADLINE_EXCEEDED, "", WorkerLost, "a worker of {model} took longer than {timeout_s:g} s for a step"),
 )
-"""Rows of (status, fragment of its text, our error, its sentence); the first row that fits counts."""
+"""Rows of (status, fragment of the text, our error, its sentence); the first row that fits counts, and None fits any
+status. The texts come first: TorchServe answers most of its errors as INTERNAL, and some with a status that says
+something else."""
 
 
 def _message(model: str, request: bytes) -> bytes:
