@@ -151,7 +151,7 @@ def test_properties_are_escaped_as_java_reads_them():
 
 
 def test_threads_are_shared_among_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("camserve.supervisor.config.cores", lambda: 8)
+    monkeypatch.setattr("camserve.supervisor.config.cores", lambda limit: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def threads(**options):
@@ -182,14 +182,9 @@ def test_threads_spin_for_a_short_time_unless_the_operator_says_otherwise(tmp_pa
     assert spinning() is None
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [("150000 100000", 1), ("50000 100000", 1), ("99900000 100000", None), ("max 100000", None)],
-)
-def test_cores_obey_the_containers_limit(tmp_path, content, expected):
-    (tmp_path / "cpu.max").write_text(content + "\n")
-    without_limit = cores(tmp_path / "nowhere")
-    assert cores(tmp_path / "cpu.max") == (expected or without_limit)
+@pytest.mark.parametrize(("limit", "expected"), [(1.5, 1), (0.5, 1), (999, None), (None, None)])
+def test_cores_obey_the_containers_limit(limit, expected):
+    assert cores(limit) == (expected or cores(None))
 
 
 def test_command_names_the_jar_alone(tmp_path):

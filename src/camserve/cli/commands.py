@@ -74,21 +74,18 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except CamserveError as error:
-        code = 2 if isinstance(error, _CALLERS_FAULT) else 1
-        _complain(error, code)
-        return code
+        _complain(error)
+        return 2 if isinstance(error, _CALLERS_FAULT) else 1
     except OSError as error:  # a folder that cannot be written, for instance
-        _complain(error, 1)
+        _complain(error)
         return 1
 
 
-def _complain(error: Exception, code: int) -> None:
-    """Writes an error to stderr. Where nobody reads that, the process ends here: the interpreter could not end it."""
+def _complain(error: Exception) -> None:
+    """Writes an error to stderr; goes on after some seconds where nobody reads that."""
     thread = threading.Thread(target=_write_error, args=(str(error),), daemon=True)
     thread.start()
     thread.join(_COMPLAINT_S)
-    if thread.is_alive():
-        os._exit(code)
 
 
 def _write_error(text: str) -> None:

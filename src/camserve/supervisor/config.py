@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camserve.archive import read_card
+from camserve.cgroup import cpu_limit
 from camserve.errors import NotFound
 from camserve.supervisor.settings import WorkerSettings
 
@@ -131,7 +132,7 @@ def command(java: Path, directory: Path, options: WorkerSettings) -> list[str]:
 
 def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
     """Returns the JVM's environment, which its workers inherit."""
-    threads = str(options.threads or max(1, cores() // (options.workers * len(options.models))))
+    threads = str(options.threads or max(1, cores(cpu_limit()) // (options.workers * len(options.models))))
     own = {"TMPDIR": str(directory), "LOG_LOCATION": str(directory), "METRICS_LOCATION": str(directory)}
     if options.threads is not None or "OMP_NUM_THREADS" not in os.environ:
         own["OMP_NUM_THREADS"] = threads
@@ -140,14 +141,10 @@ def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Returns the CPU cores that this process may use, by affinity and by the container's `cpu.max` (cgroup v2)."""
+def cores(limit: float | None) -> int:
+    """Returns the CPU cores that this process may use, by affinity and by the limit of its container, if it has one."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        limit, period = quota.read_text().split()
-        return max(1, min(available, int(limit) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return available
+    return available if limit is None else max(1, min(available, int(limit)))
 
 
 def torchserve_home() -> Path:

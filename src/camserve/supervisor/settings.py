@@ -22,6 +22,8 @@ class WorkerSettings(Layered):
     """Holds everything that an operator can set of TorchServe and its workers. Frozen."""
 
     table: ClassVar[str] = "worker"
+    others: ClassVar[frozenset[str]] = frozenset({f"{PREFIX}WORKER_WAIT_S"})
+    """A setting of the gateway, `worker_wait_s`, whose variable begins as those of this class do."""
     model_config = SettingsConfigDict(
         env_prefix=f"{PREFIX}WORKER_", extra="forbid", frozen=True, env_ignore_empty=True, protected_namespaces=()
     )

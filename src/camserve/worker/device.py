@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from camserve.cgroup import memory_limit
 from camserve.types import DeviceMemory
 
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files with the memory limit of the container: cgroup v2, v1."""
 _RESIDENT = Path("/proc/self/statm")
 
 
@@ -22,7 +20,7 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
         index = torch.cuda.current_device() if device.index is None else device.index
         return DeviceMemory(f"cuda:{index}", total - free, total)
     used = resident_bytes() if device.type == "cpu" else None
-    return None if used is None else DeviceMemory("cpu", used, limit_bytes())
+    return None if used is None else DeviceMemory("cpu", used, limit_bytes(memory_limit()))
 
 
 def resident_bytes(statm: Path = _RESIDENT) -> int | None:
@@ -33,12 +31,7 @@ def resident_bytes(statm: Path = _RESIDENT) -> int | None:
         return None
 
 
-def limit_bytes(limits: Sequence[Path] = _LIMITS) -> int:
-    """Returns the memory of the machine, or of the container if it has less."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in limits:
-        try:
-            found.append(int(path.read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(found)
+def limit_bytes(limit: int | None) -> int:
+    """Returns the memory of the machine, or of its part that the limit of the container leaves, if it has one."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine if limit is None else min(machine, limit)
