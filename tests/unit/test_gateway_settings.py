@@ -11,6 +11,7 @@ from camserve.errors import InvalidOption
 from camserve.gateway.ops.settings import Settings
 from camserve.planning import Limits
 from camserve.settings import KUBERNETES
+from camserve.supervisor import WorkerSettings
 from camserve.types.request import RequestLimits
 
 
@@ -137,3 +138,16 @@ def test_a_gpu_has_shorter_steps_than_a_cpu_and_a_second_one_at_hand():
         (0.03, 2),
     ]
     assert Settings(step_target_s=0.2).limits("cuda").target_s == 0.2
+
+
+CLASSES = (Settings, WorkerSettings)
+VARIABLES = [(one, one.variable(name)) for one in CLASSES for name in one.model_fields]
+
+
+@pytest.mark.parametrize(("owner", "variable"), VARIABLES, ids=[variable for _, variable in VARIABLES])
+def test_a_setting_of_one_part_is_no_unknown_setting_of_another(owner, variable, monkeypatch):
+    """Parts share one environment, and the beginning of one's names may be that of the other's."""
+    monkeypatch.setenv(variable, "")  # as good as not set, but the name is looked at
+    for one in CLASSES:
+        one.load()
+    assert [one for one, other in VARIABLES if other == variable] == [owner]

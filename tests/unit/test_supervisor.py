@@ -256,6 +256,9 @@ class FakeTorchServe:
             await asyncio.Event().wait()
         return 7
 
+    async def until_bereft(self):
+        await asyncio.Event().wait()
+
     async def stop(self, grace_s=None):
         self.graces.append(grace_s)
 
@@ -352,3 +355,36 @@ async def test_a_worker_alone_that_dies_ends_it_with_its_last_words(fakes, tmp_p
     with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
         await serve_worker(WorkerSettings(store=tmp_path))
     assert FakeTorchServe.last.graces == [None]
+
+
+def test_the_jvm_reads_paths_in_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    store = tmp_path / "caffè"
+    options = WorkerSettings(store=store)
+    assert environment(tmp_path, options)["LC_ALL"] == "C.UTF-8"
+    values = properties(options, ADDRESSES)
+    assert values["model_store"] == str(store)
+    # In a locale of one byte a letter Python takes the two bytes of "è" for two letters.
+    monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
+    latin = WorkerSettings(store=Path(str(store).encode().decode("latin-1")))
+    assert properties(latin, ADDRESSES)["model_store"] == str(store)
+
+
+@pytest.mark.parametrize("name", ["", "anna"])
+def test_a_user_without_an_entry_has_a_name_and_a_home(tmp_path, monkeypatch, name):
+    def nobody(uid):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for variable in ("USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LOGNAME", name)
+    found = environment(tmp_path, WorkerSettings(store=tmp_path))
+    assert found["LOGNAME"] == (name or f"uid{os.getuid()}")
+    assert Path(found["HOME"]).is_dir()
+
+
+def test_a_user_with_an_entry_keeps_what_it_has(tmp_path, monkeypatch):
+    for variable in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert not environment(tmp_path, WorkerSettings(store=tmp_path)).keys() & {"LOGNAME", "HOME"}

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from camserve import __version__
+from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
 from camserve.types import BoxOptions, Explanation, Preprocessing, Target
@@ -42,6 +42,7 @@ _COMPLAINT_S = 2.0
 def main() -> None:
     """Runs the command line and exits, also where the standard streams are closed or nobody reads them."""
     open_standard_streams()
+    environment.complete(os.environ)
     sys.exit(run(sys.argv[1:]))
 
 

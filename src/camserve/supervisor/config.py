@@ -17,6 +17,7 @@ from pathlib import Path
 
 from camserve.archive import read_card
 from camserve.cgroup import cpu_limit
+from camserve.environment import complete
 from camserve.errors import NotFound
 from camserve.supervisor.settings import WorkerSettings
 
@@ -49,7 +50,8 @@ class Addresses:
 
 def properties(options: WorkerSettings, addresses: Addresses) -> dict[str, str]:
     """Returns the content of config.properties."""
-    store = options.store.resolve()
+    # As the JVM understands it, see `environment`, whatever encoding of paths this process goes by.
+    store = os.fsencode(options.store.resolve()).decode("utf-8", "replace")
     grpc_host, _, grpc_port = addresses.grpc_inference.rpartition(":")
     grpc_management_host, _, grpc_management_port = addresses.grpc_management.rpartition(":")
     chosen = {
@@ -60,9 +62,9 @@ def properties(options: WorkerSettings, addresses: Addresses) -> dict[str, str]:
         "grpc_inference_port": grpc_port,
         "grpc_management_address": grpc_management_host,
         "grpc_management_port": grpc_management_port,
-        "model_store": str(store),
+        "model_store": store,
         "load_models": ",".join(f"{name}={name}.mar" for name in options.models),
-        "allowed_urls": f"file://{re.escape(str(store)).replace(',', '.')}/.*",  # expressions, separated by commas
+        "allowed_urls": f"file://{re.escape(store).replace(',', '.')}/.*",  # expressions, separated by commas
         "default_workers_per_model": str(options.workers),
     }
     if options.batch_size > 1:
@@ -131,14 +133,20 @@ def command(java: Path, directory: Path, options: WorkerSettings) -> list[str]:
 
 
 def environment(directory: Path, options: WorkerSettings) -> dict[str, str]:
-    """Returns the JVM's environment, which its workers inherit."""
+    """Returns the JVM's environment, which its workers inherit.
+
+    The JVM reads paths in the encoding of its locale, which may be ASCII or not be installed: it gets one that is UTF-8
+    everywhere, and speaks English.
+    """
     threads = str(options.threads or max(1, cores(cpu_limit()) // (options.workers * len(options.models))))
     own = {"TMPDIR": str(directory), "LOG_LOCATION": str(directory), "METRICS_LOCATION": str(directory)}
     if options.threads is not None or "OMP_NUM_THREADS" not in os.environ:
         own["OMP_NUM_THREADS"] = threads
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         own["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    return {**os.environ, **own}
+    found = {**os.environ, "LC_ALL": "C.UTF-8", **own}
+    complete(found)
+    return found
 
 
 def cores(limit: float | None) -> int:

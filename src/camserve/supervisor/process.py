@@ -7,12 +7,14 @@ this process dies; what is left of its process group is killed.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -31,6 +33,7 @@ _log = logging.getLogger("camserve.torchserve")
 """Log of what TorchServe and its workers write, line by line."""
 
 _POLL_S = 0.1
+_WATCH_S = 1.0
 _START_ATTEMPTS = 3
 _TAIL_LINES = 200
 _SHOWN_LINES = 40
@@ -62,6 +65,9 @@ class TorchServe:
         self._options = options
         self._addresses = Addresses("", "", "", "", "")
         self._directory: Path | None = None
+        self._lock: int | None = None
+        self._unpacked: list[Path] = []
+        """Files of the archives, as TorchServe has unpacked them."""
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -134,6 +140,25 @@ class TorchServe:
             raise RuntimeError("TorchServe is not started")
         return await self._process.wait()
 
+    async def until_bereft(self) -> Unavailable:
+        """Returns, once a model has no worker and none will come back, the error that says why.
+
+        TorchServe starts a worker that died again and again, from the archive that it unpacked when it began. Somebody
+        may have emptied that folder meanwhile; then only another TorchServe can help. Else a worker has as long as at
+        the start, `start_timeout_s`.
+        """
+        away_since_s = dict[str, float]()
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now_s = time.monotonic()
+            for model in self._options.models:
+                if await asyncio.to_thread(self._may_have_worker, model):
+                    away_since_s.pop(model, None)
+                elif any(not path.exists() for path in self._unpacked):
+                    return self._failure(f"no worker of {model} can come back: its unpacked archive was deleted")
+                elif now_s - away_since_s.setdefault(model, now_s) > self._options.start_timeout_s:
+                    return self._failure(f"no worker of {model} came back in {self._options.start_timeout_s:g} s")
+
     async def stop(self, grace_s: float | None = None) -> None:
         """Stops the JVM and its workers: in peace, then by force. Does nothing when it is not started.
 
@@ -149,6 +174,9 @@ class TorchServe:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def _start_once(self, java: Path) -> None:
         self._addresses = bound_addresses(self._options)
@@ -158,6 +186,8 @@ class TorchServe:
             await self._spawn(java)
             async with asyncio.timeout(self._options.start_timeout_s):
                 await self._until_ready()
+            assert self._directory is not None
+            self._unpacked = list(Path(self._directory, "models").rglob("*"))
         except TimeoutError:
             await self.stop(0)  # nobody's request is running
             raise self._failure(f"TorchServe is not ready after {self._options.start_timeout_s:g} s") from None
@@ -169,6 +199,9 @@ class TorchServe:
         # Unix sockets live here, whose paths may have about 100 characters.
         parent = "/tmp" if len(tempfile.gettempdir()) > 60 else None
         self._directory = Path(tempfile.mkdtemp(prefix="camserve-", dir=parent))
+        # Cleaners of temporary folders (systemd-tmpfiles) leave a folder alone as long as somebody holds a lock on it.
+        self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
         config = render(properties(self._options, self._addresses))
         (self._directory / "config.properties").write_text(config, encoding="ascii")
         line = command(java, self._directory, self._options)
@@ -212,6 +245,13 @@ class TorchServe:
             waiting = {model for model in waiting if not await asyncio.to_thread(self._all_ready, model)}
             if waiting:
                 await asyncio.sleep(_POLL_S)
+
+    def _may_have_worker(self, model: str) -> bool:
+        """Tells whether a worker of the model is READY; TorchServe may also be too busy to say."""
+        try:
+            return "READY" in worker_states(self.management_url, model, timeout_s=5)
+        except (OSError, ValueError):
+            return True
 
     def _all_ready(self, model: str) -> bool:
         try:

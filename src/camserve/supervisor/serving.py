@@ -106,6 +106,14 @@ async def serve_worker(options: WorkerSettings, *, ready: asyncio.Event | None =
 
 
 async def _death(torchserve: TorchServe) -> NoReturn:
-    """Waits until TorchServe has died, and raises Unavailable."""
-    code = await torchserve.wait()
-    raise Unavailable(f"TorchServe died (exit code {code}); the last lines of its log:\n{torchserve.log_tail}")
+    """Waits until TorchServe has died, or has lost its workers for good, and raises Unavailable."""
+    dying, bereft = asyncio.create_task(torchserve.wait()), asyncio.create_task(torchserve.until_bereft())
+    try:
+        await asyncio.wait({dying, bereft}, return_when=asyncio.FIRST_COMPLETED)
+        if bereft.done():
+            raise bereft.result()
+        code = dying.result()
+        raise Unavailable(f"TorchServe died (exit code {code}); the last lines of its log:\n{torchserve.log_tail}")
+    finally:
+        dying.cancel()
+        bereft.cancel()
