@@ -12,6 +12,7 @@ differs.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -57,7 +58,8 @@ class Client:
         token: secret of a bearer token, for a server that wants one.
 
     Raises:
-        InvalidOption: a file of `tls` cannot be read, or a token would leave this machine in plain text.
+        InvalidOption: a file of `tls` cannot be read, a token would leave this machine in plain text, or this process
+            was forked from one that had made a client. A client that was made before a fork raises it with each call.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Client:
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
+        self._process = _own_process()
         self._metadata = metadata(token)
         secured, options = credentials(address, tls, token), _channel_options(address)
         self._channel = (
@@ -182,6 +185,7 @@ class Client:
             return ""  # nothing new was seen
 
     def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
+        _check_process(self._process)
         with _typed_errors(self.address):
             sent = _sent(self._metadata, request_id)
             return method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
@@ -189,6 +193,7 @@ class Client:
     def _updates(
         self, request: ExplainRequest, timeout_s: float | None, request_id: str
     ) -> Iterator[Progress | Explanation]:
+        _check_process(self._process)
         timeout_s = _first(timeout_s, self.timeout_s)
         sent = _sent(self._metadata, request_id)
         call = self._stub.StreamExplain(v1.request_to_proto(request), timeout=timeout_s, metadata=sent)
@@ -213,6 +218,7 @@ class AsyncClient:
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
+        self._process = _own_process()
         self._metadata = metadata(token)
         secured, options = credentials(address, tls, token), _channel_options(address)
         self._channel = (
@@ -299,6 +305,7 @@ class AsyncClient:
             return ""  # nothing new was seen
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None, request_id: str = "") -> Any:
+        _check_process(self._process)
         with _typed_errors(self.address):
             sent = _sent(self._metadata, request_id)
             return await method(request, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
@@ -306,6 +313,7 @@ class AsyncClient:
     async def _updates(
         self, request: ExplainRequest, message: pb.ExplainRequest, timeout_s: float | None, request_id: str
     ) -> AsyncIterator[Progress | Explanation]:
+        _check_process(self._process)
         timeout_s = _first(timeout_s, self.timeout_s)
         sent = _sent(self._metadata, request_id)
         call = self._stub.StreamExplain(message, timeout=timeout_s, metadata=sent)
@@ -315,6 +323,30 @@ class AsyncClient:
                     yield await asyncio.to_thread(v1.update_from_proto, update, request)
         finally:
             call.cancel()
+
+
+_processes: set[int] = set()
+"""Ids of the processes in which clients were made. A fork finds that of the process that it was forked from."""
+
+
+def _own_process() -> int:
+    """Returns the id of this process; raises InvalidOption where gRPC cannot work in it."""
+    process, supported = os.getpid(), os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes")
+    if _processes and process not in _processes and not supported:
+        raise InvalidOption(
+            "this process was forked from one that had made a client, and gRPC does not work in it: start it with "
+            'multiprocessing\'s "spawn", or set GRPC_ENABLE_FORK_SUPPORT=1 before the program starts'
+        )
+    _processes.add(process)
+    return process
+
+
+def _check_process(process: int) -> None:
+    """Raises InvalidOption in another process than that in which a client was made: no connection survives a fork."""
+    if os.getpid() != process:
+        raise InvalidOption(
+            f"this client was made before a fork, in process {process}: make one in each process, after the fork"
+        )
 
 
 def _request(*asked: Any, **options: Any) -> ExplainRequest:

@@ -77,6 +77,28 @@ async def test_a_running_request_is_seen_with_its_age_and_what_waits():
     assert last.value("camserve_requests_in_flight") == 0
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["at the start", "after a step of each kind"])
+@pytest.mark.parametrize("method", [{"grad_cam": {}}, {"smooth_grad": {}}, {"layer_cam": {}}, {"score_cam": {}}])
+async def test_work_of_every_kind_that_waits_is_seen_by_autoscalers(method: dict, known: bool):
+    """Sixty clients wait for one worker: openings, gradients and masked queries alike; afterwards nothing waits."""
+    async with serving(max_requests=200) as server:
+        if known:
+            await server.stub.Explain(ask(pb.MethodSpec(**method)))
+        server.upstream.hold()
+        sent = len(server.upstream.steps)
+        calls = [server.stub.Explain(ask(pb.MethodSpec(**method), image=photo(seed))) for seed in range(60)]
+        planner = server.gateway.registry.get("fake").dispatcher.planner
+        await until(lambda: len(planner) == 60)
+        held = await look(server)
+        in_flight = sum(len(step) for step in server.upstream.steps[sent:])
+        assert in_flight <= 8  # what the worker has been given is not waiting
+        least_s = planner.seconds_of({"opening": 60 - in_flight})
+        assert held.value("camserve_waiting_work_seconds", model="fake") >= least_s > 0
+        server.upstream.release()
+        await asyncio.gather(*calls)
+        assert (await look(server)).value("camserve_waiting_work_seconds", model="fake") == 0
+
+
 async def test_labels_that_a_client_made_up_are_unknown():
     async with serving() as server:
         await failure(server.stub.Explain(ask(pb.MethodSpec(), model="evil", priority=77)))

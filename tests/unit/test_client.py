@@ -1,7 +1,10 @@
 """Both clients against a server that answers with prepared messages, over real gRPC on loopback."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -415,3 +418,43 @@ READY, WAITING = ModelSummary("a", "1", True), ModelSummary("b", "1", False)
 )
 def test_what_is_not_ready(models, name, text):
     assert unready(models, name) == text
+
+
+FORKING = """
+import os, sys
+from camserve.client import Client
+from camserve.errors import CamserveError
+
+def tried(what):
+    try:
+        return f"{len(what())} models"
+    except CamserveError as error:
+        return f"{type(error).__name__}: {error}"
+
+client = Client(sys.argv[1], timeout_s=60)
+print("before:", tried(client.models), flush=True)
+if child := os.fork():
+    os.waitpid(child, 0)
+    print("after:", tried(client.models), flush=True)
+else:
+    print("the old one:", tried(client.models))
+    print("a new one:", tried(lambda: Client(sys.argv[1], timeout_s=60).models()), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("supported", ["1", "0"])
+def test_a_fork_is_told_what_to_do(server, supported):
+    """By gRPC itself a call would never end, or would say that nothing listens."""
+    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": supported}
+    command = [sys.executable, "-c", FORKING, server.address]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    lines = dict(line.split(": ", 1) for line in said.splitlines())
+    assert lines["before"] == lines["after"] == "1 models"
+    assert "InvalidOption: this client was made before a fork" in lines["the old one"]
+    if supported == "1":
+        assert lines["a new one"] == "1 models"
+    else:
+        assert "InvalidOption: this process was forked from one that had made a client" in lines["a new one"]
+        assert "GRPC_ENABLE_FORK_SUPPORT=1" in lines["a new one"]
