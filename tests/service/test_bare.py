@@ -1,4 +1,4 @@
-"""The gateway in bare environments: closed or unread streams, few file descriptors. Real processes, without workers."""
+"""The commands in bare environments: closed or unread streams, few file descriptors, a user without a name."""
 
 from __future__ import annotations
 
@@ -117,6 +117,25 @@ def test_it_says_when_file_descriptors_run_out_and_when_there_are_enough_again(
         assert "of 64 file descriptors are in use: new connections wait" in said(process, "in use: new")
     said(process, "there are file descriptors enough again")
     assert serves(channel)
+
+
+NAMELESS = """
+import os, pwd
+def nobody(uid):
+    raise KeyError("getpwuid(): uid not found")
+pwd.getpwuid = nobody  # as with a number that is in no list of users, which OpenShift gives to containers
+for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME"):
+    os.environ.pop(name, None)
+"""
+
+
+def test_a_user_without_a_name_packs_an_archive(tmp_path: Path):
+    words = ["archive", "torchvision:squeezenet1_1", "--weights", "random", "--name", "small", "--store", str(tmp_path)]
+    packing = subprocess.run(
+        [sys.executable, "-c", NAMELESS + COMMAND, *words], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert packing.returncode == 0, packing.stderr
+    assert (tmp_path / "small.mar").is_file()
 
 
 def said(process: subprocess.Popen, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.fake import MODEL, FakeBackend, Faults
 from camserve.gateway.server import Gateway
 from camserve.methods import GroupCam, ScoreCam
+from camserve.planning import Load
 from camserve.types import MapCurves, ModelInfo, Prediction, Target
 from camserve.v1 import explain_pb2 as pb
 
@@ -446,3 +448,13 @@ def test_importing_the_server_loads_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+async def test_an_idle_server_takes_a_request_whatever_it_has_learnt():
+    """One slow step has taught it that a Score-CAM takes hours; what is refused would never teach it better."""
+    async with serving(step_queries=8) as server:
+        planner = server.gateway.registry.get("fake").dispatcher.planner
+        planner.observe("fake", "fake:0:cpu", Load({"masked_forward": 8}, 1), 3600.0, asyncio.get_running_loop().time())
+        assert planner.seconds_of({"masked_forward": 96}) > 3600
+        assert (await server.stub.Explain(ask(SCORE), timeout=600)).cost.queries == 96
+        assert planner.seconds_of({"masked_forward": 96}) < 600  # it has learnt
