@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import tempfile
 from collections.abc import MutableMapping
 
@@ -26,6 +25,10 @@ def complete(environ: MutableMapping[str, str]) -> None:
 
 def _is_known() -> bool:
     """Tells whether the list of users has that of this process."""
+    try:
+        import pwd
+    except ImportError:  # a system that has no numbers for users
+        return True
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:

@@ -243,7 +243,7 @@ class FakeTorchServe:
     """Runs until it is stopped, or is dead at once."""
 
     backend, inference_url, log_tail = "127.0.0.1:1:2", "http://x", "last words"
-    dead = False
+    dead = bereft = False
 
     def __init__(self, options):
         self.options, self.graces = options, []
@@ -257,7 +257,9 @@ class FakeTorchServe:
         return 7
 
     async def until_bereft(self):
-        await asyncio.Event().wait()
+        if not self.bereft:
+            await asyncio.Event().wait()
+        return Unavailable("no worker can come back")
 
     async def stop(self, grace_s=None):
         self.graces.append(grace_s)
@@ -313,6 +315,14 @@ async def test_dead_torchserve_stops_the_gateway_at_once(fakes, tmp_path, monkey
     with pytest.raises(Unavailable, match=r"(?s)TorchServe died \(exit code 7\).*last words"):
         await serve(SETTINGS, WorkerSettings(store=tmp_path))
     assert FakeGateway.last.stops == [0]
+    assert FakeTorchServe.last.graces == [None]
+
+
+@pytest.mark.parametrize("run", [lambda options: serve(SETTINGS, options), serve_worker], ids=["serve", "worker"])
+async def test_workers_that_cannot_come_back_end_it_so_that_it_is_started_anew(fakes, tmp_path, monkeypatch, run):
+    monkeypatch.setattr(FakeTorchServe, "bereft", True)
+    with pytest.raises(Unavailable, match="no worker can come back"):
+        await run(WorkerSettings(store=tmp_path))
     assert FakeTorchServe.last.graces == [None]
 
 

@@ -201,7 +201,8 @@ class TorchServe:
         self._directory = Path(tempfile.mkdtemp(prefix="camserve-", dir=parent))
         # Cleaners of temporary folders (systemd-tmpfiles) leave a folder alone as long as somebody holds a lock on it.
         self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         config = render(properties(self._options, self._addresses))
         (self._directory / "config.properties").write_text(config, encoding="ascii")
         line = command(java, self._directory, self._options)
