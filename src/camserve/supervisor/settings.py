@@ -46,8 +46,9 @@ class WorkerSettings(Layered):
 
     grpc_listen: _Address = Field(
         "127.0.0.1:7070",
-        description="host:port of the gRPC that gateways call. For all four: an IPv4 address or a name; port 0 is "
-        "chosen by the OS, and so is a port that is not set where the gateway runs in the same process (camserve serve)",
+        description="host:port of the gRPC that gateways call. For all four: an IPv4 address or a name; port "
+        "0 is chosen by the OS, and so is a port that is not set where the gateway runs in the same process (camserve "
+        "serve)",
     )
     management_listen: _Address = Field(
         "127.0.0.1:8081", description="host:port where gateways see the state of the workers"
