@@ -91,6 +91,15 @@ def picture(size: tuple[int, int] = (48, 64), kind: str = "PNG", **options: Any)
 PHOTO = picture()
 
 
+def _scans(number: int) -> bytes:
+    """Returns a progressive JPEG with a number of scans."""
+    file = io.BytesIO()
+    Image.new("L", (80, 60), 77).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (number - data.count(b"\xff\xda")) + data[-2:]
+
+
 def _gif(frames: int) -> bytes:
     images = [Image.new("L", (8, 8), 80 * place) for place in range(frames)]
     file = io.BytesIO()
@@ -147,6 +156,12 @@ IMAGES = (
         "an image may have at most 40000 pixels, got 200 x 201 = 40200",
         _MANY_BYTES,
         InvalidImage,
+    ),
+    BadRequest(
+        "many scans",
+        {"image": _scans(65)},
+        "a JPEG file may have at most 64 scans, got more",
+        kind=InvalidImage,
     ),
     BadRequest(
         "elongated image",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 from gateway_harness import GRAD, QUICK, SCORE, arrays, ask, failure, photo, same, serving, until
+from PIL import Image
 from worker_backend import WorkerBackend
 
 from camserve import Engine
@@ -132,6 +134,33 @@ async def test_limits_above_the_defaults_hold_in_the_worker_too():
         assert (await stub.Explain(pb.ExplainRequest(image=tensor(large), methods=[GRAD]))).predictions
         reply = await stub.Explain(ask(GRAD, image=tiny.png(wide)))
     assert (reply.input.original_height, reply.input.original_width) == (8000, 8100)
+
+
+def endless(scans: int) -> bytes:
+    """A JPEG of 9 megapixels whose last scan is repeated."""
+    file = io.BytesIO()
+    Image.new("L", (3000, 3000), 77).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+async def test_an_image_that_takes_too_long_to_decode_fails_alone_and_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The bound on scans is lifted, for without the one on processor time the worker would decode for minutes."""
+    monkeypatch.setattr("camserve.containers.MAX_SCANS", 10**9)
+    monkeypatch.setattr("camserve.images.MIN_DECODE_S", 0.3)
+    monkeypatch.setattr("camserve.images.DECODE_S_PER_PIXEL", 0.0)
+    worker = WorkerBackend(tiny.tiny_network())
+    async with over(worker) as stub:
+        before = worker.steps
+        assert await failure(stub.Explain(ask(GRAD, image=endless(3000)))) == (
+            "INVALID_ARGUMENT",
+            "decoding an image of this size may take at most 0.3 s of processor time",
+            "InvalidImage",
+        )
+        assert worker.steps == before + 1
+        assert (await stub.Explain(ask(GRAD))).predictions
 
 
 async def test_what_grows_with_a_request_is_done_in_threads(monkeypatch: pytest.MonkeyPatch):
