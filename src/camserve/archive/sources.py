@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from camserve.archive.untrusted import check_inflation, is_file, read_text, reading, short
+from camserve.archive.untrusted import is_file, opened_zip, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Preprocessing
 
@@ -401,8 +401,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if zipfile.is_zipfile(path):  # as torch.save writes it
-            with zipfile.ZipFile(path) as archive:
-                check_inflation(archive, path)
+            with opened_zip(path):
+                pass  # it unpacks to what is in proportion
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InvalidInput(f"{path} must hold a state dict (tensors by name), holds {_some(state)}")

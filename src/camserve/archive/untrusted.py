@@ -5,8 +5,10 @@ Whatever zipfile, json, tomllib, safetensors and torch raise on such bytes leave
 
 from __future__ import annotations
 
+import io
 import json
 import stat
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ MAX_TEXT_BYTES = 2**22
 
 MAX_MEMBERS = 1000
 """Files in an archive; camserve packs six."""
+
+MAX_DIRECTORY_BYTES = 2**22
+"""Bytes of a zip file's directory: about 50,000 files. In memory each takes ten times as many."""
 
 MAX_NAME_LENGTH = 255
 """Characters of a member's name, as file systems have it."""
@@ -96,9 +101,8 @@ def read_member(path: Path, member: str) -> bytes:
     with reading(path, ARCHIVE):
         if stat.S_ISDIR(mode):
             return (path / member).read_bytes()
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path) as archive:
             _check_names(archive)
-            check_inflation(archive, path)
             info = archive.getinfo(member)
             with archive.open(info) as file:
                 # With a number: without one zipfile inflates everything before it looks at the size that was promised.
@@ -108,12 +112,33 @@ def read_member(path: Path, member: str) -> bytes:
             return content
 
 
-def check_inflation(archive: zipfile.ZipFile, path: Path) -> None:
-    """Checks that what a zip file promises is in proportion to what it has.
+@contextmanager
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip file whose directory is small, and that promises to unpack to what is in proportion to its size.
 
     Raises:
         InvalidInput: it grows too much, or is compressed in a way that cannot be bounded.
     """
+    with path.open("rb", buffering=0) as raw:
+        file = _WithSmallDirectory(raw)
+        with zipfile.ZipFile(file) as archive:
+            file.most = sys.maxsize
+            _check_inflation(archive, path)
+            yield archive
+
+
+class _WithSmallDirectory(io.BufferedReader):
+    """A file that zipfile may read in small pieces only, until `most` is set anew: its directory is one piece."""
+
+    most = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise ValueError(f"its directory may have at most {self.most} bytes, has {size}")
+        return super().read(size)
+
+
+def _check_inflation(archive: zipfile.ZipFile, path: Path) -> None:
     size, allowed = path.stat().st_size, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if any(info.compress_type not in allowed for info in archive.infolist()):
         raise InvalidInput(f"{short(path)} must be stored or deflated, as zip files usually are")
@@ -126,11 +151,13 @@ def _check_names(archive: zipfile.ZipFile) -> None:
     """Checks the names of an archive, all of which TorchServe unpacks."""
     names = [info.filename for info in archive.infolist()]
     if len(names) > MAX_MEMBERS:
-        raise InvalidInput(f"an archive may have at most {MAX_MEMBERS} files, got {len(names)}")
+        raise ValueError(f"it may have at most {MAX_MEMBERS} files, has {len(names)}")
+    if len(set(names)) < len(names):  # zipfile would read the last of two, others may read the first
+        raise ValueError("it has two files of one name")
     for name in names:
         path = PurePosixPath(name)
         if len(name) > MAX_NAME_LENGTH or path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise InvalidInput(f"an archive may not have a file of this name: {short(repr(name))}")
+            raise ValueError(f"it may not have a file of this name: {short(repr(name))}")
 
 
 def _checked_text(data: bytes) -> bytes:
