@@ -79,6 +79,8 @@ def test_one_token_of_several_has_half_of_the_server_at_most():
         ("[token.a]", "there must be tables"),
         ("tokens = 3", "there must be tables"),
         ("[tokens", "tokens in tokens.toml: "),
+        ("tokens = " + 5000 * "[", "tokens in tokens.toml: "),
+        ("tokens = " + 5000 * "1", "tokens in tokens.toml: "),
         ("[tokens.a]", "a: sha256 is missing: 64 hexadecimal digits"),
         ("tokens.a = 1", "a: it must be a table"),
         ('[tokens.a]\nsha256 = "swordfish"', "a: sha256 must be 64 hexadecimal digits .* got 9 characters"),

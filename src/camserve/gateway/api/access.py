@@ -163,7 +163,7 @@ def parse_tokens(path: Path, content: bytes) -> tuple[Token, ...]:
     """
     try:
         tables = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML; also numbers of 5000 digits, and brackets in brackets
         raise InvalidOption(f"tokens in {path}: {error}") from None
     entries = tables.pop("tokens", None)
     if tables or not isinstance(entries, dict):  # an empty file may be one that is just being written
