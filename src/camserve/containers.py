@@ -37,7 +37,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 # Segments that libjpeg decodes by: frames (C0-CF with the tables C4 and CC), DQT, DRI, JFIF and Adobe's colour space.
 _JPEG_KEPT = {*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE}
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+_FIRST_FRAME, _SOI, _EOI, _SOS, _APP1 = 0xC0, 0xD8, 0xD9, 0xDA, 0xE1
 _JPEG_NO_MARKERS = {0x00, *range(0xD0, 0xD8), 0xFF}  # behind FF: a byte FF of pixels, restarts, and padding
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -131,10 +131,9 @@ def _jpeg_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]
         if marker == _EOI:
             yield marker, start, position
             return
-        if marker == _TEM:  # it has no length
-            continue
         length = int.from_bytes(data[position : position + 2])
-        if marker == _SOI or length < 2:
+        # A marker below the frames is reserved: libjpeg may look for the next one inside of what would be its segment.
+        if marker < _FIRST_FRAME or marker == _SOI or length < 2:
             raise _broken(f"it has a segment {marker:02X} of {length} bytes")
         position += length
         if position > len(data):

@@ -195,6 +195,14 @@ def test_the_end_of_a_jpeg_cannot_be_feigned():
         images.probe(data[:first] + feigned + data[first:])
 
 
+@pytest.mark.parametrize("marker", [0x01, 0x02, 0xBF])
+def test_scans_cannot_hide_behind_a_reserved_marker(marker: int):
+    """Where libjpeg expects a restart it steps over such a marker, and not over what would be its segment."""
+    scans = b"\xff\xda\0\2" * 100
+    with pytest.raises(InvalidImage, match=f"it has a segment {marker:02X}"):
+        images.probe(PROGRESSIVE[:-2] + segment(marker, scans) + PROGRESSIVE[-2:])
+
+
 # Processor time
 
 
