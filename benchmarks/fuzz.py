@@ -9,8 +9,8 @@ Every target may raise the errors that it documents. Anything else is a finding,
 two seconds of processor time; each kind is printed with an input that shows it. Each target has a process of its own,
 so that one that dies is counted too.
 
-With atheris (`pip install 'camserve[fuzz]'`, or `pip install --target DIR atheris` and `PYTHONPATH=DIR`) the inputs are
-guided by the code that they reach, in Python; without it they are seeds changed at random, and the results say so.
+Inputs are seeds changed at random. With atheris (`pip install 'camserve[fuzz]'`, or `pip install --target DIR atheris`
+and `PYTHONPATH=DIR`) every other input is one of its own, guided by the Python code that is reached; the results say so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import traceback
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -206,25 +206,33 @@ def child(target: str, seconds: float, inputs: int, report: Path, findings: Path
     with atheris.instrument_imports(include=["camserve", "PIL"]) if atheris else nullcontext():
         read, allowed = targets(Path.cwd())[target]
     one = Round(target, read, allowed, seconds, inputs, report, findings)
+    changed = _changed(target)
     if not atheris:
-        _at_random(one)
-    options = [f"-max_len={MAX_BYTES}", "-rss_limit_mb=4096", "-timeout=120", f"-artifact_prefix={findings}/{target}-"]
+        while True:
+            one(next(changed))
+
+    def both(data: bytes) -> None:
+        one(data)  # whatever reached something new, changed: mostly what is refused early
+        one(next(changed))  # nearly good ones get further
+
+    options = [f"-max_len={MAX_BYTES}", "-len_control=0", "-mutate_depth=1", "-rss_limit_mb=4096", "-timeout=120"]
     Path("new").mkdir()  # libFuzzer writes the inputs that reach something new into the first folder
-    atheris.Setup([sys.argv[0], *options, "-verbosity=0", "new", str(CORPUS / target)], one)
+    folders = ["new", str(CORPUS / target)]
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={findings}/{target}-", "-verbosity=0", *folders], both)
     atheris.Fuzz()
 
 
-def _at_random(one: Round) -> None:
-    """Feeds seeds with a few places changed, cut out or doubled."""
+def _changed(target: str) -> Iterator[bytes]:
+    """Yields seeds with a few places changed, cut out or doubled."""
     chance = random.Random(0)
-    seeds = [path.read_bytes() for path in sorted((CORPUS / one.target).iterdir())]
+    seeds = [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
     while True:
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.choice((0, 1, 1, 2, 4, 8))):
             start, length = chance.randrange(len(data) + 1), chance.choice((1, 1, 1, 2, 4, 16))
             new = (b"", chance.randbytes(length), bytes(data[start : start + length]) * 2, b"\xff" * length)
             data[start : start + length] = chance.choice(new)
-        one(bytes(data))
+        yield bytes(data)
 
 
 def fuzz(target: str, seconds: float, inputs: int, findings: Path) -> dict[str, Any]:
