@@ -1,4 +1,5 @@
-"""Tells how much memory the device of a worker has, and how much of it is in use."""
+"""Tells how much memory the device of a worker has and how much of it is in use, whether it ran out, and whether the
+device still works."""
 
 from __future__ import annotations
 
@@ -8,9 +9,46 @@ from pathlib import Path
 import torch
 
 from camserve.cgroup import memory_limit
+from camserve.errors import INTERNAL_MESSAGE, Internal
 from camserve.types import DeviceMemory
 
 _RESIDENT = Path("/proc/self/statm")
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+"""Fragments of the texts with which PyTorch says that memory ran out: of CUDA, of the CPU, of cuBLAS and cuDNN."""
+
+
+class BrokenDevice(Internal):
+    """The device of the worker answers nothing any more, not even the smallest operation: only a new process helps."""
+
+    def __init__(self) -> None:
+        super().__init__(INTERNAL_MESSAGE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception says that memory ran out, of the device or of the process."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def free_cached(device: torch.device) -> None:
+    """Gives memory that PyTorch keeps for later back to a device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def works(device: torch.device) -> bool:
+    """Returns whether a device still makes the smallest operation; one without memory to spare does.
+
+    After some errors (an illegal access, a failed assertion in a kernel) every later call of CUDA in the process fails.
+    Their texts and types differ from release to release, so that only trying tells.
+    """
+    try:
+        torch.ones(1, device=device).add_(1).item()  # `item` waits for the device
+    except Exception as error:
+        return is_out_of_memory(error)
+    return True
 
 
 def device_memory(device: torch.device) -> DeviceMemory | None:

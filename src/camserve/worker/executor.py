@@ -3,6 +3,8 @@
 The order of work is the reverse of trust: each item is decoded on its own, images of one layer share a forward pass,
 queries of all items share micro-batches. Where a shared pass fails, it is repeated item by item, so that one bad item
 never harms its neighbours.
+
+Where memory runs out, what is kept of earlier images is given up, passes get smaller, and the work goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, DeadlineExceeded, Internal, InvalidOption
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, DeadlineExceeded, Internal, InvalidOption, Unavailable
 from camserve.labels import resolve_target
 from camserve.methods import GradCam, MethodSpec, ScoreCam
 from camserve.methods.work import Kind
@@ -42,9 +44,10 @@ from camserve.types import (
     Target,
     Task,
 )
-from camserve.worker.device import device_memory
+from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
 from camserve.worker.memory import Memory, Passed, Seen
+from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.network import Network, exact_float32
 
 log = logging.getLogger(__name__)
@@ -87,11 +90,14 @@ class Executor:
     Args:
         network: the network. With a memory its weights must stay as they are.
         memory_bytes: number of bytes kept of recent images from one step to the next; 0: nothing is kept.
+        works: function that returns whether a device still works.
     """
 
-    def __init__(self, network: Network, memory_bytes: int = 0) -> None:
+    def __init__(self, network: Network, memory_bytes: int = 0, works: Callable[[torch.device], bool] = works) -> None:
         self.network = network
         self.memory = Memory(memory_bytes)
+        self.micro_batch = MicroBatch(network.micro_batch)
+        self._works = works
         self._images = Forward(network, self.memory)
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
@@ -101,18 +107,32 @@ class Executor:
         Args:
             items: items of any requests.
             on_progress: function called with the masked queries (done, total) of the step.
+
+        Raises:
+            BrokenDevice: an unforeseen failure has left a device behind that no longer works.
         """
+        try:
+            result = self._executed(items, on_progress)
+        except Exception:
+            self._check_device()
+            raise
+        if any(isinstance(outcome, Internal) for outcome in result.outcomes):
+            self._check_device()
+        self.micro_batch.answered()
+        return result
+
+    def _executed(self, items: Sequence[Item], on_progress: Progress | None) -> StepResult:
         work: Counter[Kind] = Counter()
         jobs = [_Job(item, work) for item in items]
         hits, misses = self.memory.hits, self.memory.misses
         seconds: dict[str, float] = {}
         with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
             with self._stage("decode", seconds):
-                self._each(jobs, self._prepare)
+                self._each(jobs, self._prepare, smaller=False)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
                     for group in self._batches(layer, [job for job in jobs if layer in job.layers]):
-                        self._together(group, partial(self._forward, layer))
+                        self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
                 for group in _groups(jobs, lambda job: job.item.precision):
@@ -152,22 +172,56 @@ class Executor:
             torch.cuda.synchronize(self.network.device)  # kernels run behind the calls that start them
         seconds[name] = time.perf_counter() - start
 
-    def _each(self, jobs: Sequence[_Job], work: Callable[[_Job], None]) -> None:
+    def _each(self, jobs: Sequence[_Job], work: Callable[[_Job], None], smaller: bool = True) -> None:
         for job in jobs:
-            self._together([job], lambda group: work(group[0]))
+            self._together([job], lambda group: work(group[0]), smaller)
 
-    def _together(self, jobs: Sequence[_Job], work: Callable[[Sequence[_Job]], None]) -> None:
-        """Works on all jobs at once, or one by one where that fails; a job that fails alone keeps its error."""
+    def _check_device(self) -> None:
+        if not self._works(self.network.device):
+            raise BrokenDevice
+
+    def _together(self, jobs: Sequence[_Job], work: Callable[[Sequence[_Job]], None], smaller: bool = True) -> None:
+        """Works on all jobs at once, or one by one where that fails; a job that fails alone keeps its error.
+
+        Args:
+            jobs: the jobs; those that have failed before are left out.
+            work: function that works on jobs, and may be called again for the same ones.
+            smaller: whether a smaller micro-batch makes the work need less memory.
+        """
         jobs = [job for job in jobs if job.error is None]
         try:
             if jobs:
-                work(jobs)
+                self._with_room(jobs, work, smaller)
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
-                    self._together([job], work)
+                    self._together([job], work, smaller)
             else:
                 jobs[0].error = _typed(error)
+
+    def _with_room(self, jobs: Sequence[_Job], work: Callable[[Sequence[_Job]], None], smaller: bool) -> None:
+        """Works on jobs; where memory runs out, makes room and works on them anew, as long as that makes a difference.
+
+        The first time that room is made counts as a difference, since what was kept is given up.
+        """
+        made_room = False
+        while True:
+            try:
+                work(jobs)
+                return
+            except Exception as error:
+                if not is_out_of_memory(error) or not ((smaller and self.micro_batch.halve()) or not made_room):
+                    raise
+            self._make_room(jobs)  # not before the exception is gone, which holds tensors of the pass that failed
+            made_room = True
+
+    def _make_room(self, jobs: Sequence[_Job] = ()) -> None:
+        """Gives up what is kept of earlier images, and has the passes of jobs take as many images as fit now."""
+        log.warning("out of memory: passes take %d images from now on", self.micro_batch.size)
+        self.memory.clear()
+        free_cached(self.network.device)
+        for features in (features for job in jobs for features in job.features.values()):
+            features.passes.micro_batch = self.micro_batch.size
 
     def _prepare(self, job: _Job) -> None:
         if job.item.expires_s < time.monotonic():
@@ -188,7 +242,7 @@ class Executor:
         most = 1
         for job in jobs:
             needed = _most_targets(job.item) if self._needs_gradients(job, layer) else 1
-            if batch and (len(batch) + 1) * max(most, needed) > self.network.micro_batch:
+            if batch and (len(batch) + 1) * max(most, needed) > self.micro_batch.size:
                 yield batch
                 batch, most = [], 1
             batch.append(job)
@@ -215,7 +269,7 @@ class Executor:
             targets=torch.tensor(classes, device=passed.logits.device),
             gradients=torch.stack([passed.gradients[index] for index in classes]) if needed else None,
             classifier=self.network.classifier,
-            passes=self.network.passes(layer, job.work),
+            passes=self.network.passes(layer, job.work, self.micro_batch.size),
         )
         if layer == job.layers[0]:  # predictions are the same at every layer
             self._predict(job, passed.logits)
@@ -271,14 +325,14 @@ class Executor:
         waiting = [(job, index, masks) for job in jobs for index, masks in job.asked.items()]
 
         def network(x: Tensor) -> Tensor:
-            logits = self.network.scores(x, precision)
+            logits = self._scores(x, precision)
             jobs[0].work["masked_forward"] += len(x)
             return logits
 
         scores = ask(
             network,
             [masks for _, _, masks in waiting],
-            self.network.micro_batch,
+            self.micro_batch.size,
             on_progress,
         )
         for (job, index, masks), answer in zip(waiting, scores, strict=True):
@@ -287,6 +341,22 @@ class Executor:
             assert isinstance(method, Perturbation)
             sums = method.reduce(answer, masks, task.method)
             job.partials[index] = self._as_partial(job, index, len(masks), sums)
+
+    def _scores(self, x: Tensor, precision: Precision) -> Tensor:
+        """Returns the logits (n, classes) of masked images; where memory runs out it goes on with smaller passes."""
+        logits: list[Tensor] = []
+        done = 0
+        while done < len(x) or not logits:
+            some = x[done : done + self.micro_batch.size]
+            try:
+                logits.append(self.network.scores(some, precision))
+                done += len(some)
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error) or not self.micro_batch.halve(len(some)):
+                    raise
+            self._make_room()
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
 
     def _as_partial(self, job: _Job, index: int, queries: int, sums: Tensor) -> Partial:
         task = job.item.tasks[index]
@@ -358,6 +428,9 @@ def _sums(
 def _typed(error: Exception) -> CamserveError:
     if isinstance(error, CamserveError):
         return error
+    if is_out_of_memory(error):  # another worker may have more, or this one at another time
+        log.error("an item needs more memory than there is", exc_info=error)
+        return Unavailable("a worker has too little memory for this request")
     log.error("an item failed", exc_info=error)
     return Internal(INTERNAL_MESSAGE)
 

@@ -81,6 +81,12 @@ class Memory:
             self._values.move_to_end(key)
             return self._values[key][0]
 
+    def clear(self) -> None:
+        """Forgets everything; whoever asks for an image that was known is told that it is missing."""
+        with self._lock:
+            self._values.clear()
+            self._total = 0
+
     def put(self, key: Hashable, value: Seen | Passed) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
         with self._lock:

@@ -143,10 +143,16 @@ class Network:
         found = self._layers[layer]
         return capture(self.module, x, layer, found.calls, found.arrangement, self.classifier)
 
-    def passes(self, layer: str, work: Counter[Kind] | None = None) -> Passes:
-        """Returns what makes further passes at a layer that `info` lists; their work is added to `work`."""
+    def passes(self, layer: str, work: Counter[Kind] | None = None, micro_batch: int | None = None) -> Passes:
+        """Returns what makes further passes at a layer that `info` lists; their work is added to `work`.
+
+        Args:
+            layer: name of the layer.
+            work: units by kind, to which those of the passes are added.
+            micro_batch: images of a pass; None: the network's own number.
+        """
         black, white = (self.normalise(torch.full((1, 1, 1, 3), value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        found, size, tails = self._layers[layer], self.micro_batch, self._tails
+        found, size, tails = self._layers[layer], micro_batch or self.micro_batch, self._tails
         return Passes(
             self.module, layer, found.calls, found.arrangement, size, black, white, tails, self.classifier, work
         )

@@ -1,12 +1,14 @@
 """Answers a batch of what TorchServe hands over: the gateway's steps and plain clients' requests, pooled.
 
 Every failure becomes an answer: over gRPC TorchServe turns an exception into "Prediction failed" for the whole batch
-and ignores status codes, so errors travel in the body.
+and ignores status codes, so errors travel in the body. Where the device no longer works there is no answer: the process
+ends, and TorchServe, which fails what was asked with "Worker died", starts another.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +21,16 @@ from camserve.images import MAX_BYTES, MAX_PIXELS
 from camserve.types import Item, StepResult
 from camserve.types.request import RequestLimits
 from camserve.worker.answers import explanation
+from camserve.worker.device import BrokenDevice
 from camserve.worker.executor import Executor
 
 log = logging.getLogger(__name__)
 
 GATEWAY_KEY = "camserve"
 """The key under which the gateway sends a WorkerRequest."""
+
+BROKEN_DEVICE = 70
+"""Exit status of a worker whose device no longer works."""
 
 PLAIN_LIMITS = RequestLimits(
     image_bytes=MAX_BYTES,
@@ -63,14 +69,31 @@ class WorkerService:
     Args:
         executor: the executor of the items.
         limits: how large the requests of plain clients may be; those of a gateway were checked there.
+        end: function that ends the process at once, without the clean-up that would wait for the device.
     """
 
-    def __init__(self, executor: Executor, limits: RequestLimits = PLAIN_LIMITS) -> None:
+    def __init__(
+        self, executor: Executor, limits: RequestLimits = PLAIN_LIMITS, end: Callable[[int], object] = os._exit
+    ) -> None:
         self._executor = executor
         self._limits = limits
+        self._end = end
 
     def answer(self, batch: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Returns one answer for each entry, in their order; the masked queries of the whole batch are pooled."""
+        """Returns one answer for each entry, in their order; the masked queries of the whole batch are pooled.
+
+        It does not return where the device no longer works.
+        """
+        try:
+            return self._answered(batch)
+        except BrokenDevice:
+            log.critical("the device no longer works; this worker ends, to be started anew", exc_info=True)
+            for handler in logging.getLogger().handlers:
+                handler.flush()
+            self._end(BROKEN_DEVICE)
+            raise
+
+    def _answered(self, batch: Sequence[Mapping[str, Any]]) -> list[Answer]:
         entries = [self._read(data) for data in batch]
         step = self._executor.execute([item for entry in entries for item in entry.items])
         answers, start = [], 0
@@ -136,6 +159,8 @@ def _guarded_finish(
     def guarded(step: StepResult) -> Answer:
         try:
             return finish(step)
+        except BrokenDevice:
+            raise
         except Exception as error:
             return as_answer(_typed(error))
 
