@@ -788,6 +788,95 @@ def test_a_lost_slice_of_a_cancelled_request_is_not_sent_again():
     assert plan.next_step(0.0) is None
 
 
+# Who is to blame
+
+
+def lose(plan: Planner, step: Step) -> list[Fate]:
+    """Tells the planner what the gateway does where a worker dies over a step."""
+    plan.evidence.lost(step.backend, [part.request for part in step.slices], step.predicted_s, 0.0)
+    return [plan.lost(step.number, part.request, by_worker=True) for part in step.slices]
+
+
+def proven(*backends: str) -> Planner:
+    plan = planner(dict.fromkeys(backends, 1))
+    for name in backends:
+        plan.evidence.answered(name, 1.0)
+    return plan
+
+
+def test_lost_work_goes_to_a_backend_that_has_not_lost_it():
+    plan = proven("east", "west")
+    first = ask(plan, [4])
+    step = step_of(plan)
+    assert (step.backend, lose(plan, step)) == ("east", [Fate.GOES_ON])
+    other = step_of(plan)
+    assert (other.backend, shares(other)) == ("west", {first: 4})
+
+
+def test_lost_work_waits_for_such_a_backend_and_holds_up_nobody_else():
+    plan = proven("east", "west")
+    first, second = ask(plan, [4]), ask(plan, [4])
+    step = step_of(plan)
+    busy = ask(plan, [30])
+    assert step_of(plan).backend == "west"
+    assert lose(plan, step) == [Fate.GOES_ON, Fate.GOES_ON]
+    third = ask(plan, [0])
+    assert shares(step_of(plan)) == {third: 0}, "at the backend that has lost the other two"
+    assert {first, second, busy} <= {number for number in range(9) if number in plan}
+
+
+def test_a_request_over_which_two_workers_died_is_at_fault():
+    plan = proven("east", "west")
+    request = ask(plan, [4])
+    assert [lose(plan, step_of(plan)) for _ in range(2)] == [[Fate.GOES_ON], [Fate.AT_FAULT]]
+    assert request not in plan
+    assert plan.counts() == Counts(asked=4, cancelled=4)
+    assert all(plan.evidence.is_witness(name, 99) for name in ("east", "west")), "nothing is left on their records"
+
+
+def test_a_request_is_not_at_fault_where_nothing_else_was_ever_answered():
+    plan = planner({"east": 1, "west": 1, "north": 1})
+    ask(plan, [4])
+    steps = []
+    for _ in range(2):
+        steps.append(step_of(plan))
+        assert lose(plan, steps[-1]) == [Fate.GOES_ON]
+    assert {step.backend for step in steps} | {step_of(plan).backend} == {"east", "west", "north"}
+
+
+def test_losses_by_anything_but_a_worker_are_nobodys_fault():
+    plan = proven("here")
+    request = ask(plan, [4])
+    fates = [plan.lost(step_of(plan).number, request, by_worker=False) for _ in range(MAX_LOSSES)]
+    assert fates == [Fate.GOES_ON, Fate.GOES_ON, Fate.GIVEN_UP]
+
+
+def test_what_another_backend_answers_speaks_against_the_one_that_lost_it():
+    plan = proven("east", "west")
+    request = started(plan, 40)
+    plan.set_workers("west", 0)
+    for _ in range(2):  # both are the request's alone, so far
+        assert lose(plan, step := step_of(plan)) == [Fate.GOES_ON]
+        plan.set_workers("west", 1)
+        plan.set_workers("east", 0)
+        finish(plan, again := step_of(plan))
+        assert (step.backend, again.backend) == ("east", "west")
+        plan.set_workers("west", 0)
+        plan.set_workers("east", 1)
+    assert not plan.evidence.is_witness("east", request)
+    lose(plan, step_of(plan))
+    assert plan.evidence.pause_until_s("east") is not None, "three losses in a row"
+
+
+def test_what_was_answered_after_a_loss_in_company_speaks_against_nobody():
+    plan = proven("east", "west")
+    first, second = ask(plan, [4]), ask(plan, [4])
+    lose(plan, step_of(plan))
+    finish(plan, step_of(plan))
+    assert first not in plan
+    assert plan.evidence.is_witness("east", second), "the other one may have broken the worker"
+
+
 # Stragglers
 
 

@@ -299,7 +299,7 @@ class Planner:
         if landed.settled or self._is_gone(landed):
             return False
         live = landed.request
-        for attempt in {attempt for attempts in landed.slice_.attempts for attempt in attempts if attempt.alone}:
+        for attempt in {attempt for attempts in landed.slice_.attempts for attempt in attempts}:
             if attempt.backend != backend:
                 self.evidence.contradicted(attempt.backend, request)
         added, withdrawn = live.land(landed.slice_, demands)
