@@ -84,9 +84,13 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
         for _ in range(9):
             pauses_s.append(await quarantined())
             assert 'camserve_backends_quarantined{model="fake"} 1.0' in await server.metrics()
-            before = len(world["bad"].steps)
+            before, looks = len(world["bad"].steps), Looks(world["bad"])
             await server.stub.Explain(ask(SCORE))
+            await until(lambda looks=looks: looks.number >= 2)  # a canary may have been on its way
+            canaries = world["bad"].canaries
+            await until(lambda looks=looks: looks.number >= 6)
             assert len(world["bad"].steps) == before, "it gets no work"
+            assert world["bad"].canaries == canaries, "and is left in peace"
             jump(100)
             await until(lambda: evidence.pause_until_s("bad") is None)
         for most_s, pause_s in zip((1, 2, 4, 8, 16, 32, 60, 60, 60), pauses_s, strict=True):
@@ -229,15 +233,16 @@ async def test_a_few_unanswered_looks_in_a_row_are_a_verdict_and_one_is_none():
 
 
 class Looks:
-    """Counts the looks at a backend that nobody answered."""
+    """Counts the looks at a backend, and those that nobody answered."""
 
     def __init__(self, backend: FakeBackend) -> None:
-        self.unanswered = 0
+        self.number = self.unanswered = 0
         self._look = type(backend).look
         self._backend = backend
         backend.look = self.look  # type: ignore[method-assign]
 
     async def look(self, name: str) -> object:
+        self.number += 1
         try:
             return await self._look(self._backend, name)
         except Unavailable:

@@ -793,7 +793,8 @@ def test_a_lost_slice_of_a_cancelled_request_is_not_sent_again():
 
 def lose(plan: Planner, step: Step) -> list[Fate]:
     """Tells the planner what the gateway does where a worker dies over a step."""
-    plan.evidence.lost(step.backend, [part.request for part in step.slices], step.predicted_s, 0.0)
+    now_s = float(step.number)
+    plan.evidence.lost(step.backend, [part.request for part in step.slices], step.predicted_s, now_s, now_s)
     return [plan.lost(step.number, part.request, by_worker=True) for part in step.slices]
 
 
@@ -849,6 +850,23 @@ def test_losses_by_anything_but_a_worker_are_nobodys_fault():
     request = ask(plan, [4])
     fates = [plan.lost(step_of(plan).number, request, by_worker=False) for _ in range(MAX_LOSSES)]
     assert fates == [Fate.GOES_ON, Fate.GOES_ON, Fate.GIVEN_UP]
+
+
+def test_what_waits_behind_a_request_that_breaks_workers_is_not_at_fault():
+    plan = proven("here")
+    plan.set_workers("here", 2)
+    breaks, waits = ask(plan, [4]), 0
+    fates = []
+    for now_s in (1.0, 2.0):
+        first = step_of(plan)
+        waits = waits or ask(plan, [4])
+        second = step_of(plan)
+        assert (shares(first), shares(second)) == ({breaks: 4}, {waits: 4})
+        for step in (first, second):  # both were sent before the first was found to be lost
+            requests = [part.request for part in step.slices]
+            own = plan.evidence.lost("here", requests, 0.1, began_s=now_s - 0.5, now_s=now_s)
+            fates.append(plan.lost(step.number, requests[0], by_worker=own))
+    assert fates == [Fate.GOES_ON, Fate.GOES_ON, Fate.AT_FAULT, Fate.GOES_ON]
 
 
 def test_what_another_backend_answers_speaks_against_the_one_that_lost_it():

@@ -656,7 +656,7 @@ class Machine(RuleBasedStateMachine):
         """Whatever is known of backends, queries are neither lost nor asked twice."""
         evidence, requests = self.planner.evidence, [book.number for book in self.live][:1]
         if what == "loses":
-            evidence.lost(name, requests, 0.1, self.now_s)
+            evidence.lost(name, requests, 0.1, self.now_s - 1, self.now_s)
         elif what == "answers":
             evidence.answered(name, 0.3)
         else:

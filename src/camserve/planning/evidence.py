@@ -58,6 +58,8 @@ class _Record:
     """Whether it has answered a step or a control, and nothing since has spoken against it."""
     row: list[_Loss] = field(default_factory=list)
     """Losses that no answer has outdone yet, the last one last."""
+    lost_s: float = -math.inf
+    """Time of the last loss that was one of its own."""
     answered: int = 0
     """Number of steps answered so far."""
     quarantines: int = 0
@@ -108,24 +110,43 @@ class Evidence:
             if loss.requests == {request}:
                 loss.requests = frozenset()  # the request was not to blame
 
-    def lost(self, backend: str, requests: Iterable[int], size_s: float, now_s: float) -> bool:
-        """Notes that a backend has lost a step of requests; returns whether that has put it into quarantine."""
+    def lost(self, backend: str, requests: Iterable[int], size_s: float, began_s: float, now_s: float) -> bool:
+        """Notes that a backend has lost a step; too many in a row put it into quarantine.
+
+        Args:
+            backend: name of the backend.
+            requests: numbers of the requests in the step.
+            size_s: predicted time of the step.
+            began_s: time at which it was sent.
+            now_s: time at which it was found to be lost.
+
+        Returns:
+            Whether the loss is one of its own. A step that was on its way when the backend lost another may only have
+            waited behind that one, or have died of the same cause.
+        """
         record = self._record(backend)
-        record.row.append(_Loss(frozenset(requests), size_s))
+        if began_s <= record.lost_s:
+            return False
+        record.lost_s = now_s
+        self._judge(record, _Loss(frozenset(requests), size_s), now_s)
+        return True
+
+    def _judge(self, record: _Record, loss: _Loss, now_s: float) -> None:
+        """Adds a loss to the row of a backend, and puts the backend into quarantine where that is due."""
+        record.row.append(loss)
         del record.row[: -self._limits.losses]  # older ones would change nothing
         suspect = record.quarantines > 0 or record.excused >= self._limits.losses
         allowed = 1 if suspect else self._limits.losses
         common = frozenset.intersection(*(loss.requests for loss in record.row))
         explained = record.proven and common and not suspect
         if record.away or len(record.row) < allowed or explained:
-            return False
+            return
         record.away, record.proven = True, False
         pause_s = self._limits.pause_s * 2.0**record.quarantines
         record.until_s = now_s + min(pause_s, self._limits.most_pause_s)
         record.quarantines += 1
         record.worst = max([*record.row, *filter(None, [record.worst])], key=lambda loss: loss.size_s)
         record.worst.answered = 0
-        return True
 
     def is_witness(self, backend: str, request: int) -> bool:
         """Tells whether the losses of a backend count against a request that was lost there."""

@@ -300,18 +300,18 @@ class Dispatcher:
             with self._tracing.step(self._model, step, [one.run.origin.span for one in passengers]):
                 result = await self._answer(step, passengers, backend)
         except CamserveError as error:
-            self._lost(step, passengers, error)
+            self._lost(step, passengers, began_s, error)
         except Exception:
             _log.exception("step %d of model %s", step.number, self._model)
-            self._lost(step, passengers, Internal(INTERNAL_MESSAGE))
+            self._lost(step, passengers, began_s, Internal(INTERNAL_MESSAGE))
         else:
-            self._account(step, passengers, result)
+            self._account(step, passengers, began_s, result)
         self._metrics.took(self._now_s() - began_s)
 
-    def _account(self, step: Step, passengers: Sequence[_Passenger], result: StepResult) -> None:
+    def _account(self, step: Step, passengers: Sequence[_Passenger], began_s: float, result: StepResult) -> None:
         """Accounts for the answer to a step."""
         try:
-            self._learn(step, passengers, result)
+            self._learn(step, passengers, began_s, result)
             self._take(step, passengers, result)
         except Exception:
             _log.exception("the answer to step %d of model %s", step.number, self._model)
@@ -340,7 +340,7 @@ class Dispatcher:
             self._images.note(where, [one.item.digest for one in passengers])
         return result
 
-    def _learn(self, step: Step, passengers: Sequence[_Passenger], result: StepResult) -> None:
+    def _learn(self, step: Step, passengers: Sequence[_Passenger], began_s: float, result: StepResult) -> None:
         """Teaches the planner that the backend answers, and what work costs: for how long the worker was busy, and with
         what it really made.
 
@@ -348,7 +348,7 @@ class Dispatcher:
         """
         self._metrics.answered(result)
         if all(isinstance(outcome, Unavailable) for outcome in result.outcomes):
-            self._note_loss(step, passengers)  # that is no answer
+            self._note_loss(step, passengers, began_s)  # that is no answer
         elif step.backend in self._known and not all(isinstance(outcome, Internal) for outcome in result.outcomes):
             self._planner.evidence.answered(step.backend, step.predicted_s)
         if all(isinstance(outcome, ItemResult) for outcome in result.outcomes):
@@ -423,18 +423,23 @@ class Dispatcher:
         self._accounts.add(task)
         task.add_done_callback(self._accounts.discard)
 
-    def _lost(self, step: Step, passengers: Sequence[_Passenger], error: CamserveError) -> None:
+    def _lost(self, step: Step, passengers: Sequence[_Passenger], began_s: float, error: CamserveError) -> None:
         """Notes who may be to blame for a lost step, and puts its slices back."""
-        self._note_loss(step, passengers)
-        self._put_all_back(step, error)
+        own = self._note_loss(step, passengers, began_s)
+        self._put_all_back(step, error, by_worker=own and isinstance(error, WorkerLost))
 
-    def _note_loss(self, step: Step, passengers: Sequence[_Passenger]) -> None:
-        """Notes that a backend has lost a step, and sends nothing more there until somebody has looked."""
-        if step.backend in self._known:
-            requests = [slice_.request for slice_ in step.slices]
-            if self._planner.evidence.lost(step.backend, requests, step.predicted_s, self._now_s()):
-                _log.warning("model %s at %s is quarantined: it loses its steps", self._model, step.backend)
-            self._hold(step.backend, [one.item for one in passengers])
+    def _note_loss(self, step: Step, passengers: Sequence[_Passenger], began_s: float) -> bool:
+        """Notes that a backend has lost a step, and sends nothing more there until somebody has looked.
+
+        Returns:
+            Whether the step may have been lost by its own fault.
+        """
+        if step.backend not in self._known:
+            return False
+        requests = [slice_.request for slice_ in step.slices]
+        own = self._planner.evidence.lost(step.backend, requests, step.predicted_s, began_s, self._now_s())
+        self._hold(step.backend, [one.item for one in passengers] if own else ())
+        return own
 
     def _hold(self, backend: str, lost: Sequence[Item] = ()) -> None:
         """Sends nothing more to a backend until somebody has looked; one that was removed stays removed."""
@@ -443,15 +448,15 @@ class Dispatcher:
             self._images.forget(backend)
             self._look_now(backend, lost)
 
-    def _put_all_back(self, step: Step, error: CamserveError) -> None:
+    def _put_all_back(self, step: Step, error: CamserveError, by_worker: bool = False) -> None:
         """Tells the planner that every slice of a step was lost."""
         for slice_ in step.slices:
-            self._put_back(step, slice_, error)
+            self._put_back(step, slice_, error, by_worker)
 
-    def _put_back(self, step: Step, slice_: Slice, error: CamserveError) -> None:
+    def _put_back(self, step: Step, slice_: Slice, error: CamserveError, by_worker: bool = False) -> None:
         """Tells the planner that a slice was lost; fails its request where it is at fault or nobody is left to ask."""
         waiting = self._planner.waiting_units()
-        fate = self._planner.lost(step.number, slice_.request, by_worker=isinstance(error, WorkerLost))
+        fate = self._planner.lost(step.number, slice_.request, by_worker)
         if fate is Fate.AT_FAULT:
             text = f"workers that answer others do not outlive this image: {error}; it is not sent again"
             self._fail(slice_.request, InvalidImage(text))
