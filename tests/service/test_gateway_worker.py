@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,14 +20,18 @@ from PIL import Image
 from worker_backend import WorkerBackend
 
 from camserve import Engine
+from camserve.errors import WorkerLost
 from camserve.finalise.results import Results
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.fake import MODEL, FakeBackend
+from camserve.gateway.pool.readiness import canary, pattern
 from camserve.gateway.server import Gateway
-from camserve.types import Preprocessing
+from camserve.images import digest
+from camserve.types import Item, ItemResult, Preprocessing, StepResult
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
+from camserve.worker.network import Network
 
 XRAI = pb.MethodSpec(xrai={"steps": 3})
 
@@ -209,3 +214,44 @@ async def test_a_request_ends_when_its_follow_ups_cannot_be_made(monkeypatch: py
             code, text, _ = await failure(server.stub.Explain(ask(GRAD, evaluate=True)))
         assert (code, text) == ("INTERNAL", "internal error; the server's log has the details")
         assert server.gateway.registry.get("fake").dispatcher.planner.idle
+
+
+class Mortal(WorkerBackend):
+    """A worker that dies over every other step, and answers canaries and controls.
+
+    Attributes:
+        controls: answers to controls.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.controls: list[StepResult] = []
+        self._own = {digest(pattern(network.info.input_size)), canary(network.info).digest}
+        self._dies = itertools.cycle([True, False])
+
+    async def step(self, model: str, items: Sequence[Item], timeout_s: float) -> StepResult:
+        if items[0].digest not in self._own and next(self._dies):
+            raise WorkerLost("the worker died while it answered")
+        result = await super().step(model, items, timeout_s)
+        self.controls += [result] if items[0].digest == digest(pattern((48, 64))) else []
+        return result
+
+
+async def test_each_kind_of_work_that_is_lost_can_be_asked_of_another_image():
+    """A control that a worker cannot read would make its backend look broken, and a refusal says nothing."""
+    group = pb.MethodSpec(group_cam={"groups": 4, "grouping": pb.GroupCam.KMEANS})
+    asked = [
+        ask(GRAD, SCORE, group, targets=[pb.Target(index=1), pb.Target(top_k=2)], image=tiny.png(tiny.pixels(1))),
+        ask(XRAI, GRAD, evaluate=True, image=tiny.png(tiny.pixels(2))),
+    ]
+    async with over(WorkerBackend(tiny.tiny_network()), step_queries=4) as stub:
+        expected = [await stub.Explain(request) for request in asked]
+    worker = Mortal(tiny.tiny_network())
+    async with over(worker, step_queries=4) as stub:
+        for request, right in zip(asked, expected, strict=True):
+            reply = await stub.Explain(request)
+            for ours, theirs in zip(arrays(reply), arrays(right), strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)  # float32 sums in another order
+    assert len(worker.controls) > 8
+    for control in worker.controls:
+        assert all(isinstance(outcome, ItemResult) for outcome in control.outcomes)

@@ -403,6 +403,7 @@ def test_client_and_gateway_agree_on_the_name_of_the_class():
 
 
 READY, WAITING = ModelSummary("a", "1", True), ModelSummary("b", "1", False)
+FAILED = ModelSummary("d", "1", False, "its weights are nonsense")
 
 
 @pytest.mark.parametrize(
@@ -414,6 +415,10 @@ READY, WAITING = ModelSummary("a", "1", True), ModelSummary("b", "1", False)
         ([READY, WAITING], "", "no worker is ready for b"),
         ([READY], "c", "there is no model 'c'"),
         ([], "", "no model is served"),
+        ([READY, FAILED], "", None),
+        ([WAITING, FAILED], "", "no worker is ready for b"),
+        ([READY, FAILED], "d", "model d failed: its weights are nonsense"),
+        ([FAILED], "", "model d failed: its weights are nonsense"),
     ],
 )
 def test_what_is_not_ready(models, name, text):
