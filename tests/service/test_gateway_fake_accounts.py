@@ -29,7 +29,7 @@ from camserve.errors import Unavailable
 from camserve.finalise.results import Results
 from camserve.gateway.pool.fake import MODEL, FakeBackend, Faults
 from camserve.gateway.requests.rendering import Renderer
-from camserve.planning import Planner
+from camserve.planning import Fate, Planner
 from camserve.types import Cost, Target
 from camserve.types.request import ExplainRequest, FittedRequest, OutputOptions
 
@@ -90,11 +90,11 @@ async def test_a_backend_that_was_removed_stays_removed_when_its_last_step_is_lo
 async def test_a_copy_that_is_lost_is_no_retry(monkeypatch: pytest.MonkeyPatch):
     """A step is overdue and copied; it is lost while the copy is in flight, and nothing waits again."""
     world = World(a=FakeBackend(), b=FakeBackend())
-    lost: list[bool] = []
+    lost: list[Fate] = []
     real = Planner.lost
 
-    def noting(self: Planner, step: int, request: int) -> bool:
-        lost.append(real(self, step, request))
+    def noting(self: Planner, step: int, request: int, by_worker: bool) -> Fate:
+        lost.append(real(self, step, request, by_worker))
         return lost[-1]
 
     settings = {"step_queries": 8, "steps_per_worker": 1, "step_timeout_s": 100, "default_deadline_s": 10_000}
@@ -122,10 +122,25 @@ async def test_a_copy_that_is_lost_is_no_retry(monkeypatch: pytest.MonkeyPatch):
             await held.received(received)
         jump(60)  # the step has hung for more than 100 s, its copy for 60 s
         await until(lambda: bool(lost))
-        assert lost == [True]  # its request goes on
+        assert lost == [Fate.GOES_ON]
         held.release()
         assert same(await call, expected)
         assert 'camserve_step_retries_total{model="fake"} 0.0' in await server.metrics()
+
+
+async def test_a_loss_that_cannot_be_accounted_for_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch):
+    real, faults = Planner.lost, iter([ZeroDivisionError("a bug")])
+
+    def failing(self: Planner, step: int, request: int, by_worker: bool = False) -> Fate:
+        for fault in faults:
+            raise fault
+        return real(self, step, request, by_worker)
+
+    async with serving(FakeBackend(faults=Faults(lost_steps=frozenset({0})))) as server:
+        monkeypatch.setattr(Planner, "lost", failing)
+        assert (await failure(server.stub.Explain(ask())))[0] == "INTERNAL"
+        assert (await server.stub.Explain(ask())).maps[0].complete
+        assert server.gateway.registry.get("fake").dispatcher.planner.idle
 
 
 async def test_requests_that_end_while_their_follow_ups_are_made_end_with_the_reason(monkeypatch: pytest.MonkeyPatch):

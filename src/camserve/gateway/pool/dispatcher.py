@@ -291,6 +291,9 @@ class Dispatcher:
             # The backend has said itself that its workers are gone: nothing speaks against it, or the step.
             self._put_all_back(step, Unavailable(f"the workers of {self._model} died"))
             self._hold(step.backend)
+        elif (error := task.exception()) is not None:  # of the accounts themselves: nothing stays in flight for ever
+            _log.error("step %d of model %s", step.number, self._model, exc_info=error)
+            self._refuse_all(step, Internal(INTERNAL_MESSAGE))
         self._pump()
 
     async def _carry(self, step: Step, passengers: Sequence[_Passenger], backend: Backend) -> None:
@@ -438,7 +441,8 @@ class Dispatcher:
             return False
         requests = [slice_.request for slice_ in step.slices]
         own = self._planner.evidence.lost(step.backend, requests, step.predicted_s, began_s, self._now_s())
-        self._hold(step.backend, [one.item for one in passengers] if own else ())
+        # Without their images, which may be large, and may never be asked for: the control has one of its own.
+        self._hold(step.backend, [replace(one.item, image=None) for one in passengers] if own else ())
         return own
 
     def _hold(self, backend: str, lost: Sequence[Item] = ()) -> None:
