@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from functools import lru_cache
 
 from camserve.errors import InvalidOption
 from camserve.types import Prediction, Target
+from camserve.wording import close_to, shown
 
 
 def parse_target_text(text: str) -> Target:
@@ -31,7 +31,7 @@ def resolve_target(target: Target, labels: Sequence[str]) -> Target:
     number, what = (target.index, "class index") if target.index is not None else (target.top_k, "top_k")
     low, high = (0, len(labels) - 1) if target.index is not None else (1, len(labels))
     if number is None or not low <= number <= high:
-        raise InvalidOption(f"{what} must be {low}..{high}, got {number}")
+        raise InvalidOption(f"{what} must be {low}..{high}, got {shown(number)}")
     return target
 
 
@@ -46,10 +46,10 @@ def resolve_label(label: str, labels: Sequence[str]) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InvalidOption(f"label {label!r} names classes {', '.join(map(str, found))}: use the index")
-    near = difflib.get_close_matches(_fold(label), folded, n=5)
+        raise InvalidOption(f"label {shown(label)} names classes {', '.join(map(str, found))}: use the index")
+    near = close_to(_fold(label), folded)
     hint = f"; close to it: {', '.join(repr(labels[folded[name][0]]) for name in near)}" if near else ""
-    raise InvalidOption(f"unknown label {label!r}{hint}")
+    raise InvalidOption(f"unknown label {shown(label)}{hint}")
 
 
 def with_label(prediction: Prediction, labels: Sequence[str]) -> Prediction:

@@ -200,7 +200,9 @@ async def test_a_request_without_a_deadline_has_the_default_one():
 async def test_a_deadline_that_has_passed_sends_no_step(timeout_s: float):
     async with serving() as server:
         with pytest.raises(DeadlineExceeded):
-            await server.gateway.explainer.explain(v1.request_from_proto(ask(SCORE)), call(timeout_s))
+            await server.gateway.explainer.explain(
+                v1.request_from_bytes(ask(SCORE).SerializeToString()), call(timeout_s)
+            )
         assert server.upstream.steps == []
         assert planner(server).idle
 
@@ -304,7 +306,7 @@ def _logged(caplog: pytest.LogCaptureFixture) -> None:
 async def test_a_step_that_is_lost_before_it_was_sent_is_sent_again():
     async with serving() as server:
         model = server.gateway.registry.get("")
-        fitted = v1.request_from_proto(ask(SCORE)).fit(model.required())
+        fitted = v1.request_from_bytes(ask(SCORE).SerializeToString()).fit(model.required())
         async with asyncio.timeout(10), model.dispatcher.running(fitted, math.inf) as run:
             model.dispatcher.abandon("fake")  # in the same turn of the event loop: nothing has been sent
             *_, known = [known async for known in run]

@@ -156,8 +156,12 @@ def test_a_circle_would_be_seen(tmp_path):
 
 LAYERS = {
     "camserve.errors": (),
-    "camserve.types": ("camserve.errors", "camserve.types", "camserve.methods", "camserve.images", "camserve.labels"),
-    "camserve.methods": ("camserve.errors", "camserve.methods"),
+    "camserve.wording": (),
+    "camserve.types": (
+        *("camserve.errors", "camserve.wording"),
+        *("camserve.types", "camserve.methods", "camserve.images", "camserve.labels"),
+    ),
+    "camserve.methods": ("camserve.errors", "camserve.wording", "camserve.methods"),
     "camserve.planning": ("camserve.errors", "camserve.methods", "camserve.planning"),
 }
 

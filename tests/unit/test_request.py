@@ -338,7 +338,7 @@ def test_no_target_is_the_most_probable_class():
 
 def test_targets_are_resolved_and_each_class_comes_once():
     asked = (Target(label="LYNX"), Target(index=5), Target(label="tiger_cat"), Target(index=1))
-    fitted = fit(targets=asked, limits=RequestLimits(targets=2))
+    fitted = fit(targets=asked, limits=RequestLimits(targets=4))
     assert fitted.targets == (Target(index=5), Target(index=1))
     assert (fitted.max_targets, fitted.known_targets) == (2, 2)
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from camserve.codecs import texts
+from camserve.codecs import bulk, texts
 from camserve.errors import InvalidImage, InvalidInput, InvalidOption
 from camserve.images import ImageContent
 from camserve.methods import GradCam
 from camserve.oip import inference_pb2 as pb
 from camserve.types import Explanation, ModelInfo
-from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.request import UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
+from camserve.wording import shown
 
 PLATFORM = "pytorch_camserve"
 SALIENCY = "saliency"
@@ -40,6 +40,9 @@ PARAMETERS: Mapping[str, str] = {
     "priority": "priority",
 }
 """Field of a request by the parameter that sets it; `timeout` is beside them."""
+
+_BULK: bulk.Fields = {5: {5: {4: "uint", 6: "fp32", 8: "bytes"}}, 7: "raw"}
+"""Fields of a ModelInferRequest that hold pixels: three of `inputs.contents`, and `raw_input_contents`."""
 
 _IMAGE = "image"
 _ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, 3]"
@@ -61,19 +64,18 @@ class Inference:
     """Whether arrays come and go as raw contents."""
 
 
-def decode(data: bytes) -> Inference:
+def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     """Returns what the bytes of a ModelInferRequest ask.
 
     Raises:
         InvalidInput: what is wrong, what was allowed and what came, as far as that shows without the model.
     """
-    try:
-        message = pb.ModelInferRequest.FromString(data)
-    except DecodeError:
-        raise InvalidInput(f"not an {pb.ModelInferRequest.DESCRIPTOR.full_name}") from None
+    cut = bulk.parse(pb.ModelInferRequest, data, _BULK, limits)
+    message = cut.message
+    limits.check_names((message.model_name, message.model_version, message.id, *message.parameters))
     values: dict[str, Any] = {name: _value(parameter) for name, parameter in message.parameters.items()}
     timeout_s = _timeout_s(values.pop("timeout", 0))
-    request = _request(_image(message), values)
+    request = _request(_image(cut), values, limits)
     request = replace(request, model=message.model_name, version=message.model_version)
     outputs = _outputs(message.outputs)
     if SALIENCY not in outputs:
@@ -81,11 +83,11 @@ def decode(data: bytes) -> Inference:
     return Inference(request, timeout_s, outputs, message.id, bool(message.raw_input_contents))
 
 
-def model_name(data: bytes) -> str:
+def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
     """Returns the model that a request names, even if `decode` refuses the request; "" where none can be read."""
     try:
-        return pb.ModelInferRequest.FromString(data).model_name
-    except DecodeError:
+        return bulk.parse(pb.ModelInferRequest, data, _BULK, limits).message.model_name
+    except InvalidInput:
         return ""
 
 
@@ -118,13 +120,13 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
     )
 
 
-def _request(image: ImageContent, values: dict[str, Any]) -> ExplainRequest:
+def _request(image: ImageContent, values: dict[str, Any], limits: RequestLimits) -> ExplainRequest:
     for name in values:
         if name not in PARAMETERS:
-            raise InvalidOption(f"unknown parameter {name!r}; there are {', '.join([*PARAMETERS, 'timeout'])}")
+            raise InvalidOption(f"unknown parameter {shown(name)}; there are {', '.join([*PARAMETERS, 'timeout'])}")
     if "priority" in values:
         values["priority"] = _priority(values["priority"])
-    return texts.request(image, PARAMETERS, values, encoding="float32", stacked=True)
+    return texts.request(image, PARAMETERS, values, limits, encoding="float32", stacked=True)
 
 
 def _cheapest(request: ExplainRequest) -> ExplainRequest:
@@ -161,38 +163,41 @@ def _priority(value: object) -> object:
 def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
     names = [tensor.name for tensor in wanted]
     if not set(names) <= set(OUTPUTS) or len(set(names)) < len(names):
-        raise InvalidInput(f"outputs are {', '.join(OUTPUTS)}, each once; got {names}")
+        raise InvalidInput(f"outputs are {', '.join(OUTPUTS)}, each once; got {shown(names)}")
     for tensor in wanted:
         if tensor.parameters:
-            raise InvalidInput(f"the output {tensor.name!r} has no parameters, got {sorted(tensor.parameters)}")
+            raise InvalidInput(f"the output {tensor.name!r} has no parameters, got {shown(sorted(tensor.parameters))}")
     return tuple(names) or OUTPUTS
 
 
-def _image(request: pb.ModelInferRequest) -> ImageContent:
+def _image(cut: bulk.Cut[pb.ModelInferRequest]) -> ImageContent:
     """Returns the image, from the contents or the raw contents."""
+    request = cut.message
     names = [tensor.name for tensor in request.inputs]
     if names != [_IMAGE]:
-        raise InvalidInput(f"there must be one input, {_IMAGE!r}, got {names}")
-    tensor, raw = request.inputs[0], request.raw_input_contents
+        raise InvalidInput(f"there must be one input, {_IMAGE!r}, got {shown(names)}")
+    tensor, raw = request.inputs[0], cut.bulk.get("raw")
     if tensor.parameters:
-        raise InvalidInput(f"the input {_IMAGE!r} has no parameters, got {sorted(tensor.parameters)}")
+        raise InvalidInput(f"the input {_IMAGE!r} has no parameters, got {shown(sorted(tensor.parameters))}")
     if raw and (len(raw) != 1 or tensor.contents.ByteSize()):
         raise InvalidInput(f"data is in `contents` or in one entry of `raw_input_contents`, got {len(raw)} entries")
     shape = list(tensor.shape)
     if tensor.datatype == "BYTES" and shape in ([1], [1, 1]):
-        return _one_element(raw[0]) if raw else _one_of(tensor.contents.bytes_contents)
+        return bytes(_one_element(raw[0]) if raw else _one_of(cut.bulk.get("bytes", [])))
     size = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
     if tensor.datatype not in _PIXELS or len(size) != 3 or size[2] != 3 or min(size) < 1:
-        raise InvalidImage(f"the input {_IMAGE!r} must be {_ALLOWED}, got {tensor.datatype} {shape}")
+        raise InvalidImage(
+            f"the input {_IMAGE!r} must be {_ALLOWED}, got {shown(tensor.datatype)[1:-1]} {shown(shape)}"
+        )
     dtype = _PIXELS[tensor.datatype]
-    data = raw[0] if raw else _from_numbers(tensor.contents, dtype)
+    data = raw[0] if raw else _from_numbers(cut, tensor.contents, dtype)
     expected = dtype.itemsize * math.prod(size)
     if len(data) != expected:
-        raise InvalidImage(f"an image tensor of shape {size} has {expected} bytes, got {len(data)}")
+        raise InvalidImage(f"an image tensor of shape {shown(size)} has {expected} bytes, got {len(data)}")
     return np.frombuffer(data, dtype).reshape(size)
 
 
-def _one_element(raw: bytes) -> bytes:
+def _one_element(raw: memoryview) -> memoryview:
     """Returns the only element of a raw BYTES tensor, which has its length before it."""
     length = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else -1
     if length != len(raw) - 4:
@@ -203,19 +208,46 @@ def _one_element(raw: bytes) -> bytes:
     return raw[4:]
 
 
-def _one_of(elements: Sequence[bytes]) -> bytes:
+def _one_of(elements: Sequence[memoryview]) -> memoryview:
     if len(elements) != 1:
         raise InvalidImage(f"a BYTES tensor of shape [1] has one element, got {len(elements)}")
     return elements[0]
 
 
-def _from_numbers(contents: pb.InferTensorContents, dtype: np.dtype[Any]) -> bytes:
+def _from_numbers(
+    cut: bulk.Cut[pb.ModelInferRequest], contents: pb.InferTensorContents, dtype: np.dtype[Any]
+) -> bytes | np.ndarray:
+    """Returns the elements of a tensor, flat; packed ones are read by numpy, single ones were parsed."""
     if dtype.kind == "f":
-        return np.array(contents.fp32_contents, dtype).tobytes()
+        return b"".join(cut.bulk.get("fp32", ())) or np.array(contents.fp32_contents, dtype).tobytes()
+    if "uint" in cut.bulk:
+        return _small_numbers(b"".join(cut.bulk["uint"]))
     values = np.array(contents.uint_contents, np.uint32)
     if values.size and values.max() > 255:
-        raise InvalidImage(f"UINT8 elements must be 0..255, got {values.max()}")
+        raise _not_uint8(int(values.max()))
     return values.astype(dtype).tobytes()
+
+
+def _small_numbers(packed: bytes) -> np.ndarray:
+    """Returns the numbers 0..255 of a packed field as uint8; raises InvalidImage where one is larger.
+
+    A number below 128 is one byte, the number itself. One of 128..255 is two: the number itself, whose highest bit says
+    that more follows, and 1.
+    """
+    groups = np.frombuffer(packed, np.uint8)
+    first = np.ones(len(groups), bool)
+    np.less(groups[:-1], 128, out=first[1:])
+    bad = np.flatnonzero(~first & (groups != 1))
+    if len(bad):
+        start = int(bad[0])
+        while not first[start]:
+            start -= 1
+        raise _not_uint8(bulk.number(memoryview(packed), start)[0])
+    return groups[first]
+
+
+def _not_uint8(value: int) -> InvalidImage:
+    return InvalidImage(f"UINT8 elements must be 0..255, got {value}")
 
 
 @dataclass(frozen=True)

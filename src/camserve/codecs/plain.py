@@ -37,7 +37,8 @@ from camserve.errors import CamserveError, InvalidImage, InvalidOption
 from camserve.finalise import encode as encodings
 from camserve.methods import METHODS
 from camserve.types import Explanation, SaliencyMap
-from camserve.types.request import ExplainRequest
+from camserve.types.request import UNBOUNDED, ExplainRequest, RequestLimits
+from camserve.wording import shown
 
 FORMATS: Mapping[str, str] = {"png": "png", "overlay": "overlay_png", "float": "float32", "none": "float32"}
 """Encoding of the maps by format; the first format is the default."""
@@ -72,7 +73,7 @@ class Plain:
     format: str
 
 
-def decode(entry: Mapping[str, Any]) -> Plain:
+def decode(entry: Mapping[str, Any], limits: RequestLimits = UNBOUNDED) -> Plain:
     """Returns the request in what TorchServe hands to a handler for one client.
 
     Raises:
@@ -81,11 +82,14 @@ def decode(entry: Mapping[str, Any]) -> Plain:
     image = next((entry[key] for key in _IMAGE_KEYS if key in entry), None)
     if not isinstance(image, (bytes, bytearray)):
         raise InvalidImage("send an image file as the request's body, or under the key 'data'")
+    limits.check_options(
+        sum(len(value) for value in entry.values() if isinstance(value, (bytes, bytearray, str))) - len(image)
+    )
     options = _options(entry)
     form = options.pop("format", "png")
     if form not in tuple(FORMATS):  # what JSON brings may not be hashable
-        raise InvalidOption(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
-    request = texts.request(bytes(image), OPTIONS, _by_field(options), encoding=FORMATS[form])
+        raise InvalidOption(f"format must be one of {', '.join(FORMATS)}, got {shown(form)}")
+    request = texts.request(bytes(image), OPTIONS, _by_field(options), limits, encoding=FORMATS[form])
     return Plain(request, form)
 
 
@@ -116,7 +120,7 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidOption(f"options must be a JSON object: {error}") from None
     if not isinstance(given, dict):
-        raise InvalidOption(f"options must be a JSON object, got {given!r}")
+        raise InvalidOption(f"options must be a JSON object, got {shown(given)}")
     return options | given
 
 
@@ -134,7 +138,9 @@ def _by_field(options: dict[str, Any]) -> dict[str, Any]:
     for name in parameters:
         if name not in _PARAMETERS:
             there_are = ", ".join([*OPTIONS, "format"])
-            raise InvalidOption(f"unknown option {name!r}; there are {there_are}, and the parameters of the method")
+            raise InvalidOption(
+                f"unknown option {shown(name)}; there are {there_are}, and the parameters of the method"
+            )
     fields = [OPTIONS[name] for name in options]
     for name, other in (("method", "methods"), ("target", "targets"), ("layer", "layers")):
         if fields.count(other) > 1:

@@ -16,51 +16,65 @@ from camserve.images import ImageContent
 from camserve.labels import parse_target_text
 from camserve.methods import GradCam, MethodSpec, number_or_text, parse_method, parse_method_text
 from camserve.types import BoxOptions, Cost, SaliencyMap, Target
-from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
+from camserve.wording import shown
 
 _OF_OUTPUT = ("size", "boxes")
 
 
-def request(image: ImageContent, names: Mapping[str, str], values: Mapping[str, Any], **output: Any) -> ExplainRequest:
+def request(
+    image: ImageContent, names: Mapping[str, str], values: Mapping[str, Any], limits: RequestLimits, **output: Any
+) -> ExplainRequest:
     """Returns the request that options by name make.
 
     Args:
         image: the image to explain.
         names: field of the request by option name.
         values: values of the options that came, by name; each has a field.
+        limits: bounds how many methods, targets and layers there are, and how long their names.
         output: output options that the door itself decides.
 
     Raises:
         InvalidOption: a value does not have the form of its option, or is not allowed.
     """
-    fields = {names[name]: FIELDS[names[name]](name, value) for name, value in values.items()}
+    fields = {names[name]: _field(names[name], name, value, limits) for name, value in values.items()}
     output |= {field: fields.pop(field) for field in _OF_OUTPUT if field in fields}
     return ExplainRequest(image, output=OutputOptions(**output), **fields)
 
 
-def methods(name: str, value: Any) -> tuple[MethodSpec, ...]:
-    """Returns the methods of `grad_cam group_cam:groups=16`, or of a list of such texts and of objects with a name."""
-    if isinstance(value, list):
-        return tuple(_method(name, each) for each in value) or (GradCam(),)
-    texts = filter(None, re.split(r"[;\s]+", text(name, value)))
-    return tuple(parse_method_text(each) for each in texts) or (GradCam(),)
+def _field(field: str, name: str, value: Any, limits: RequestLimits) -> Any:
+    """Returns the value of a field; the entries of a list are counted and measured before one of them is read."""
+    if field not in LISTS:
+        return FIELDS[field](name, value)
+    split, read = LISTS[field]
+    entries = split(name, value)
+    limits.check_counts(**{field: len(entries)})
+    limits.check_names(entry for entry in entries if isinstance(entry, str))
+    return tuple(read(name, entry) for entry in entries) or _DEFAULTS.get(field, ())
+
+
+def _methods(name: str, value: Any) -> list[Any]:
+    """Returns the entries of `grad_cam group_cam:groups=16`, or of a list of such texts and of objects with a name."""
+    return value if isinstance(value, list) else list(filter(None, re.split(r"[;\s]+", text(name, value))))
 
 
 def _method(name: str, value: Any) -> MethodSpec:
     if isinstance(value, str):
         return parse_method_text(value)
     if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
-        raise InvalidOption(f"{name}: a method is a text, or an object with its name and parameters, got {value!r}")
+        raise InvalidOption(
+            f"{name}: a method is a text, or an object with its name and parameters, got {_shown(value)}"
+        )
     parameters = {
         key: number_or_text(item) if isinstance(item, str) else item for key, item in value.items() if key != "name"
     }
     return parse_method(value["name"].strip().replace("-", "_"), parameters)
 
 
-def targets(name: str, value: Any) -> tuple[Target, ...]:
-    """Returns the targets of `281,tabby,top3`, or of a list of class indices and such texts."""
+def _targets(name: str, value: Any) -> list[Any]:
+    """Returns the entries of `281,tabby,top3`, or of a list of class indices and such texts."""
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return tuple(_target(name, each) for each in values if not (isinstance(each, str) and not each.strip()))
+    return [each for each in values if not (isinstance(each, str) and not each.strip())]
 
 
 def _target(name: str, value: Any) -> Target:
@@ -71,10 +85,24 @@ def _target(name: str, value: Any) -> Target:
     raise InvalidOption(f"{name}: a target is a class index, a label or topK, got {_shown(value)}")
 
 
-def layers(name: str, value: Any) -> tuple[str, ...]:
-    """Returns the names of `stem,features`, or of a list of names."""
+def _layers(name: str, value: Any) -> list[Any]:
+    """Returns the entries of `stem,features`, or of a list of names."""
     values = value if isinstance(value, list) else text(name, value).split(",")
-    return tuple(filter(None, (text(name, each).strip() for each in values)))
+    return [each for each in values if not (isinstance(each, str) and not each.strip())]
+
+
+def _layer(name: str, value: Any) -> str:
+    return text(name, value).strip()
+
+
+LISTS: Mapping[str, tuple[Callable[[str, Any], list[Any]], Callable[[str, Any], Any]]] = {
+    "methods": (_methods, _method),
+    "targets": (_targets, _target),
+    "layers": (_layers, _layer),
+}
+"""Functions by field that split the value of an option into entries, and that read one entry."""
+
+_DEFAULTS: Mapping[str, Any] = {"methods": (GradCam(),)}
 
 
 def boxes(name: str, value: Any) -> BoxOptions | None:
@@ -124,9 +152,6 @@ def _unread(name: str, value: Any) -> Any:
 
 
 FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
-    "methods": methods,
-    "targets": targets,
-    "layers": layers,
     "fusion": _unread,
     "size": _unread,
     "boxes": boxes,
@@ -142,7 +167,7 @@ FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else shown(value)
 
 
 def map_json(saliency: SaliencyMap) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import DecodeError
 from PIL import Image
 
 from camserve import images, methods
+from camserve.codecs import bulk
 from camserve.codecs.fields import from_message, to_message
 from camserve.errors import Internal, InvalidImage, InvalidInput, InvalidOption
 from camserve.finalise.encode import decode, encode
@@ -40,8 +40,12 @@ from camserve.types import (
     StreamOptions,
     Target,
 )
-from camserve.types.request import DEFAULT_PREDICTIONS, ExplainRequest, OutputOptions
+from camserve.types.request import DEFAULT_PREDICTIONS, UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
 from camserve.v1 import explain_pb2 as pb
+from camserve.wording import shown
+
+_BULK: bulk.Fields = {3: {1: "encoded", 2: {3: "data"}}}
+"""Fields of an ExplainRequest that hold pixels: `image.encoded`, `image.tensor.data`."""
 
 
 def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
@@ -74,37 +78,21 @@ def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
         raise InvalidOption(f"an option is out of range: {error}") from None
 
 
-def request_from_bytes(data: bytes) -> ExplainRequest:
-    """Returns the request of a serialized message.
+def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> ExplainRequest:
+    """Returns the request of a serialized message; what is not set takes its default.
 
     Raises:
-        InvalidInput: it is no such message, or something in it is unknown or out of range.
+        InvalidInput: it is no such message, it has more than is allowed, or something in it is unknown or out of range.
     """
-    try:
-        message = pb.ExplainRequest.FromString(data)
-    except DecodeError:
-        raise InvalidInput("the message is not a camserve.v1.ExplainRequest") from None
-    return request_from_proto(message)
-
-
-def model_name(data: bytes) -> str:
-    """Returns the model that a request names, whatever else is wrong with it; "" where none can be read."""
-    try:
-        return pb.ExplainRequest.FromString(data).model
-    except DecodeError:
-        return ""
-
-
-def request_from_proto(message: pb.ExplainRequest) -> ExplainRequest:
-    """Returns the request of a message; what is not set takes its default.
-
-    Raises:
-        InvalidInput: something is unknown or out of range.
-    """
+    cut = bulk.parse(pb.ExplainRequest, data, _BULK, limits)
+    message = cut.message
+    limits.check_counts(methods=len(message.methods), layers=len(message.layers), targets=len(message.targets))
+    limits.check_names((message.model, message.version, message.output.colormap, *message.layers))
+    limits.check_names(target.label for target in message.targets)
     return from_message(
         ExplainRequest,
         message,
-        image=image_from_proto(message.image),
+        image=_image(message.image, bytes(cut.last("encoded")), cut.last("data")),
         methods=tuple(method_from_proto(method) for method in message.methods) or (methods.GradCam(),),
         targets=tuple(target_from_proto(target) for target in message.targets),
         fusion=_name("fusion", pb.Fusion, message.fusion, "mean"),
@@ -115,6 +103,14 @@ def request_from_proto(message: pb.ExplainRequest) -> ExplainRequest:
         priority=_name("priority", pb.Priority, message.priority, "normal"),
         stream=StreamOptions(**_set_fields(message.stream)),
     )
+
+
+def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
+    """Returns the model that a request names, whatever else is wrong with it; "" where none can be read."""
+    try:
+        return bulk.parse(pb.ExplainRequest, data, _BULK, limits).message.model
+    except InvalidInput:
+        return ""
 
 
 def _output_from_proto(message: pb.Output) -> OutputOptions:
@@ -407,22 +403,27 @@ def image_to_proto(image: ImageContent) -> pb.Image:
 
 def image_from_proto(message: pb.Image) -> bytes | np.ndarray:
     """Returns the image of a message; raises InvalidImage when none is set, or type, shape and data do not fit."""
+    return _image(message, message.encoded, message.tensor.data)
+
+
+def _image(message: pb.Image, encoded: bytes, data: bytes | memoryview) -> bytes | np.ndarray:
+    """Returns the image of a message whose contents are beside it."""
     content = message.WhichOneof("content")
     if content is None:
         raise InvalidImage("no image: set image.encoded or image.tensor")
     if content == "encoded":
-        return message.encoded
+        return encoded
     tensor = message.tensor
     dtypes = {pb.Tensor.UINT8: "u1", pb.Tensor.FLOAT32: "<f4"}
     if tensor.data_type not in dtypes:
         raise InvalidImage("an image tensor's data_type must be UINT8 or FLOAT32")
     dtype, shape = np.dtype(dtypes[tensor.data_type]), tuple(tensor.shape)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise InvalidImage(f"an image tensor's shape must be [height, width, 3], got {list(shape)}")
+        raise InvalidImage(f"an image tensor's shape must be [height, width, 3], got {shown(list(shape))}")
     expected = dtype.itemsize * shape[0] * shape[1] * 3
-    if len(tensor.data) != expected:
-        raise InvalidImage(f"an image tensor of shape {list(shape)} has {expected} bytes, got {len(tensor.data)}")
-    return np.frombuffer(tensor.data, dtype).reshape(shape)
+    if len(data) != expected:
+        raise InvalidImage(f"an image tensor of shape {list(shape)} has {expected} bytes, got {len(data)}")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def model_to_proto(info: ModelInfo) -> pb.Model:

@@ -171,8 +171,8 @@ class Gateway:
                 *_age_options(self._settings.max_connection_age_s),
             ],
         )
-        typed = explanation.ExplanationService(self._registry, self.calls, self._settings.max_message_bytes)
-        open_inference = inference.InferenceService(self._registry, self.calls)
+        typed = explanation.ExplanationService(self._registry, self.calls, self._settings.request_limits())
+        open_inference = inference.InferenceService(self._registry, self.calls, self._settings.request_limits())
         server.add_generic_rpc_handlers(
             (
                 handlers(explanation.SERVICE, typed, explanation.RAW),

@@ -36,6 +36,7 @@ from camserve.methods.gradient import (
 )
 from camserve.methods.perturbation import AblationCam, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
 from camserve.methods.spec import MethodSpec, Parameter, method_name
+from camserve.wording import shown
 
 __all__ = [
     "AUTO",
@@ -119,12 +120,12 @@ def parse_method(name: str, parameters: Mapping[str, Any] | None = None) -> Meth
     """
     spec = METHODS.get(name) or (Auto if name == AUTO else None)
     if spec is None:
-        raise InvalidOption(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+        raise InvalidOption(f"unknown method {shown(name)}; there are {', '.join(METHODS)}")
     known = [parameter.name for parameter in spec.parameters()]
     for key in parameters or {}:
         if key not in known:
             allowed = f"has {', '.join(known)}" if known else "has no parameters"
-            raise InvalidOption(f"{name}: unknown parameter {key!r}; it {allowed}")
+            raise InvalidOption(f"{name}: unknown parameter {shown(key)}; it {allowed}")
     return spec(**(parameters or {}))
 
 
@@ -150,7 +151,7 @@ def parse_method_text(text: str) -> MethodSpec:
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise InvalidOption(f"a method must be NAME[:KEY=VALUE,...], got {text!r}")
+            raise InvalidOption(f"a method must be NAME[:KEY=VALUE,...], got {shown(text)}")
         parameters[key.strip()] = number_or_text(value.strip())
     return parse_method(name.strip().replace("-", "_"), parameters)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from camserve.errors import InvalidOption
 from camserve.methods.spec import MethodSpec, choice, number
 from camserve.methods.work import Work
+from camserve.wording import shown
 
 if TYPE_CHECKING:
     from camserve.types import Layer
@@ -49,7 +50,7 @@ class GroupCam(_Baseline):
     def queries(self, channels: int, targets: int) -> int:
         """Returns `groups` for each target, because the masks follow the target's gradients."""
         if self.groups > channels:
-            raise InvalidOption(f"{self.name}: groups must be 1..{channels} at this layer, got {self.groups}")
+            raise InvalidOption(f"{self.name}: groups must be 1..{channels} at this layer, got {shown(self.groups)}")
         return self.groups * targets
 
     def labels(self, layer: Layer, targets: int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from camserve.errors import InvalidOption
 from camserve.methods.work import Kind, Work
+from camserve.wording import shown
 
 if TYPE_CHECKING:
     from camserve.types import Layer
@@ -177,15 +178,15 @@ def _checked(method: str, parameter: Parameter, value: Any) -> Any:
     where = f"{method}: {parameter.name}"
     if parameter.type == "choice":
         if value not in parameter.choices:
-            raise InvalidOption(f"{where} must be one of {', '.join(parameter.choices)}, got {value!r}")
+            raise InvalidOption(f"{where} must be one of {', '.join(parameter.choices)}, got {shown(value)}")
         return value
     kind = int if parameter.type == "integer" else float
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is(kind, value):
-        raise InvalidOption(f"{where} must be {'an' if kind is int else 'a'} {parameter.type}, got {value!r}")
+        raise InvalidOption(f"{where} must be {'an' if kind is int else 'a'} {parameter.type}, got {shown(value)}")
     low, high = parameter.minimum, parameter.maximum
     if (low is not None and value < low) or (high is not None and value > high):
         allowed = f"{low:g}..{high:g}" if high is not None else f"at least {low:g}"
-        raise InvalidOption(f"{where} must be {allowed}, got {value}")
+        raise InvalidOption(f"{where} must be {allowed}, got {shown(value)}")
     return kind(value)
 
 

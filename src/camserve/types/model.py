@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from camserve.errors import InvalidOption
+from camserve.wording import close_to, shown
 
 if TYPE_CHECKING:
     from camserve.methods import Parameter
@@ -82,9 +82,9 @@ class ModelInfo:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        near = difflib.get_close_matches(name, [layer.name for layer in self.layers], n=5, cutoff=0.4)
+        near = close_to(name, (layer.name for layer in self.layers), cutoff=0.4)
         hint = f"; close to it: {', '.join(near)}" if near else ""
-        raise InvalidOption(f"unknown layer {name!r}; the default is {self.default_layer!r}{hint}")
+        raise InvalidOption(f"unknown layer {shown(name)}; the default is {self.default_layer!r}{hint}")
 
 
 @dataclass(frozen=True)

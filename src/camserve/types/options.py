@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from camserve.errors import InvalidOption
+from camserve.wording import shown
 
 Precision = Literal["exact", "bfloat16"]
 DEFAULT_CURVE_STEPS = 28
@@ -38,7 +39,7 @@ class Target:
         if len(given) != 1:
             raise InvalidOption(f"a target is an index, a label or top_k: exactly one, got {len(given)}")
         if self.top_k is not None and self.top_k < 1:
-            raise InvalidOption(f"top_k must be at least 1, got {self.top_k}")
+            raise InvalidOption(f"top_k must be at least 1, got {shown(self.top_k)}")
 
     @classmethod
     def of(cls, value: TargetLike) -> Target:
@@ -75,7 +76,7 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         if self.max_maps < 0:
-            raise InvalidOption(f"max_maps must be at least 0, got {self.max_maps}")
+            raise InvalidOption(f"max_maps must be at least 0, got {shown(self.max_maps)}")
         if not self.min_interval_s >= 0:
             raise InvalidOption(f"min_interval_s must be at least 0, got {self.min_interval_s}")
 
@@ -90,6 +91,6 @@ COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma")
 def check_overlay(colormap: str, opacity: float) -> None:
     """Raises InvalidOption where the colormap is unknown, or the opacity is outside of 0..1."""
     if colormap not in COLORMAPS:
-        raise InvalidOption(f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}")
+        raise InvalidOption(f"colormap must be one of {', '.join(COLORMAPS)}, got {shown(colormap)}")
     if not 0 <= opacity <= 1:
         raise InvalidOption(f"opacity must be 0..1, got {opacity}")

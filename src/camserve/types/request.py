@@ -8,7 +8,7 @@ things with the same words.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypedDict, TypeVar, Unpack, cast
@@ -41,6 +41,7 @@ from camserve.types import (
     curve_points,
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
+from camserve.wording import shown
 
 _T = TypeVar("_T")
 
@@ -89,8 +90,39 @@ class RequestLimits:
     """Number of pixels of all maps of one reply together."""
     message_bytes: int = sys.maxsize
     """Number of bytes of one reply, and of what a worker answers."""
+    name_characters: int = sys.maxsize
+    """Number of characters of a name: of a model, a version, a layer, a class, or a method with its parameters."""
+    option_bytes: int = sys.maxsize
+    """Number of bytes of a message beside its image."""
     auto: bool = False
     """Whether there is a server that chooses a method for `auto`."""
+
+    def check_counts(self, *, methods: int = 0, layers: int = 0, targets: int = 0) -> None:
+        """Raises InvalidOption where there are too many; every door asks before it looks at one of them."""
+        for what, number, most in (
+            ("methods", methods, self.methods),
+            ("layers", layers, self.layers),
+            ("targets", targets, self.targets),
+        ):
+            if number > most:
+                raise InvalidOption(f"a request has at most {most} {what}, got {number}")
+
+    def check_options(self, size: int) -> None:
+        """Raises InvalidOption where a message has too many bytes beside its image, before it is parsed."""
+        if size > self.option_bytes:
+            raise InvalidOption(f"a request has at most {self.option_bytes} bytes beside its image; this one has more")
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises InvalidOption where a name is too long; every door asks before it looks one up."""
+        for name in names:
+            if len(name) > self.name_characters:
+                raise InvalidOption(
+                    f"a name has at most {self.name_characters} characters, got {len(name)}: {shown(name)}"
+                )
+
+
+UNBOUNDED = RequestLimits()
+"""The limits of requests that stay in one process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,21 +159,21 @@ class ExplainRequest:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("priority", self.priority, PRIORITIES)
         if self.top_predictions < 0:
-            raise InvalidOption(f"top_predictions must be at least 0, got {self.top_predictions}")
+            raise InvalidOption(f"top_predictions must be at least 0, got {shown(self.top_predictions)}")
         if not 1 <= self.evaluation_steps <= MAX_CURVE_STEPS:
-            raise InvalidOption(f"evaluation_steps must be 1..{MAX_CURVE_STEPS}, got {self.evaluation_steps}")
+            raise InvalidOption(f"evaluation_steps must be 1..{MAX_CURVE_STEPS}, got {shown(self.evaluation_steps)}")
 
-    def fit(self, model: ModelInfo, limits: RequestLimits = RequestLimits()) -> FittedRequest:  # frozen
+    def fit(self, model: ModelInfo, limits: RequestLimits = UNBOUNDED) -> FittedRequest:
         """Returns the request fitted to a model. It reads the image's header: a server calls it in a thread.
 
         Raises:
             InvalidImage, InvalidOption: what is wrong, what was allowed and what came.
             NotFound: another version of the model was asked for.
         """
+        limits.check_counts(methods=len(self.methods), layers=len(self.layers), targets=len(self.targets))
+        limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in self.targets)))
         if self.version not in ("", model.version):
-            raise NotFound(f"model {model.name} is served in version {model.version}, not {self.version!r}")
-        _check_number("methods", len(self.methods), limits.methods)
-        _check_number("layers", len(self.layers), limits.layers)
+            raise NotFound(f"model {model.name} is served in version {model.version}, not {shown(self.version)}")
         parts = make_parts(model, self.methods, self.layers, self.fusion, self.output.size)
         if not limits.auto and any(isinstance(method, Auto) for method in self.methods):
             raise InvalidOption("auto: a server chooses, by its load and the deadline; here name a method")
@@ -358,12 +390,7 @@ def _several(values: Sequence[_T]) -> Sequence[_T]:
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_number(what: str, number: int, most: int) -> None:
-    if number > most:
-        raise InvalidOption(f"a request has at most {most} {what}, got {number}")
+        raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
 def _resolved_targets(targets: Sequence[Target], model: ModelInfo, limits: RequestLimits) -> tuple[Target, ...]:

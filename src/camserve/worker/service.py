@@ -40,6 +40,8 @@ PLAIN_LIMITS = RequestLimits(
     targets=100,
     map_pixels=128 * 10**6,
     message_bytes=64 * 2**20,
+    name_characters=256,
+    option_bytes=256 * 2**10,
 )
 """The bounds of a plain client's request: those that a gateway has by default."""
 
@@ -117,7 +119,7 @@ class WorkerService:
         return _step_entry(read)
 
     def _plain_entry(self, data: Mapping[str, Any]) -> _Entry:
-        asked = plain.decode(data)
+        asked = plain.decode(data, self._limits)
         results = Results(asked.request.fit(self._executor.network.info, self._limits))
         item = results.next_item()
         assert item is not None, "the first item of a request asks something"

@@ -15,7 +15,7 @@ import grpc
 from camserve.errors import CamserveError, Overloaded
 from camserve.gateway.api import request_ids
 from camserve.gateway.api.access import Rates, caller
-from camserve.gateway.api.status import public, status, trailing_metadata
+from camserve.gateway.api.status import message, public, status, trailing_metadata
 from camserve.gateway.ops.metrics import UNKNOWN, Metrics, exemplar, method_label
 from camserve.gateway.ops.tracing import Attributes, Tracing
 from camserve.gateway.pool.registry import Registry
@@ -239,7 +239,7 @@ class Calls:
     def _failed(self, record: _Record, error: Exception) -> None:
         """Notes the error of a call, and counts it if it is a refusal."""
         shown = public(error)
-        record.code, record.error = status(shown), str(shown)
+        record.code, record.error = status(shown), message(shown)
         if isinstance(error, Overloaded) and error.reason:
             self._metrics.refusals.labels(record.model, error.reason).inc()
 
@@ -289,5 +289,5 @@ async def abort(context: Context, error: Exception) -> NoReturn:
         _log.error("a request failed", exc_info=error)
     shown = public(error)
     await context.abort(
-        status(shown), str(shown), (*trailing_metadata(shown), (request_ids.KEY, request_ids.request_id()))
+        status(shown), message(shown), (*trailing_metadata(shown), (request_ids.KEY, request_ids.request_id()))
     )

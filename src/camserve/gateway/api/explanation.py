@@ -10,7 +10,7 @@ from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import OnProgress
 from camserve.types import Explanation, InputView, Progress, SaliencyMap
-from camserve.types.request import ExplainRequest
+from camserve.types.request import ExplainRequest, RequestLimits
 from camserve.v1 import explain_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplanationService"]
@@ -25,17 +25,17 @@ class ExplanationService:
     Args:
         registry: the models.
         calls: the explain calls of every door.
-        max_bytes: bound of all maps of one reply together.
+        limits: the bounds of a request and its reply.
     """
 
-    def __init__(self, registry: Registry, calls: Calls, max_bytes: int) -> None:
+    def __init__(self, registry: Registry, calls: Calls, limits: RequestLimits) -> None:
         self._registry = registry
         self._calls = calls
-        self._max_bytes = max_bytes
+        self._limits = limits
 
     async def Explain(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
         """Answers `Explain`, as explain.proto says."""
-        return await self._calls.explain(data, context, Door(self._decoded, v1.model_name))
+        return await self._calls.explain(data, context, Door(self._decoded, self._model_name))
 
     async def StreamExplain(self, data: bytes, context: Context) -> None:  # noqa: N802  # gRPC's name
         """Answers `StreamExplain`, as explain.proto says."""
@@ -48,7 +48,7 @@ class ExplanationService:
 
             return tell
 
-        reply = await self._calls.explain(data, context, Door(self._decoded_for_stream, v1.model_name), telling)
+        reply = await self._calls.explain(data, context, Door(self._decoded_for_stream, self._model_name), telling)
         await context.write(reply)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:  # noqa: N802
@@ -74,7 +74,7 @@ class ExplanationService:
             await abort(context, error)
 
     def _decoded(self, data: bytes) -> Decoded:
-        request = v1.request_from_bytes(data)
+        request = v1.request_from_bytes(data, self._limits)
 
         def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
             return self._reply(request, maps, finish).SerializeToString()
@@ -82,19 +82,22 @@ class ExplanationService:
         return Decoded(request, encode)
 
     def _decoded_for_stream(self, data: bytes) -> Decoded:
-        request = v1.request_from_bytes(data)
+        request = v1.request_from_bytes(data, self._limits)
 
         def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
             return pb.ExplainUpdate(reply=self._reply(request, maps, finish)).SerializeToString()
 
         return Decoded(request, encode)
 
+    def _model_name(self, data: bytes) -> str:
+        return v1.model_name(data, self._limits)
+
     def _reply(
         self, request: ExplainRequest, maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]
     ) -> pb.ExplainReply:
-        encoded = v1.maps_to_proto(maps, request.output, self._max_bytes)
+        encoded = v1.maps_to_proto(maps, request.output, self._limits.message_bytes)
         return v1.reply_to_proto(finish(), encoded)
 
     def _update(self, request: ExplainRequest, progress: Progress, view: InputView) -> bytes:
-        message = v1.progress_to_proto(progress, view, request.output, self._max_bytes)
+        message = v1.progress_to_proto(progress, view, request.output, self._limits.message_bytes)
         return pb.ExplainUpdate(progress=message).SerializeToString()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from camserve import __version__
 from camserve.codecs import oip as codec
@@ -12,6 +13,8 @@ from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
 from camserve.gateway.pool.registry import Registry, ServedModel
 from camserve.oip import inference_pb2 as oip
 from camserve.types import Explanation, SaliencyMap
+from camserve.types.request import RequestLimits
+from camserve.wording import shown
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -22,9 +25,10 @@ RAW = ("ModelInfer",)
 class InferenceService:
     """Implements `inference.GRPCInferenceService`; see inference.proto."""
 
-    def __init__(self, registry: Registry, calls: Calls) -> None:
+    def __init__(self, registry: Registry, calls: Calls, limits: RequestLimits) -> None:
         self._registry = registry
         self._calls = calls
+        self._door = Door(partial(_decoded, limits=limits), partial(codec.model_name, limits=limits))
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:  # noqa: N802
         """Answers that the server lives, since it answers."""
@@ -58,24 +62,21 @@ class InferenceService:
 
     async def ModelInfer(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
         """Answers with an explanation of an image."""
-        return await self._calls.explain(data, context, _DOOR)
+        return await self._calls.explain(data, context, self._door)
 
     def _model(self, name: str, version: str) -> ServedModel:
         """Returns the model of a name; raises NotFound where it is served in another version than asked for."""
         model = self._registry.get(name)
         if version not in ("", model.required().version):
-            raise NotFound(f"model {model.name} is served in version {model.required().version}, not {version!r}")
+            raise NotFound(f"model {model.name} is served in version {model.required().version}, not {shown(version)}")
         return model
 
 
-def _decoded(data: bytes) -> Decoded:
-    inference = codec.decode(data)
+def _decoded(data: bytes, limits: RequestLimits) -> Decoded:
+    inference = codec.decode(data, limits)
 
     def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
         made = tuple(maps)  # one tensor holds all maps
         return codec.encode(replace(finish(), maps=made), inference)
 
     return Decoded(inference.request, encode, inference.timeout_s)
-
-
-_DOOR = Door(_decoded, codec.model_name)

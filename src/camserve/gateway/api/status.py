@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -17,6 +19,8 @@ RETRY_KEY = "grpc-retry-pushback-ms"
 
 DETAILS_KEY = "grpc-status-details-bin"
 """Key in the trailing metadata: a google.rpc.Status, gRPC's rich error model."""
+
+_MESSAGE_BYTES = 2048
 
 RETRY_S = 1.0
 """Seconds until another try, where nobody can say when there will be room."""
@@ -53,11 +57,22 @@ def trailing_metadata(error: CamserveError) -> tuple[tuple[str, str | bytes], ..
 
 def _details(error: Overloaded, retry_s: float) -> bytes:
     """Returns a serialized google.rpc.Status with RetryInfo."""
-    found = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+    found = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=message(error))
     delay = duration_pb2.Duration()
     delay.FromNanoseconds(round(1e9 * retry_s))
     found.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return bytes(found.SerializeToString())
+
+
+def message(error: CamserveError) -> str:
+    """Returns the text of an error as a status carries it: at most `_MESSAGE_BYTES` as HTTP/2 writes it.
+
+    Clients refuse a status whose metadata are larger than their bound, often 8 KiB, and then show that instead.
+    """
+    text = str(error)
+    while (size := len(quote(text))) > _MESSAGE_BYTES:  # a character takes up to twelve bytes
+        text = text[: (len(text) * _MESSAGE_BYTES // size) - 3] + "..."
+    return text
 
 
 def public(error: BaseException) -> CamserveError:

@@ -82,6 +82,15 @@ class Settings(Layered):
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**20, description="largest request and reply in bytes; above the image limit with some room"
     )
+    max_option_bytes: int = Field(
+        256 * 2**10,
+        ge=4 * 2**10,
+        le=2**20,  # what protobuf parses in one go, while nothing else runs
+        description="largest request in bytes beside its image; at most 1 MiB",
+    )
+    max_name_characters: int = Field(
+        256, ge=64, description="characters of a name in a request: of a model, layer or class, or a method's text"
+    )
     max_map_pixels: int = Field(128 * 10**6, ge=1, description="pixels of all maps of one reply together")
     max_methods: int = Field(16, ge=1, description="methods in one request")
     max_layers: int = Field(8, ge=1, description="layers in one request; each has a forward pass of its own")
@@ -186,6 +195,8 @@ class Settings(Layered):
             targets=self.max_targets,
             map_pixels=self.max_map_pixels,
             message_bytes=self.max_message_bytes,
+            name_characters=self.max_name_characters,
+            option_bytes=self.max_option_bytes,
             auto=True,
         )
 

@@ -21,6 +21,7 @@ from camserve.gateway.pool.model_metrics import ModelMetrics
 from camserve.gateway.pool.readiness import Readiness
 from camserve.gateway.pool.torchserve import Backend
 from camserve.types import Item, ModelInfo
+from camserve.wording import shown
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ class Registry:
         if name in self._models:
             return self._models[name]
         if name:
-            raise NotFound(f"unknown model {name!r}; there are: {names}")
+            raise NotFound(f"unknown model {shown(name)}; there are: {names}")
         if len(self._models) > 1:
             raise InvalidOption(f"name one of the models: {names}")
         return next(iter(self._models.values()))
