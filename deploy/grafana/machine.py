@@ -74,12 +74,36 @@ _PROCESS = (
         "Cores that a gateway's process uses. It has one event loop: near 1 it is the bottleneck.",
         "short",
         (Query(f"sum by (instance) ({rate('process_cpu_seconds_total', TARGET)})", "{{instance}}"),),
+        width=6,
+    ),
+    Panel(
+        "Stalls of the event loop",
+        "How late the gateway's event loop was, at worst of a hundred times: nobody is served meanwhile. An alert "
+        "fires when half a second is passed again and again.",
+        "s",
+        (
+            Query(
+                "histogram_quantile(0.99, sum by (le, instance) ("
+                f"{rate('camserve_event_loop_stall_seconds_bucket', TARGET)}))",
+                "{{instance}}",
+            ),
+        ),
+        width=6,
+    ),
+    Panel(
+        "Bytes in flight",
+        "Bytes of the requests that are being answered, with their replies until they are delivered. What passes half "
+        "of max_bytes_in_flight is refused.",
+        "bytes",
+        (Query(gauge("camserve_bytes_in_flight", TARGET, "instance"), "{{instance}}"),),
+        width=6,
     ),
     Panel(
         "Memory of the gateway",
         "Resident memory of a gateway's process.",
         "bytes",
         (Query(gauge("process_resident_memory_bytes", TARGET, "instance"), "{{instance}}"),),
+        width=6,
     ),
     Panel(
         "Open file descriptors",
@@ -88,6 +112,7 @@ _PROCESS = (
         "percentunit",
         (Query(f"process_open_fds{{{TARGET}}} / process_max_fds{{{TARGET}}}", "{{instance}}"),),
         greatest=1,
+        width=6,
         thresholds=(Threshold(None, "transparent"), Threshold(0.8, "red")),
     ),
     Panel(
@@ -95,18 +120,21 @@ _PROCESS = (
         "Lines that were not written: they came too fast, or nobody reads the gateway's stderr.",
         "cps",
         (Query(total_rate("camserve_log_lines_lost_total", TARGET, "instance"), "{{instance}}"),),
+        width=6,
     ),
     Panel(
         "Garbage collections",
         "Runs of Python's collector; those of generation 2 stop everything for longest.",
         "cps",
         (Query(total_rate("python_gc_collections_total", TARGET, "generation"), "generation {{generation}}"),),
+        width=6,
     ),
     Panel(
         "Time since start",
         "Age of each gateway's process.",
         "s",
         (Query(f"time() - process_start_time_seconds{{{TARGET}}}", "{{instance}}"),),
+        width=6,
     ),
     Panel(
         "Releases",

@@ -169,7 +169,7 @@ def fitted(**output: Any) -> FittedRequest:
 
 async def test_what_rendering_takes_is_expected_by_the_size_of_the_maps():
     """A mean over all sizes would begin small partial answers too early and large ones too late."""
-    renderer = Renderer()
+    renderer = Renderer(2**30)
     small, large = fitted(), fitted(size="original")
 
     class Known:

@@ -32,6 +32,8 @@ def test_every_metric_is_what_dashboards_and_rules_take_it_for():
         "camserve_refusals_total": ("counter", ("model", "reason")),
         "camserve_auto_choices_total": ("counter", ("model", "choice")),
         "camserve_requests_in_flight": ("gauge", ("class",)),
+        "camserve_bytes_in_flight": ("gauge", ()),
+        "camserve_event_loop_stall_seconds": ("histogram", ()),
         "camserve_waiting_queries": ("gauge", model),
         "camserve_waiting_work_seconds": ("gauge", model),
         "camserve_steps_in_flight": ("gauge", model),

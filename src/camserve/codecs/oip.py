@@ -45,6 +45,8 @@ _BULK: bulk.Fields = {5: {5: {4: "uint", 6: "fp32", 8: "bytes"}}, 7: "raw"}
 """Fields of a ModelInferRequest that hold pixels: three of `inputs.contents`, and `raw_input_contents`."""
 
 _IMAGE = "image"
+_LENGTH_BYTES = 4
+"""Number of bytes before a raw element of type BYTES, which say how long it is."""
 _ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, 3]"
 _PIXELS: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
@@ -72,6 +74,8 @@ def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     """
     cut = bulk.parse(pb.ModelInferRequest, data, _BULK, limits)
     message = cut.message
+    limits.check_image(max(sum(map(len, cut.bulk.get(name, ()))) - _LENGTH_BYTES for name in ("raw", "bytes", "fp32")))
+    limits.check_image(sum(map(len, cut.bulk.get("uint", ()))) // 2)  # an element takes up to two bytes
     limits.check_names((message.model_name, message.model_version, message.id, *message.parameters))
     values: dict[str, Any] = {name: _value(parameter) for name, parameter in message.parameters.items()}
     timeout_s = _timeout_s(values.pop("timeout", 0))

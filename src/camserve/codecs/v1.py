@@ -86,6 +86,7 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
     """
     cut = bulk.parse(pb.ExplainRequest, data, _BULK, limits)
     message = cut.message
+    limits.check_image(max(len(cut.last("encoded")), len(cut.last("data"))))
     limits.check_counts(methods=len(message.methods), layers=len(message.layers), targets=len(message.targets))
     limits.check_names((message.model, message.version, message.output.colormap, *message.layers))
     limits.check_names(target.label for target in message.targets)

@@ -19,11 +19,14 @@ from camserve.gateway.api.access import token_file
 from camserve.gateway.api.auth import TokenGuard
 from camserve.gateway.api.calls import Calls
 from camserve.gateway.api.handlers import handlers
+from camserve.gateway.api.reading import SmallMessages
 from camserve.gateway.api.request_ids import RequestIds
 from camserve.gateway.ops.descriptors import watch_descriptors
 from camserve.gateway.ops.exposition import MetricsServer
+from camserve.gateway.ops.malloc import give_memory_back
 from camserve.gateway.ops.metrics import UNKNOWN, Metrics
 from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.stalls import measure_stalls
 from camserve.gateway.ops.tls import certificates, server_credentials
 from camserve.gateway.ops.tracing import tracing
 from camserve.gateway.pool.discovery import Pool
@@ -43,6 +46,30 @@ _AGE_GRACE_S = 3600.0
 
 _LAST_WORDS_S = 1.0
 """Seconds in which calls that are ended by a stop have to tell their clients so."""
+
+_SMALL_READS = 2
+"""Number of messages of one service without images that are read at once."""
+
+_STREAMS = 1024
+"""Number of Health.Watch calls at once, and of calls of reflection; a client has a sixteenth."""
+
+_BOUNDS = (
+    ("grpc.max_concurrent_streams", 256),  # of one connection; a client's further calls wait in the client
+    ("grpc.http2.bdp_probe", 0),  # what is read ahead of a call stays at 64 KiB; once it is read, the window is wide
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what inflates would be measured afterwards only
+)
+
+KEEPALIVE = (
+    # A peer that has vanished without a word is found within 80 s, and its calls end.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Clients may ask whether we live every 5 s, also while they wait for an answer, and without any call.
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+"""Options of the server that keep connections alive, and find those that are dead."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -93,6 +120,7 @@ class Gateway:
         Raises:
             InvalidOption: a port is taken, an address is not of this machine, or certificates or tokens are bad.
         """
+        give_memory_back()
         self.metrics = Metrics()
         self._tracing = tracing(self._settings.tracing)
         self._certificates = certificates(self._settings)
@@ -101,7 +129,7 @@ class Gateway:
         self._changed = asyncio.Event()
         self._registry = Registry(self._backends, self._settings, self.metrics, self._tracing, self._changed.set)
         self.explainer = Explainer(self._registry, self._settings, self.metrics)
-        self.calls = Calls(self._registry, self.explainer, self.metrics, self._tracing)
+        self.calls = Calls(self._registry, self.explainer, self._settings, self.metrics, self._tracing)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
@@ -114,6 +142,7 @@ class Gateway:
         await self._server.start()
         self._health_task = asyncio.create_task(self._keep_health(), name="camserve health")
         self._files_task = asyncio.create_task(watch_descriptors(self._settings.poll_s), name="camserve files")
+        self._stalls_task = asyncio.create_task(measure_stalls(self.metrics), name="camserve stalls")
         self._registry.start()
         how = "TLS" if self._certificates else "plain text"
         if self._tokens and not self._certificates and not is_loopback(self._settings.listen):
@@ -147,6 +176,7 @@ class Gateway:
         """Lets running requests finish until time is up, then ends everything in order."""
         await _ended(self._health_task)
         await _ended(self._files_task)
+        await _ended(self._stalls_task)
         await self._health.enter_graceful_shutdown()
         # New calls are refused from here on, while the running ones finish.
         refusing = asyncio.create_task(self._server.stop(_AGE_GRACE_S), name="camserve drain")
@@ -168,6 +198,8 @@ class Gateway:
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", 2 * self._settings.max_message_bytes),  # maps, and all around them
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
+                *_BOUNDS,
+                *KEEPALIVE,
                 *_age_options(self._settings.max_connection_age_s),
             ],
         )
@@ -184,10 +216,12 @@ class Gateway:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _interceptors(self) -> list[RequestIds | TokenGuard]:
+    def _interceptors(self) -> list[RequestIds | TokenGuard | SmallMessages]:
+        small = SmallMessages(_SMALL_READS, _STREAMS, self._settings.default_deadline_s)
         if self._tokens is None:
-            return [RequestIds()]
-        return [RequestIds(), TokenGuard(self._tokens, self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc)]
+            return [RequestIds(), small]
+        refused = self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc
+        return [RequestIds(), TokenGuard(self._tokens, refused), small]
 
     def _bound(self) -> int:
         """Opens the port, with TLS if there are certificates; returns its number."""

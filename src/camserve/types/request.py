@@ -112,6 +112,11 @@ class RequestLimits:
         if size > self.option_bytes:
             raise InvalidOption(f"a request has at most {self.option_bytes} bytes beside its image; this one has more")
 
+    def check_image(self, size: int) -> None:
+        """Raises InvalidImage where an image has too many bytes; doors that would copy it ask before."""
+        if size > self.image_bytes:
+            raise InvalidImage(f"an image may have at most {self.image_bytes} bytes, got {size}")
+
     def check_names(self, names: Iterable[str]) -> None:
         """Raises InvalidOption where a name is too long; every door asks before it looks one up."""
         for name in names:

@@ -9,7 +9,7 @@ import grpc
 
 from camserve.errors import Unauthenticated
 from camserve.gateway.api.access import Caller, Token, identify, set_caller
-from camserve.gateway.api.calls import Context, abort
+from camserve.gateway.api.status import Context, abort
 from camserve.gateway.ops.watched_files import Reloaded
 
 OPEN = (
@@ -62,9 +62,9 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # its s
 
 
 def _refusal(error: Unauthenticated) -> _Handler:
-    """Returns a handler that ends the call with the error."""
+    """Returns a handler that ends the call with the error, whatever its kind, without reading any message."""
 
-    async def refuse(request: bytes, context: Context) -> None:
+    async def refuse(requests: object, context: Context) -> None:
         await abort(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

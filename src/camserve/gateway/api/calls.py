@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from camserve.errors import CamserveError, Overloaded
+from camserve.errors import CamserveError, DeadlineExceeded, InvalidInput, Overloaded
 from camserve.gateway.api import request_ids
 from camserve.gateway.api.access import Rates, caller
-from camserve.gateway.api.status import message, public, status, trailing_metadata
+from camserve.gateway.api.delivery import Delivery
+from camserve.gateway.api.reading import NO_MESSAGE, Reader
+from camserve.gateway.api.status import Context, abort, message, public, status
 from camserve.gateway.ops.metrics import UNKNOWN, Metrics, exemplar, method_label
+from camserve.gateway.ops.settings import Settings
 from camserve.gateway.ops.tracing import Attributes, Tracing
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import Call, Explainer, OnProgress
+from camserve.gateway.requests.memory import MESSAGE_COPIES, Memory
 from camserve.gateway.requests.rendering import Encode
 from camserve.types import Explanation
 from camserve.types.request import ExplainRequest
@@ -27,6 +31,12 @@ from camserve.types.request import ExplainRequest
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("camserve.access")
 """Logs one line for each explain call: who asked what, and what came of it; never an image, never a token."""
+
+_DELIVERY_S = 10.0
+"""Seconds that a client has to read a reply that was ready just before the deadline."""
+
+Write = Callable[[bytes], Awaitable[None]]
+"""Brings a serialized message to the client of a call."""
 
 _TRANSIT_S = 0.1
 """Seconds by which a client's own cancellation may come before our deadline: its deadline counts from the sending."""
@@ -40,8 +50,6 @@ _FAULTS = (
     grpc.StatusCode.DATA_LOSS,
 )
 """Codes that make a server's span an error by OpenTelemetry's conventions; with others the client is at fault."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class _Record:
     """The facts of one explain call that metrics, log and trace tell."""
 
     began_s: float
+    delivery: Delivery
     model: str = UNKNOWN
     methods: tuple[str, ...] = (UNKNOWN,)
     priority: str = UNKNOWN
@@ -106,8 +115,13 @@ class _Record:
 class Calls:
     """Answers the explain calls of one gateway, and knows those that are live."""
 
-    def __init__(self, registry: Registry, explainer: Explainer, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(
+        self, registry: Registry, explainer: Explainer, settings: Settings, metrics: Metrics, tracing: Tracing
+    ) -> None:
         self._registry = registry
+        self._settings = settings
+        self._memory = Memory(settings.max_bytes_in_flight // 2)
+        self._reader = Reader(settings.reads_at_once, settings.default_deadline_s)
         self._explainer = explainer
         self._metrics = metrics
         self._tracing = tracing
@@ -120,11 +134,17 @@ class Calls:
         self._ends: set[asyncio.Timeout] = set()
         self._over: CamserveError | None = None
         metrics.oldest_request_seconds.read = self._ages
+        metrics.bytes_in_flight.read = lambda: {(): self._memory.held}
 
     @property
     def active(self) -> int:
         """Number of explain calls that are being answered."""
         return len(self._live)
+
+    @property
+    def undelivered(self) -> int:
+        """Number of calls a message of which waits for its client to read."""
+        return sum(record.delivery.stuck for record in self._live.values())
 
     async def idle(self) -> None:
         """Returns once no explain call is being answered."""
@@ -138,36 +158,38 @@ class Calls:
 
     async def explain(
         self,
-        data: bytes,
         context: Context,
         door: Door,
-        on_progress: Callable[[ExplainRequest], OnProgress] | None = None,
-    ) -> bytes:
-        """Returns the encoded reply; a failure ends the call with its status.
+        on_progress: Callable[[ExplainRequest, Write], OnProgress] | None = None,
+    ) -> None:
+        """Answers a call, from its message to the delivery of its reply; a failure ends it with its status.
+
+        The order of the checks is that of their cost: the token was checked before this; then come rate, number of
+        calls, size of the message, its shape and values, the model, and room for the work.
 
         Args:
-            data: the message of the call.
-            context: gRPC's context of the call.
+            context: gRPC's context of the call, whose message has not been read.
             door: reads the message, and says how the reply is encoded. The request's class becomes the best that the
                 caller may ask for, if it is better than that.
-            on_progress: makes of the request what is awaited with its news; None: nobody wants news.
+            on_progress: makes of the request, and of what writes to the client, what is awaited with its news; None:
+                nobody wants news.
         """
         with self._recorded(context) as record:
             try:
                 await request_ids.tell(context)
                 async with self._until_end():
                     self._rates.check(caller(), self._loop.time())
-                    decoded = await self._read(record, door, data)
-                    with self._counted(record.priority):
-                        timeout_s = _least(context.time_remaining(), decoded.timeout_s)
-                        news = None if on_progress is None else on_progress(decoded.request)
-                        call = Call(_noting(record, decoded.encode), caller(), timeout_s, news)
-                        return await self._explainer.explain(decoded.request, call)
+                    self._check_number()
+                    await self._answer(record, context, door, on_progress)
             except asyncio.CancelledError:
                 record.code = cancellation(context)
                 raise
             except Exception as error:
                 self._failed(record, error)
+                if record.delivery.stuck:  # no status would reach the client either
+                    record.delivery.drop()
+                    error.__traceback__ = error.__context__ = error.__cause__ = None  # they refer to the call
+                    raise asyncio.CancelledError from None
                 await abort(context, error)
 
     @asynccontextmanager
@@ -185,10 +207,47 @@ class Calls:
                 raise  # it is not ours
             raise self._over from None
 
+    def _check_number(self) -> None:
+        """Raises Overloaded where too many calls are being answered."""
+        most = self._settings.max_calls
+        if self.active > most:
+            raise Overloaded(f"at most {most} calls are answered at once; try again later", reason="calls")
+
+    async def _answer(
+        self,
+        record: _Record,
+        context: Context,
+        door: Door,
+        on_progress: Callable[[ExplainRequest, Write], OnProgress] | None,
+    ) -> None:
+        """Reads the message of a call, and writes its news and its reply."""
+        data = await self._reader.read(context)
+        if data is None:
+            raise InvalidInput(NO_MESSAGE)
+        with self._memory.hold(MESSAGE_COPIES * len(data)) as held:
+            decoded = await self._read(record, door, data)
+            del data  # what is needed of it is in the request
+            with self._counted(record.priority):
+                timeout_s = _least(context.time_remaining(), decoded.timeout_s)
+                news = None if on_progress is None else on_progress(decoded.request, record.delivery.write)
+                call = Call(_noting(record, decoded.encode), caller(), timeout_s, news, held.add)
+                reply = await self._explainer.explain(decoded.request, call)
+                await self._deliver(record, reply, timeout_s)
+
+    async def _deliver(self, record: _Record, reply: bytes, timeout_s: float | None) -> None:
+        """Returns once a reply has left; raises DeadlineExceeded where the client does not read it in time."""
+        allowed_s = self._settings.default_deadline_s if timeout_s is None else timeout_s
+        until_s = max(record.began_s + allowed_s, self._loop.time() + min(allowed_s, _DELIVERY_S))
+        try:
+            async with asyncio.timeout_at(until_s):
+                await record.delivery.write(reply)
+        except TimeoutError:
+            raise DeadlineExceeded("the reply was not read before the deadline") from None
+
     @contextmanager
     def _recorded(self, context: Context) -> Iterator[_Record]:
         """Has the call live, with a span, as long as the block runs; counts and logs it afterwards."""
-        record, number = _Record(self._loop.time()), next(self._numbers)
+        record, number = _Record(self._loop.time(), Delivery(context)), next(self._numbers)
         self._live[number] = record
         self._idle.clear()
         try:
@@ -281,13 +340,3 @@ def cancellation(context: Context) -> grpc.StatusCode:
     remaining_s = context.time_remaining()
     passed = remaining_s is not None and remaining_s <= _TRANSIT_S
     return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
-
-
-async def abort(context: Context, error: Exception) -> NoReturn:
-    """Ends the call with the error's status; never returns. An error without a type is logged and not shown."""
-    if not isinstance(error, CamserveError):
-        _log.error("a request failed", exc_info=error)
-    shown = public(error)
-    await context.abort(
-        status(shown), message(shown), (*trailing_metadata(shown), (request_ids.KEY, request_ids.request_id()))
-    )

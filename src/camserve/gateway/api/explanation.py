@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from camserve.codecs import v1
-from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
+from camserve.gateway.api.calls import Calls, Decoded, Door, Write
+from camserve.gateway.api.status import Context, abort
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import OnProgress
 from camserve.types import Explanation, InputView, Progress, SaliencyMap
@@ -16,7 +17,7 @@ from camserve.v1 import explain_pb2 as pb
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplanationService"]
 
 RAW = ("Explain", "StreamExplain")
-"""Methods that take and give serialized messages."""
+"""Methods that read and write serialized messages by themselves."""
 
 
 class ExplanationService:
@@ -33,23 +34,22 @@ class ExplanationService:
         self._calls = calls
         self._limits = limits
 
-    async def Explain(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
+    async def Explain(self, requests: object, context: Context) -> None:  # noqa: N802  # gRPC's name
         """Answers `Explain`, as explain.proto says."""
-        return await self._calls.explain(data, context, Door(self._decoded, self._model_name))
+        await self._calls.explain(context, Door(self._decoded, self._model_name))
 
-    async def StreamExplain(self, data: bytes, context: Context) -> None:  # noqa: N802  # gRPC's name
+    async def StreamExplain(self, requests: object, context: Context) -> None:  # noqa: N802  # gRPC's name
         """Answers `StreamExplain`, as explain.proto says."""
 
         # Messages are written to the context, not yielded, so that the call ends at once when its client goes away.
 
-        def telling(request: ExplainRequest) -> OnProgress:
+        def telling(request: ExplainRequest, write: Write) -> OnProgress:
             async def tell(progress: Progress, view: InputView) -> None:
-                await context.write(await asyncio.to_thread(self._update, request, progress, view))
+                await write(await asyncio.to_thread(self._update, request, progress, view))
 
             return tell
 
-        reply = await self._calls.explain(data, context, Door(self._decoded_for_stream, self._model_name), telling)
-        await context.write(reply)
+        await self._calls.explain(context, Door(self._decoded_for_stream, self._model_name), telling)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:  # noqa: N802
         """Answers `ListModels`, as explain.proto says."""

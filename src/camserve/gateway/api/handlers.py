@@ -1,4 +1,4 @@
-"""Registers a servicer whose explain calls take and give bytes, so that large messages are read and made in threads."""
+"""Registers a servicer whose explain calls read and write bytes by themselves: in turn, and made in threads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def handlers(service: ServiceDescriptor, servicer: object, raw: Collection[str])
     """Returns the handlers of every method of a service.
 
     Args:
-        service: the description of the service; none of its methods streams its requests.
+        service: the description of the service; a method that streams is one of `raw`.
         servicer: object with a method of the same name for each method of the service.
-        raw: names of the methods that take and give serialized messages.
+        raw: names of the methods that read and write serialized messages by themselves, through their context. To gRPC
+            they are streams both ways: so it reads no message before the method asks for it.
     """
     made = {
         method.name: _handler(method, getattr(servicer, method.name), method.name in raw) for method in service.methods
@@ -25,8 +26,7 @@ def handlers(service: ServiceDescriptor, servicer: object, raw: Collection[str])
 
 
 def _handler(method: MethodDescriptor, behaviour: Callable[..., Any], raw: bool) -> grpc.RpcMethodHandler[Any, Any]:
-    make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     if raw:
-        return make(behaviour)
+        return grpc.stream_stream_rpc_method_handler(behaviour)
     request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-    return make(behaviour, request.FromString, reply.SerializeToString)
+    return grpc.unary_unary_rpc_method_handler(behaviour, request.FromString, reply.SerializeToString)

@@ -9,7 +9,8 @@ from functools import partial
 from camserve import __version__
 from camserve.codecs import oip as codec
 from camserve.errors import CamserveError, NotFound
-from camserve.gateway.api.calls import Calls, Context, Decoded, Door, abort
+from camserve.gateway.api.calls import Calls, Decoded, Door
+from camserve.gateway.api.status import Context, abort
 from camserve.gateway.pool.registry import Registry, ServedModel
 from camserve.oip import inference_pb2 as oip
 from camserve.types import Explanation, SaliencyMap
@@ -19,7 +20,7 @@ from camserve.wording import shown
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 RAW = ("ModelInfer",)
-"""Methods that take and give serialized messages."""
+"""Methods that read and write serialized messages by themselves."""
 
 
 class InferenceService:
@@ -60,9 +61,9 @@ class InferenceService:
         except Exception as error:
             await abort(context, error)
 
-    async def ModelInfer(self, data: bytes, context: Context) -> bytes:  # noqa: N802  # gRPC's name
+    async def ModelInfer(self, requests: object, context: Context) -> None:  # noqa: N802  # gRPC's name
         """Answers with an explanation of an image."""
-        return await self._calls.explain(data, context, self._door)
+        await self._calls.explain(context, self._door)
 
     def _model(self, name: str, version: str) -> ServedModel:
         """Returns the model of a name; raises NotFound where it is served in another version than asked for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import grpc
@@ -10,6 +12,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from camserve import errors
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, Overloaded
+from camserve.gateway.api import request_ids
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 ERROR_KEY = "camserve-error"
 """Key in the trailing metadata: the name of the class in `camserve.errors`, so that a client can raise the same."""
@@ -79,3 +86,15 @@ def public(error: BaseException) -> CamserveError:
     """Returns what a client may see: a typed error unchanged, anything else as a fixed sentence."""
     typed = isinstance(error, CamserveError) and not isinstance(error, Internal)
     return error if typed else Internal(INTERNAL_MESSAGE)  # type: ignore[return-value]  # mypy loses the isinstance
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """Ends the call with the error's status; never returns. An error without a type is logged and not shown."""
+    if not isinstance(error, CamserveError):
+        _log.error("a request failed", exc_info=error)
+    # What the failed functions held, the message first of all, goes now, and not when the client has read the status.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    shown = public(error)
+    await context.abort(
+        status(shown), message(shown), (*trailing_metadata(shown), (request_ids.KEY, request_ids.request_id()))
+    )

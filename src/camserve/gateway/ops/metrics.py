@@ -28,13 +28,15 @@ from camserve.planning.limits import CLASSES
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
 SHORT_SECONDS = (0.0005, 0.001, 0.0025, *SECONDS)
+STALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STEP_QUERIES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 STEP_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 STAGES = ("queue", "decode", "forward", "queries", "merge", "render")
 TOKEN_REFUSALS = ("token_requests", "token_work", "token_rate", "unauthenticated")
-REFUSALS = ("requests", "work", "deadline", *TOKEN_REFUSALS)
+CALL_REFUSALS = ("calls", "reading", "memory")
+REFUSALS = ("requests", "work", "deadline", *CALL_REFUSALS, *TOKEN_REFUSALS)
 """Reasons for which a call is refused before any work."""
 UNKNOWN = "unknown"
 """Label of what a client made up, so that labels stay few."""
@@ -140,7 +142,7 @@ class Metrics:
         # Series that have no model begin here; those of a model begin in `introduce`.
         for name in CLASSES:
             self.requests_in_flight.labels(name)
-        for reason in TOKEN_REFUSALS:
+        for reason in (*CALL_REFUSALS, *TOKEN_REFUSALS):
             self.refusals.labels(UNKNOWN, reason)
 
     def _requests(self, make: _Maker) -> None:
@@ -163,6 +165,14 @@ class Metrics:
             buckets=SHORT_SECONDS,
         )
         self.requests_in_flight = make.gauge("camserve_requests_in_flight", "Explain requests being answered.", "class")
+        self.bytes_in_flight = make.live(
+            "camserve_bytes_in_flight", "Bytes that explain requests take, with replies that are not delivered yet."
+        )
+        self.event_loop_stall_seconds = make.histogram(
+            "camserve_event_loop_stall_seconds",
+            "Time by which the event loop was late, measured twenty times in a second: nobody was served meanwhile.",
+            buckets=STALL_SECONDS,
+        )
         self.oldest_request_seconds = make.live(
             "camserve_oldest_request_seconds", "Age of the oldest request being answered; 0: there is none.", "model"
         )

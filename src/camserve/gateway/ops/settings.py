@@ -95,6 +95,13 @@ class Settings(Layered):
     max_methods: int = Field(16, ge=1, description="methods in one request")
     max_layers: int = Field(8, ge=1, description="layers in one request; each has a forward pass of its own")
     max_targets: int = Field(100, ge=1, description="classes explained in one request")
+    max_calls: int = Field(512, ge=1, description="explain calls at once, of all clients; beyond: RESOURCE_EXHAUSTED")
+    max_bytes_in_flight: int = Field(
+        2**30,
+        ge=2**20,
+        description="bytes of all calls at once: half for messages that are being read, half for those being answered, "
+        "with their replies until they are delivered; at least 16 max_message_bytes",
+    )
     max_requests: int = Field(128, ge=1, description="requests taken on at once per model; beyond: RESOURCE_EXHAUSTED")
     max_waiting_s: float = Field(
         1200.0,
@@ -200,6 +207,11 @@ class Settings(Layered):
             auto=True,
         )
 
+    @property
+    def reads_at_once(self) -> int:
+        """Number of messages that are read at once, each of which may be as large as a message can be."""
+        return max(1, self.max_bytes_in_flight // 2 // self.max_message_bytes)
+
     def limits(self, device: str = "cpu") -> Limits:
         """Returns the limits that the planner keeps to at workers on a device: "cpu" or "cuda"."""
         target_s = self.step_target_s or (CPU_STEP_S if device == "cpu" else GPU_STEP_S)
@@ -223,6 +235,11 @@ class Settings(Layered):
             raise ValueError(
                 f"{PREFIX}MAX_MESSAGE_BYTES must be at least max_image_bytes + 65536 = {self.max_image_bytes + 2**16}, "
                 f"got {self.max_message_bytes}"
+            )
+        if self.max_bytes_in_flight < 16 * self.max_message_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_BYTES_IN_FLIGHT must be at least 16 max_message_bytes = {16 * self.max_message_bytes}, "
+                f"got {self.max_bytes_in_flight}"
             )
         if self.step_bytes < 2 * self.max_image_bytes:
             raise ValueError(

@@ -17,6 +17,7 @@ from camserve.gateway.ops.metrics import Metrics, method_label
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.registry import Registry, ServedModel
 from camserve.gateway.requests.auto import resolved
+from camserve.gateway.requests.memory import PICTURE_BYTES, answer_bytes
 from camserve.gateway.requests.rendering import Encode, Renderer, predictions
 from camserve.gateway.requests.reply_cache import ReplyCache
 from camserve.gateway.requests.running import Run
@@ -36,6 +37,8 @@ class Call:
     """Seconds until the deadline of the call; None: the server's own, for which nobody is refused beforehand."""
     on_progress: OnProgress | None = None
     """Awaited with all news, from the opening on; None: nobody wants any."""
+    hold: Callable[[int], None] = lambda size: None
+    """Counts bytes that the answer will take, as long as the call lasts; raises Overloaded where there is no room."""
 
 
 class Explainer:
@@ -45,7 +48,7 @@ class Explainer:
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
-        self._renderer = Renderer()
+        self._renderer = Renderer(PICTURE_BYTES * settings.max_image_pixels)
         self._ladder = settings.ladder()
         self._choices = dict(zip(self._ladder, settings.auto_ladder.split(), strict=True))
         self._replies = ReplyCache(settings.result_cache_bytes, settings.result_cache_shared)
@@ -62,6 +65,7 @@ class Explainer:
         fitted = await asyncio.to_thread(request.fit, model.required(), self._settings.request_limits())
         model.check_ready()
         fitted = self._chosen(model, fitted, call, deadline_s)
+        call.hold(answer_bytes(fitted))
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
                 return await self._answer(model, fitted, call, deadline_s)

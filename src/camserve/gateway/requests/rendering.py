@@ -18,6 +18,7 @@ from camserve import images
 from camserve.errors import Cancelled
 from camserve.finalise.render import background
 from camserve.finalise.results import Snapshot, maps_of
+from camserve.gateway.requests.memory import Gate, picture_bytes
 from camserve.labels import with_label
 from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
 from camserve.types.request import FittedRequest
@@ -31,9 +32,14 @@ CostOf = Callable[[float], Cost]
 
 
 class Renderer:
-    """Renders the replies of one gateway in threads of its own."""
+    """Renders the replies of one gateway in threads of its own.
 
-    def __init__(self) -> None:
+    Args:
+        picture_bytes: bound of the bytes in use by the pictures that are being made.
+    """
+
+    def __init__(self, picture_bytes: int) -> None:
+        self._gate = Gate(picture_bytes)
         self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
         self._pixel_s = 0.0
         """Running mean of the time that making and encoding one pixel of a map takes."""
@@ -46,21 +52,22 @@ class Renderer:
         """Returns how many seconds the maps of a request will take."""
         return self._pixel_s * fitted.map_pixels
 
-    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Returns what `work` returns, called in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def _in_thread(self, fitted: FittedRequest, work: Callable[..., _T], *arguments: object) -> _T:
+        """Returns what `work` returns, called in one of the threads once there is memory for the request's pictures."""
+        async with self._gate.passing(picture_bytes(fitted)):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def maps(self, known: Snapshot) -> tuple[SaliencyMap, ...]:
         """Returns the maps of what is known so far."""
         with _abandoned_at_end() as abandoned:
-            return await self._in_thread(lambda: tuple(_drawn(known, abandoned)))
+            return await self._in_thread(known.fitted, lambda: tuple(_drawn(known, abandoned)))
 
     async def reply(
         self, known: Snapshot, encode: Encode, cost_of: CostOf, keep: Callable[[Explanation], None] | None
     ) -> tuple[bytes, Cost]:
         """Returns the encoded reply and its cost; hands the whole explanation to `keep`, where there is one."""
         with _abandoned_at_end() as abandoned:
-            data, cost = await self._in_thread(_encoded, known, encode, cost_of, keep, abandoned)
+            data, cost = await self._in_thread(known.fitted, _encoded, known, encode, cost_of, keep, abandoned)
         # `expected_s` follows a running mean over about the last eight replies.
         pixel_s = cost.stage_seconds["render"] / max(1, known.fitted.map_pixels)
         self._pixel_s += (pixel_s - self._pixel_s) / 8
@@ -74,7 +81,7 @@ class Renderer:
             maps = (replace(saliency, image=image) for saliency in explanation.maps)
             return encode(maps, lambda: replace(explanation, maps=()))
 
-        return await self._in_thread(encoded)
+        return await self._in_thread(fitted, encoded)
 
 
 def predictions(known: Snapshot) -> tuple[Prediction, ...]:
