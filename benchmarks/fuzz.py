@@ -10,7 +10,8 @@ two seconds of processor time; each kind is printed with an input that shows it.
 so that one that dies is counted too.
 
 Inputs are seeds changed at random. With atheris (`pip install 'camserve[fuzz]'`, or `pip install --target DIR atheris`
-and `PYTHONPATH=DIR`) every other input is one of its own, guided by the Python code that is reached; the results say so.
+and `PYTHONPATH=DIR`) every other input is one of its own, guided by the Python code that it reaches; the results say
+which.
 """
 
 from __future__ import annotations
