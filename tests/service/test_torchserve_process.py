@@ -22,14 +22,15 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from camserve.archive.card import as_json
+from camserve.archive.card import ModelCard, as_json, card_members
 from camserve.archive.package import MODEL_CONFIG
-from camserve.errors import Unavailable
+from camserve.errors import InvalidInput, Unavailable
 from camserve.gateway.pool.torchserve import TorchServeBackend
 from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.supervisor import process as process_module
 from camserve.supervisor.config import HOST
 from camserve.torchserve import inference_pb2, inference_pb2_grpc
+from camserve.types import Preprocessing
 
 pytestmark = [
     pytest.mark.torchserve,
@@ -70,7 +71,11 @@ class Handler:
 
 def write_archive(store: Path, name: str, handler: str) -> None:
     model = {"modelName": name, "modelVersion": "1.0", "handler": "handler.py", "configFile": "model-config.yaml"}
+    view = Preprocessing(resize_px=8, crop_px=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    card = ModelCard(name, "1.0", "none", view, ("tabby",), None, "none", "none")
     with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
+        for member, content in card_members(card).items():
+            archive.writestr(member, content)
         archive.writestr("MAR-INF/MANIFEST.json", as_json({"runtime": "python", "model": model}))
         archive.writestr("handler.py", handler)
         archive.writestr("model-config.yaml", MODEL_CONFIG)
@@ -224,7 +229,7 @@ async def test_a_model_that_does_not_load_is_told_at_once(store, temporary):
 
 async def test_an_archive_that_is_none_is_told_at_once(store, temporary):
     (store / "rubbish.mar").write_bytes(b"not a zip file")
-    with pytest.raises(Unavailable, match=r"a model does not load \(rubbish\)"):
+    with pytest.raises(InvalidInput, match=r"rubbish\.mar is not a camserve archive: File is not a zip file"):
         await TorchServe(WorkerSettings(store=store, models=("rubbish",), start_timeout_s=250).on_free_ports()).start()
     assert list(temporary.iterdir()) == []
 
