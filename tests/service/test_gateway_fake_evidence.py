@@ -72,13 +72,17 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
         await everywhere(server, world)
         pauses_s = []
 
-        async def quarantined() -> float:
-            """Asks until the backend is in quarantine; returns for how many seconds."""
+        async def quarantined() -> tuple[float, float]:
+            """Asks until the backend is in quarantine; returns for how many seconds, at least and at most."""
+            time = asyncio.get_running_loop().time
+            before_s = time()
             for seed in range(100):
                 await server.stub.Explain(ask(SCORE, image=photo(seed)))
                 assert (await server.stub.Explain(ask(GRAD, image=photo(seed)))).maps[0].complete
+                now_s = time()
                 if (until_s := evidence.pause_until_s("bad")) is not None:
-                    return until_s - asyncio.get_running_loop().time()
+                    return until_s - now_s, until_s - before_s
+                before_s = now_s
             raise AssertionError("the backend was never quarantined")
 
         for _ in range(9):
@@ -93,14 +97,14 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
             assert world["bad"].canaries == canaries, "and is left in peace"
             jump(100)
             await until(lambda: evidence.pause_until_s("bad") is None)
-        for most_s, pause_s in zip((1, 2, 4, 8, 16, 32, 60, 60, 60), pauses_s, strict=True):
-            assert most_s / 2 < pause_s <= most_s
+        for pause_s, (least_s, most_s) in zip((1, 2, 4, 8, 16, 32, 60, 60, 60), pauses_s, strict=True):
+            assert least_s <= pause_s <= most_s + 1e-6
         world["bad"].faults, before = Faults(), len(world["bad"].steps)
         while not any(queries(step) >= 8 for step in world["bad"].steps[before:]):
             await server.stub.Explain(ask(SCORE, image=photo(1)))
         assert 'camserve_backends_quarantined{model="fake"} 0.0' in await server.metrics()
         world["bad"].faults = Faults(failing_above=0)
-        assert await quarantined() <= 1, "after a large step that was answered, the pauses begin anew"
+        assert (await quarantined())[0] <= 1, "after a large step that was answered, the pauses begin anew"
 
 
 async def test_a_sole_backend_that_loses_every_step_is_not_ready_though_it_answers_canaries():
@@ -120,9 +124,9 @@ async def test_a_sole_backend_that_loses_every_step_is_not_ready_though_it_answe
 async def test_even_where_each_image_seems_to_be_to_blame_a_backend_that_answers_none_is_not_ready():
     """Its controls are answered, and no image is."""
     async with serving_one(FakeBackend(faults=Faults(lost_steps=frozenset(range(1000)))), **LATE) as server:
-        codes = [(await failure(server.stub.Explain(ask(image=photo(seed)))))[0] for seed in range(3)]
-        assert codes == ["INVALID_ARGUMENT"] * 3
-        call = server.stub.Explain(ask(image=photo(9)))
+        codes = [(await failure(server.stub.Explain(ask(image=photo(seed)))))[0] for seed in range(10)]
+        assert codes == ["INVALID_ARGUMENT"] * 10
+        call = server.stub.Explain(ask(image=photo(99)))
         await until(lambda: not model(server).ready)
         call.cancel()
 
@@ -168,7 +172,46 @@ async def test_an_image_that_breaks_two_workers_is_refused_and_nobody_else_notic
             assert all([(await call).maps[0].complete for call in calls])
             assert model(server).ready
             assert model(server).dispatcher.planner.evidence.quarantined == 0
-        assert sum(sent(backend, killer) for backend in world.values()) == 4 * 2
+        # On a slow machine a step is overdue, and sent to two backends at once.
+        assert 4 * 2 <= sum(sent(backend, killer) for backend in world.values()) <= 4 * 3
+
+
+@pytest.mark.parametrize("backends", [1, 3])
+async def test_many_images_that_break_workers_at_once_do_not_quarantine_the_pool(backends: int):
+    killers, others = [photo(seed) for seed in range(8)], [photo(seed) for seed in range(8, 20)]
+    faults = Faults(killers=frozenset(killers))
+    world = World({f"{number}": FakeBackend(faults=faults) for number in range(backends)})
+    async with serving(world) as server:
+        await everywhere(server, world)
+        for backend in world.values():
+            backend.hold()
+        first = []
+        for backend in world.values():  # each answers something before it is asked of the killers
+            first.append(server.stub.Explain(ask(GRAD, image=photo(99))))
+            await backend.received(1)
+        for backend in world.values():
+            backend.release()
+        await asyncio.gather(*first)
+        bad = [server.stub.Explain(ask(SCORE, image=image)) for image in killers]
+        good = [server.stub.Explain(ask(SCORE, image=image)) for image in others]
+        codes = [(await failure(call))[0] for call in bad]
+        assert all([(await call).maps[0].complete for call in good])
+        assert model(server).ready
+        assert model(server).dispatcher.planner.evidence.quarantined == 0
+    assert codes == ["INVALID_ARGUMENT"] * 8
+    times = [sum(sent(backend, image) for backend in world.values()) for image in killers]
+    assert 2 <= min(times) <= max(times) <= 3  # on a slow machine a step is overdue, and sent to two backends at once
+
+
+async def test_backends_without_memory_cost_nobody_an_answer():
+    """Their workers answer that nothing fits, item by item."""
+    images = [photo(seed) for seed in range(8)]
+    full = Faults(item_errors=dict.fromkeys(images, Unavailable("a worker has too little memory for this request")))
+    world = World(a=FakeBackend(faults=full), b=FakeBackend(faults=full), c=slow())
+    async with serving(world, step_queries=32) as server:
+        await everywhere(server, world)
+        replies = await asyncio.gather(*(server.stub.Explain(ask(SCORE, image=image)) for image in images))
+    assert all(reply.maps[0].complete for reply in replies)
 
 
 async def test_an_image_that_hangs_two_workers_is_refused_and_a_fresh_backend_stays():

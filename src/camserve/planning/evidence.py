@@ -4,17 +4,19 @@ A backend loses a step when a worker dies over it, is silent for too long, or an
 the backend may be broken, or the request be one that breaks any worker. Both are told apart by comparison.
 
 1. The same backend, another image: after a loss the backend is asked for the same work on an image of our own, the
-   *control*. A backend that answers the control, or a step, is *proven*; one that does not answer the control no longer
-   is.
-2. Another backend, the same work: a slice that was lost alone at one backend and is answered by another speaks against
-   the first.
-3. Another request: a backend that has lost steps which have no request in common is to blame for all of them.
+   *control*. Where that is answered the backend is *proven*, and the loss is explained by its request. Where it is not,
+   the backend is no longer proven.
+2. Another backend, the same work: a slice that was lost alone at one backend and is answered by another was not to
+   blame: the loss is not explained.
+3. Another request: a backend that has lost steps which have no request in common, and are not explained, is to blame
+   for all of them.
 
-So a backend is a *witness* against a request if it is proven and the request was in every step of its row of losses.
-Only when one request after the other is to blame, and no other is answered in between, it is the backend after all.
-Its losses count against the request then, and against the backend otherwise: `Limits.losses` of them in a row
-quarantine it. It gets no work for a pause, and after that has to answer a canary. While it has not shown that it does
-better, one loss is enough to quarantine it again, and the pause is twice as long each time.
+So a backend is a *witness* against a request if it is proven and the request was in every step that it has lost without
+an explanation. Its losses count against the request then. `Limits.losses` without an explanation in a row quarantine a
+backend. Where very many requests in a row are at fault and none is answered in between, it is the backend after all.
+
+In quarantine a backend gets no work for a pause, and after that has to answer a canary. While it has not shown that it
+does better, one loss is enough to quarantine it again, and the pause is twice as long each time.
 
 What ends a row of losses is an answer to work about as large as what was lost: a backend that breaks down over large
 steps does not clear itself by small ones. Losses are forgotten in the end, so that accidents never add up.
@@ -32,6 +34,10 @@ _AS_LARGE = 0.5
 """Part of the predicted time of a lost step from which on an answered step counts as about as large."""
 _FORGOTTEN = 32
 """Number of answered steps of any size after which a loss, or a quarantine that is over, no longer counts."""
+_TOO_MANY = 10
+"""Number of requests at fault in a row, nothing being answered in between, from which on their backend is suspect."""
+_REMEMBERED = 64
+"""Number of losses that a row has at most, those that requests are to blame for included."""
 
 
 @dataclass
@@ -41,6 +47,8 @@ class _Loss:
     requests: frozenset[int]
     size_s: float
     """Predicted time of the step."""
+    explained: bool = False
+    """Whether the control was answered, so that the request is to blame as far as can be seen."""
     answered: int = 0
     """Number of steps that the backend has answered since."""
 
@@ -101,14 +109,17 @@ class Evidence:
             record.quarantines, record.worst = 0, None
 
     def controlled(self, backend: str, answered: bool) -> None:
-        """Notes whether a backend has answered the control that follows a loss."""
-        self._record(backend).proven = answered
+        """Notes whether a backend has answered the control that follows its last loss."""
+        record = self._record(backend)
+        record.proven = answered
+        for loss in record.row[-1:]:
+            loss.explained = answered
 
     def contradicted(self, backend: str, request: int) -> None:
         """Notes that a slice of a request which the backend had lost alone was answered by another backend."""
         for loss in self._record(backend).row:
             if loss.requests == {request}:
-                loss.requests = frozenset()  # the request was not to blame
+                loss.requests, loss.explained = frozenset(), False  # the request was not to blame
 
     def lost(self, backend: str, requests: Iterable[int], size_s: float, began_s: float, now_s: float) -> bool:
         """Notes that a backend has lost a step; too many in a row put it into quarantine.
@@ -134,12 +145,10 @@ class Evidence:
     def _judge(self, record: _Record, loss: _Loss, now_s: float) -> None:
         """Adds a loss to the row of a backend, and puts the backend into quarantine where that is due."""
         record.row.append(loss)
-        del record.row[: -self._limits.losses]  # older ones would change nothing
-        suspect = record.quarantines > 0 or record.excused >= self._limits.losses
+        del record.row[:-_REMEMBERED]
+        suspect = record.quarantines > 0 or record.excused >= _TOO_MANY
         allowed = 1 if suspect else self._limits.losses
-        common = frozenset.intersection(*(loss.requests for loss in record.row))
-        explained = record.proven and common and not suspect
-        if record.away or len(record.row) < allowed or explained:
+        if record.away or sum(not loss.explained for loss in record.row) < allowed:
             return
         record.away, record.proven = True, False
         pause_s = self._limits.pause_s * 2.0**record.quarantines
@@ -153,7 +162,7 @@ class Evidence:
         record = self._records.get(backend)
         if record is None or not record.proven:
             return False
-        return all(request in loss.requests for loss in record.row)
+        return all(request in loss.requests for loss in record.row if not loss.explained)
 
     def excuse(self, request: int) -> None:
         """Takes the losses that a request is to blame for off the records of all backends."""
