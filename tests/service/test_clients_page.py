@@ -89,7 +89,7 @@ def test_the_service_config_is_json():
 
 def test_every_error_has_its_row():
     rows = table("class in `camserve.errors`")
-    no_client_sees = ("CamserveError", "Cancelled", "ImageMissing")
+    no_client_sees = ("CamserveError", "Cancelled", "ImageMissing", "WorkerLost")
     expected = {name: status(kind("")).name for name, kind in KINDS.items() if name not in no_client_sees}
     assert {name: cells[0] for name, cells in rows.items()} == expected
 
