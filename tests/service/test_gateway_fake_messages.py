@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,20 @@ async def test_names_that_ask_for_a_model_are_shown_in_short():
             code, text, _ = await failure(call)
             assert code == "NOT_FOUND"
             assert len(text) < 300
+
+
+async def test_a_stall_of_the_event_loop_is_measured():
+    async with serving() as server:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while loop.time() < began + 0.7:  # nothing else runs meanwhile
+            pass
+        text = ""
+        while not text or _stalls(text, "+Inf") == _stalls(text, "0.5"):
+            text = await server.metrics()
+
+
+def _stalls(text: str, bound: str) -> float:
+    """The number of stalls that were measured up to a bound in seconds."""
+    (found,) = re.findall(rf'camserve_event_loop_stall_seconds_bucket{{le="{re.escape(bound)}"}} (\S+)', text)
+    return float(found)

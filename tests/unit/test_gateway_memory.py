@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from camserve.errors import Overloaded
 from camserve.gateway.requests.memory import PICTURE_BYTES, Gate, Memory, answer_bytes, picture_bytes
-from camserve.types import Layer, ModelInfo, Target
+from camserve.types import Layer, ModelInfo, StreamOptions, Target
 from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
 
 
@@ -37,6 +38,8 @@ def test_a_call_takes_half_of_what_is_left():
         with pytest.raises(Overloaded):
             memory.hold(126)
         assert memory.held == 750
+        held.count(2000)
+        assert memory.held == 2000, "what is there counts, and is not refused"
     assert memory.held == 0
     assert not memory.room_for(501)
 
@@ -50,7 +53,14 @@ def test_an_answer_is_measured_by_its_sums_and_its_encoded_maps():
     sums = 2 * 8 * 12 * 4
     assert answer_bytes(fitted()) == sums + 3 * 2 * 32 * 48 * 4
     assert answer_bytes(fitted(encoding="uint8", size="original")) == sums + 3 * 2 * 40 * 60
-    assert answer_bytes(fitted(encoding="overlay_png", size="original")) == sums + 3 * 2 * 40 * 60 * 3
+    assert answer_bytes(fitted(encoding="overlay_png", size="original")) == sums + 3 * 2 * 40 * 60 * 2
+
+
+def test_maps_of_news_are_counted_as_they_are_made_all_at_once():
+    asked = fitted(encoding="uint8")
+    assert answer_bytes(asked, news=True) == answer_bytes(asked) + 4 * 2 * 32 * 48
+    quiet = replace(asked, request=replace(asked.request, stream=StreamOptions(max_maps=0)))
+    assert answer_bytes(quiet, news=True) == answer_bytes(asked)
 
 
 def test_a_picture_is_measured_by_its_largest_map_and_the_photo_beneath():

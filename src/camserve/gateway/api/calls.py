@@ -23,7 +23,7 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.ops.tracing import Attributes, Tracing
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import Call, Explainer, OnProgress
-from camserve.gateway.requests.memory import MESSAGE_COPIES, Memory
+from camserve.gateway.requests.memory import MESSAGE_COPIES, REPLY_COPIES, Memory
 from camserve.gateway.requests.rendering import Encode
 from camserve.types import Explanation
 from camserve.types.request import ExplainRequest
@@ -232,6 +232,7 @@ class Calls:
                 news = None if on_progress is None else on_progress(decoded.request, record.delivery.write)
                 call = Call(_noting(record, decoded.encode), caller(), timeout_s, news, held.add)
                 reply = await self._explainer.explain(decoded.request, call)
+                held.count(REPLY_COPIES * len(reply))
                 await self._deliver(record, reply, timeout_s)
 
     async def _deliver(self, record: _Record, reply: bytes, timeout_s: float | None) -> None:

@@ -65,7 +65,7 @@ class Explainer:
         fitted = await asyncio.to_thread(request.fit, model.required(), self._settings.request_limits())
         model.check_ready()
         fitted = self._chosen(model, fitted, call, deadline_s)
-        call.hold(answer_bytes(fitted))
+        call.hold(answer_bytes(fitted, news=call.on_progress is not None))
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
                 return await self._answer(model, fitted, call, deadline_s)

@@ -8,6 +8,7 @@ only: `Gate` has them wait for each other.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,22 +20,31 @@ from camserve.types.request import FittedRequest
 MESSAGE_COPIES = 2
 """Number of times that a message's bytes are in memory: as it came, and its image, which steps take to workers."""
 
-_REPLY_COPIES = 3
+REPLY_COPIES = 3
 """Number of times that a reply's bytes are in memory: its maps, its message, and the copy that gRPC sends."""
 
-_FILE_BYTES = {"png": 1, "overlay_png": 3, "overlay_jpeg": 2}
-"""Bytes of a pixel in a file that hardly compresses."""
+_FILE_BYTES = {"png": 0.5, "overlay_png": 2, "overlay_jpeg": 0.5}
+"""Bytes of a pixel in a file, of a photo or of a map; what a reply really has is counted once it is made."""
+
+_MAP_BYTES = 4
+"""Bytes of a pixel of a map before it is encoded: a float32."""
 
 PICTURE_BYTES = 12
 """Bytes of a pixel while a map is made and encoded: of the photo twice, and of the map; measured for every encoding."""
 
 
-def answer_bytes(fitted: FittedRequest) -> int:
-    """Returns how many bytes the answer to a request takes: merged sums, maps, and the reply in all its forms."""
+def answer_bytes(fitted: FittedRequest, news: bool = False) -> int:
+    """Returns how many bytes the answer to a request takes: merged sums, maps, and the reply in all its forms.
+
+    Args:
+        fitted: the request.
+        news: whether its caller gets news, whose maps are made all at once.
+    """
     encoding = fitted.request.output.encoding
     pixel = ENCODINGS[encoding] or _FILE_BYTES[encoding]
     reply = min(fitted.map_pixels * pixel, fitted.limits.message_bytes)
-    return fitted.sums_bytes + _REPLY_COPIES * reply
+    maps = _MAP_BYTES * fitted.map_pixels if news and fitted.request.stream.max_maps else 0
+    return fitted.sums_bytes + maps + REPLY_COPIES * math.ceil(reply)
 
 
 def picture_bytes(fitted: FittedRequest) -> int:
@@ -95,12 +105,16 @@ class Held:
         self._size += size
         self._memory.held += size
 
+    def count(self, size: int) -> None:
+        """Counts bytes that are there already, in place of all that were held before; they are never refused."""
+        self._memory.held += size - self._size
+        self._size = size
+
     def __enter__(self) -> Held:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._memory.held -= self._size
-        self._size = 0
+        self.count(0)
 
 
 class Gate:
