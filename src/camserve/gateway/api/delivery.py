@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from typing import Any
+from typing import Any, TypeVar
+
+import grpc
 
 from camserve.gateway.api.status import Context
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _WATCHER = "_schedule_rpc_coro"
 """Name of the coroutine by which grpc.aio waits for the end of a call; it keeps the call alive."""
@@ -42,12 +46,15 @@ class Delivery:
         return self._writing is not None and not self._writing.done()
 
     async def write(self, data: bytes) -> None:
-        """Returns once a message, and those before it, have left; a timeout ends the waiting and not the writing."""
+        """Returns once a message, and those before it, have left; a timeout ends the waiting and not the writing.
+
+        Raises:
+            CancelledError: the client has gone.
+        """
         if self._writing is not None:
-            await asyncio.shield(self._writing)
+            await completed(self._writing)
         self._writing = asyncio.ensure_future(self._context.write(data))
-        self._writing.add_done_callback(heard)
-        await asyncio.shield(self._writing)
+        await completed(self._writing)
 
     def drop(self) -> None:
         """Has gRPC end the call and forget what has not left; the client sees CANCELLED.
@@ -69,10 +76,25 @@ class Delivery:
         _log.warning("gRPC's task of a call was not found: what its client does not read stays in memory")
 
 
-def heard(task: asyncio.Future[Any]) -> None:
-    """Hears the error of a task that perhaps nobody waits for any more, lest asyncio logs that nobody did."""
-    if not task.cancelled():
-        task.exception()
+async def completed(operation: asyncio.Future[_T]) -> _T:
+    """Returns what a read or a write of gRPC returns; a timeout ends the waiting and not the operation.
+
+    grpc.aio frees what a message is written to when an operation is cancelled, and C-core writes to it all the same.
+
+    Raises:
+        CancelledError: the call has ended; grpc.aio tells that by errors of its own, or by cancelling what answers it.
+    """
+    operation.add_done_callback(_heard)
+    try:
+        return await asyncio.shield(operation)
+    except grpc.aio.BaseError:
+        raise asyncio.CancelledError from None
+
+
+def _heard(operation: asyncio.Future[Any]) -> None:
+    """Hears the error of an operation that perhaps nobody waits for any more, lest asyncio logs that nobody did."""
+    if not operation.cancelled():
+        operation.exception()
 
 
 def _variables(coroutine: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from camserve.errors import CamserveError, DeadlineExceeded, InvalidInput, Overloaded
 from camserve.gateway.api.access import caller
-from camserve.gateway.api.delivery import heard
+from camserve.gateway.api.delivery import completed
 from camserve.gateway.api.status import Context, abort
 
 PATIENCE_S = 5.0
@@ -80,10 +80,7 @@ class Reader:
                 self._reading.append(read)
                 try:
                     self._hurry()
-                    # Shielded: grpc.aio frees what the message is written to when the waiting for it is cancelled.
-                    reading = asyncio.ensure_future(context.read())
-                    reading.add_done_callback(heard)
-                    data = await asyncio.shield(reading)
+                    data = await completed(asyncio.ensure_future(context.read()))
                 finally:
                     self._reading.remove(read)
         except TimeoutError:
