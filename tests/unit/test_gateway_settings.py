@@ -153,3 +153,14 @@ def test_a_setting_of_one_part_is_no_unknown_setting_of_another(owner, variable,
     for one in CLASSES:
         one.load()
     assert [one for one, other in VARIABLES if other == variable] == [owner]
+
+
+def test_a_request_may_be_twice_an_image_and_as_many_are_read_at_once_as_fit():
+    assert (Settings().max_request_bytes, Settings().reads_at_once) == (33 * 2**20, 15)
+    small = Settings(max_message_bytes=2**21, max_image_bytes=2**20 + 2**19)
+    assert (small.max_request_bytes, small.reads_at_once) == (2**21, 256)
+
+
+def test_what_is_in_flight_must_have_room_for_a_reply():
+    with pytest.raises(InvalidOption, match="MAX_BYTES_IN_FLIGHT must be at least 16 max_message_bytes = 1073741824"):
+        Settings.load(max_bytes_in_flight=2**29)

@@ -45,8 +45,6 @@ _BULK: bulk.Fields = {5: {5: {4: "uint", 6: "fp32", 8: "bytes"}}, 7: "raw"}
 """Fields of a ModelInferRequest that hold pixels: three of `inputs.contents`, and `raw_input_contents`."""
 
 _IMAGE = "image"
-_LENGTH_BYTES = 4
-"""Number of bytes before a raw element of type BYTES, which say how long it is."""
 _ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, 3]"
 _PIXELS: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
@@ -74,12 +72,10 @@ def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     """
     cut = bulk.parse(pb.ModelInferRequest, data, _BULK, limits)
     message = cut.message
-    limits.check_image(max(sum(map(len, cut.bulk.get(name, ()))) - _LENGTH_BYTES for name in ("raw", "bytes", "fp32")))
-    limits.check_image(sum(map(len, cut.bulk.get("uint", ()))) // 2)  # an element takes up to two bytes
     limits.check_names((message.model_name, message.model_version, message.id, *message.parameters))
     values: dict[str, Any] = {name: _value(parameter) for name, parameter in message.parameters.items()}
     timeout_s = _timeout_s(values.pop("timeout", 0))
-    request = _request(_image(cut), values, limits)
+    request = _request(_image(cut, limits), values, limits)
     request = replace(request, model=message.model_name, version=message.model_version)
     outputs = _outputs(message.outputs)
     if SALIENCY not in outputs:
@@ -174,7 +170,7 @@ def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) 
     return tuple(names) or OUTPUTS
 
 
-def _image(cut: bulk.Cut[pb.ModelInferRequest]) -> ImageContent:
+def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageContent:
     """Returns the image, from the contents or the raw contents."""
     request = cut.message
     names = [tensor.name for tensor in request.inputs]
@@ -187,18 +183,26 @@ def _image(cut: bulk.Cut[pb.ModelInferRequest]) -> ImageContent:
         raise InvalidInput(f"data is in `contents` or in one entry of `raw_input_contents`, got {len(raw)} entries")
     shape = list(tensor.shape)
     if tensor.datatype == "BYTES" and shape in ([1], [1, 1]):
-        return bytes(_one_element(raw[0]) if raw else _one_of(cut.bulk.get("bytes", [])))
+        element = _one_element(raw[0]) if raw else _one_of(cut.bulk.get("bytes", []))
+        limits.check_image(len(element))
+        return bytes(element)
     size = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
     if tensor.datatype not in _PIXELS or len(size) != 3 or size[2] != 3 or min(size) < 1:
         raise InvalidImage(
             f"the input {_IMAGE!r} must be {_ALLOWED}, got {shown(tensor.datatype)[1:-1]} {shown(shape)}"
         )
     dtype = _PIXELS[tensor.datatype]
+    limits.check_image(_bytes(raw or cut.bulk.get("fp32", [])))
+    limits.check_image(_bytes(cut.bulk.get("uint", [])) // 2)  # an element takes up to two bytes
     data = raw[0] if raw else _from_numbers(cut, tensor.contents, dtype)
     expected = dtype.itemsize * math.prod(size)
     if len(data) != expected:
         raise InvalidImage(f"an image tensor of shape {shown(size)} has {expected} bytes, got {len(data)}")
     return np.frombuffer(data, dtype).reshape(size)
+
+
+def _bytes(contents: Sequence[memoryview]) -> int:
+    return sum(len(each) for each in contents)
 
 
 def _one_element(raw: memoryview) -> memoryview:

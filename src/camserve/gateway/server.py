@@ -195,7 +195,7 @@ class Gateway:
         server = grpc.aio.server(
             interceptors=self._interceptors(),
             options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.max_send_message_length", 2 * self._settings.max_message_bytes),  # maps, and all around them
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
                 *_BOUNDS,
