@@ -382,7 +382,8 @@ class Machine(RuleBasedStateMachine):
             return False
         ready = [book for book in self.live if self.now_s < book.deadline_s]
         lost = first([book for book in ready if book.lost])
-        if lost and (step is None or [part.request for part in step.slices] != [lost.number]):
+        is_fresh = step is not None and step.copy_of is None
+        if lost and not (is_fresh and [part.request for part in step.slices] == [lost.number]):
             # It waits for a backend with workers that has not lost it, and holds up nobody else meanwhile.
             working = {name for name, host in self.hosts.items() if host.workers}
             assert lost.lost_at & set(room), "lost work goes first and alone"

@@ -24,6 +24,7 @@ CODES = {
     "Cancelled": "CANCELLED",
     "Unavailable": "UNAVAILABLE",
     "ModelChanged": "UNAVAILABLE",
+    "WorkerLost": "UNAVAILABLE",
     "ImageMissing": "UNAVAILABLE",
     "Internal": "INTERNAL",
     "CamserveError": "INTERNAL",
