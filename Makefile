@@ -30,8 +30,8 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop
 	$(BIN)/camserve demo
 
-test: $(VENV)/.dev ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-portable: $(VENV)/.dev ## Run the numeric tests as a processor with AVX2 alone computes, and as one without vectors
 	$(AS_AVX2) $(BIN)/python -m pytest $(NUMERIC)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import re
@@ -36,8 +37,10 @@ import grpc
 import numpy as np
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hostile_attacks import ATTACKS, EXPLAIN, SCORE, Target, ask
+from hostile_attacks import ARCHIVES, ATTACKS, EXPLAIN, SCORE, Target, ask
 
+from camserve.archive import load_package
+from camserve.errors import CamserveError
 from camserve.gateway.api.access import new_token
 
 HERE = Path(__file__).parent
@@ -283,6 +286,36 @@ def attacked(name: str, server: Server, observer: Observer, tokens: Sequence[str
     return {**sent, "seconds": took_s, "peak_mb": peak_mb, "alive": alive} | noticed(observer.seen(began_s, ended_s))
 
 
+def loaded(name: str) -> None:
+    """Loads one of the archives, as a worker does; prints what it is told, and what that took."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bad.mar"
+        path.write_bytes(ARCHIVES[name]())
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        before_kb, began_s, told = _peak_kb(os.getpid()), time.perf_counter(), "OK"
+        try:
+            load_package(path)
+        except CamserveError as error:
+            told = type(error).__name__
+        except BaseException as error:
+            told = f"FOREIGN {type(error).__name__}"
+        found = {"bytes": path.stat().st_size, "codes": {told: 1}, "seconds": time.perf_counter() - began_s}
+        print(json.dumps(found | {"peak_mb": (_peak_kb(os.getpid()) - before_kb) / 1000}))
+
+
+def archives(only: str) -> dict[str, Any]:
+    """Returns the figures of the archives whose names have `only` in them; memory is what loading added."""
+    attacks = {}
+    for name in ARCHIVES:
+        if only in name:
+            command = [sys.executable, __file__, "--archive", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            attacks[name] = json.loads(done.stdout.splitlines()[-1])
+            print(row(name, attacks[name]), flush=True)
+    return {"attacks": attacks}
+
+
 def noticed(seen: Sequence[Seen]) -> dict[str, Any]:
     """Returns what the second client noticed."""
     explains = [each for each in seen if each.what != "health"]
@@ -354,17 +387,11 @@ def _p99(taken: Sequence[float]) -> float | None:
 def row(name: str, found: Mapping[str, Any]) -> str:
     """Returns one attack as a row of the table."""
     codes = ", ".join(f"{number} {code}" for code, number in sorted(found["codes"].items()))
-    failures = sum(found["failures"].values())
-    stall = "no answer" if found["longest_stall_s"] is None else f"{1000 * found['longest_stall_s']:.0f} ms"
-    cells = (
-        name,
-        _bytes(found["bytes"]),
-        codes,
-        stall,
-        f"{found['peak_mb']:.0f} MB",
-        f"{failures} of {found['others']}",
-    )
-    return f"| {' | '.join(cells)} |"
+    stall = failed = ""
+    if "failures" in found:  # there were others
+        stall = "no answer" if found["longest_stall_s"] is None else f"{1000 * found['longest_stall_s']:.0f} ms"
+        failed = f"{sum(found['failures'].values())} of {found['others']}"
+    return f"| {name} | {_bytes(found['bytes'])} | {codes} | {stall} | {found['peak_mb']:.0f} MB | {failed} |"
 
 
 def _bytes(number: int) -> str:
@@ -381,8 +408,9 @@ def table(content: Mapping[str, Any]) -> str:
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for found in content["results"].values():
-        nothing = {"bytes": 0, "codes": {}, **found["alone"]}
-        lines += [row("(none)", nothing), *(row(name, each) for name, each in found["attacks"].items())]
+        if "alone" in found:
+            lines.append(row("(none)", {"bytes": 0, "codes": {}, **found["alone"]}))
+        lines += [row(name, each) for name, each in found["attacks"].items()]
     return "\n".join(lines)
 
 
@@ -395,11 +423,14 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="the table of docs/security.md from the JSON, at once")
     parser.add_argument("--observe", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--attack", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--archive", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.observe:
         asyncio.run(observe(*given.observe))
     elif given.attack:
         asyncio.run(attack(*given.attack))
+    elif given.archive:
+        loaded(given.archive)
     elif given.render:
         render(json.loads((given.out or RESULTS).read_text()))
     else:
@@ -410,8 +441,8 @@ def main() -> None:
             common.write(given.out or RESULTS, content)
         if whole:
             render(content)
-        for kind, found in content["results"].items():
-            print(kind, json.dumps(found["grad_cam"]))
+        for kind, figures in found.items():
+            print(kind, json.dumps(figures.get("grad_cam", {})))
 
 
 def results(only: str, server: str | None, part: float) -> dict[str, Any]:
@@ -422,6 +453,8 @@ def results(only: str, server: str | None, part: float) -> dict[str, Any]:
             names = [name for name, (needed, _) in ATTACKS.items() if needed == kind and only in name]
             if names and server in (None, kind):
                 found[kind] = measured(kind, names, Path(folder), part)
+    if server is None and (hurt := archives(only))["attacks"]:
+        found["archives"] = hurt
     return found
 
 

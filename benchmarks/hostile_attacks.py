@@ -10,11 +10,14 @@ import gzip
 import http.client
 import io
 import itertools
+import json
+import pickle
 import socket
 import struct
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -598,3 +601,48 @@ def _image_attack(name: str, made: Callable[[], bytes]) -> None:
 
 for _name, _made in IMAGES.items():
     _image_attack(_name, _made)
+
+
+# Archives: nobody sends them, but model owners take them from others
+
+
+CARD: dict[str, Any] = {
+    "name": "bad",
+    "version": "1.0",
+    "architecture": "torchvision:squeezenet1_1",
+    "preprocessing": {"resize_px": 64, "crop_px": [64, 64], "mean": [0, 0, 0], "std": [1, 1, 1]},
+    "layer": None,
+    "source": "none",
+    "licence": "",
+}
+
+
+def archive(
+    *, card: object = CARD, labels: bytes = b'["a", "b"]', weights: bytes = b"", more: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Returns a model archive with these members."""
+    file = io.BytesIO()
+    members = {"model.json": json.dumps(card).encode(), "labels.json": labels, "weights.safetensors": weights}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in {**members, **(more or {})}.items():
+            packed.writestr(name, content)
+    return file.getvalue()
+
+
+ARCHIVES: dict[str, Callable[[], bytes]] = {
+    "an archive whose weights are noise": lambda: archive(weights=bytes(range(256)) * 100),
+    "an archive without weights": archive,
+    "a pickle in place of the weights": lambda: archive(weights=pickle.dumps({"a": [1, 2]})),
+    "labels nested 100,000 deep": lambda: archive(labels=b"[" * 100_000),
+    "weights that inflate to 2 GB": lambda: archive(weights=bytes(2_000_000_000)),
+    "a name of 5000 letters": lambda: archive(card=CARD | {"name": "x" * 5000}),
+    "a header of weights that says a terabyte": lambda: archive(weights=struct.pack("<Q", 10**12) + b"{}"),
+    "100,000 empty members": lambda: archive(more={f"{number}": b"" for number in range(100_000)}),
+    "members outside of the archive": lambda: archive(more={"../../evil.py": b"", "/etc/evil": b""}),
+    "an input of a million by a million pixels": lambda: archive(
+        card=CARD | {"preprocessing": CARD["preprocessing"] | {"crop_px": [10**6, 10**6], "resize_px": 10**6}}
+    ),
+    "a label of a million digits": lambda: archive(labels=b"[" + b"9" * 1_000_000 + b"]"),
+    "a file that is no archive": lambda: b"PK\x03\x04" + bytes(1000),
+}
+"""Model archives that were made to harm, by what they are."""

@@ -81,8 +81,12 @@ def connection_options(command: _Command) -> _Command:
 )
 @click.option("--requests-per-s", type=float, help="Explain calls in a second, in the long run.  [default: any number]")
 @click.option("--burst", type=int, help="Calls at once after a pause.  [default: those of a second]")
-@click.option("--max-requests", type=int, help="Requests of a model taken on at once.  [default: the server's bound]")
-@click.option("--max-waiting-s", type=float, help="Seconds of predicted work that wait.  [default: the server's bound]")
+@click.option(
+    "--max-requests", type=int, help="Requests of a model taken on at once.  [default: the server's, or half]"
+)
+@click.option(
+    "--max-waiting-s", type=float, help="Seconds of predicted work that wait.  [default: the server's, or half]"
+)
 def token(name: str, **bounds: Any) -> None:
     """Make a bearer token for NAME.
 
