@@ -335,7 +335,8 @@ async def test_a_step_is_logged_for_all_whose_work_is_in_it(caplog):
     seen = []
     caplog.set_level(logging.ERROR, "camserve.gateway.pool.dispatcher")
     caplog.handler.addFilter(lambda record: seen.append((record.name, get_contextvars())) or True)
-    async with serving(FakeBackend(faults=Faults(crash=True)), steps_per_worker=1) as server:
+    settings = {"steps_per_worker": 1, "quarantine_s": 0.01, "worker_wait_s": 1.0}
+    async with serving(FakeBackend(faults=Faults(crash=True)), **settings) as server:
         server.upstream.hold()
         calls = [server.stub.Explain(ask(SCORE, image=photo(i)), metadata=((KEY, f"call-{i}"),)) for i in range(3)]
         await server.upstream.received(1)

@@ -83,7 +83,7 @@ async def test_a_step_that_two_calls_share_is_in_both_traces(spans):
 
 
 async def test_faults_are_errors_and_refusals_are_not(spans):
-    upstream = FakeBackend(faults=Faults(lost_steps=frozenset({0, 1, 2})))
+    upstream = FakeBackend(faults=Faults(malformed_steps=frozenset({0, 1, 2})))
     async with serving(upstream, tracing=True) as server:
         assert (await failure(server.stub.Explain(ask(GRAD))))[0] == "UNAVAILABLE"
         assert (await failure(server.stub.Explain(ask(GRAD, image=b"no image"))))[0] == "INVALID_ARGUMENT"
@@ -92,7 +92,7 @@ async def test_faults_are_errors_and_refusals_are_not(spans):
     assert (lost.attributes["rpc.grpc.status_code"], refused.attributes["rpc.grpc.status_code"]) == (14, 3)
     steps = [step for step in named(STEP, spans()) if step.parent.span_id == lost.context.span_id]
     assert [step.status.status_code for step in steps] == [StatusCode.ERROR] * 3
-    assert "the worker died" in steps[0].status.description
+    assert "could not be read" in steps[0].status.description
 
 
 async def test_a_clients_span_is_the_parent_of_the_call(spans):
