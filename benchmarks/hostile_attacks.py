@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -387,11 +387,17 @@ def webp_with(chunks: bytes) -> bytes:
 def _header_attack(name: str, made: Callable[[], bytes]) -> None:
     @attack(name)
     async def _(target: Target) -> None:
-        await send(target, EXPLAIN, [ask(image=made())] * 3)
+        await send(target, EXPLAIN, [ask(image=made())])
 
 
 for _name, _made in HEADERS.items():
     _header_attack(_name, _made)
+
+
+@attack("16 MiB of FF before a JPEG's header, and of empty PNG text chunks, 16 of each at once")
+async def _(target: Target) -> None:
+    messages = [ask(image=HEADERS[name]()) for name in list(HEADERS)[:6:5]]
+    await send(target, EXPLAIN, messages * 16, channels=4, timeout_s=30)
 
 
 @attack("500 photos with broken EXIF")
@@ -405,7 +411,7 @@ async def _(target: Target) -> None:
         for at in random.integers(6, len(broken), 4):
             broken[at] = random.integers(256)
         messages.append(ask(image=photo(kind="JPEG", exif=bytes(broken))))
-    await send(target, EXPLAIN, messages)
+    await send(target, EXPLAIN, messages, channels=8)
 
 
 # Bytes
@@ -541,22 +547,23 @@ async def _(target: Target) -> None:
         one.close()
 
 
-@attack("reflection asked for names of 1 MB, 50 times")
+@attack("reflection asked for a name of 1 MB, 50 times")
 async def _(target: Target) -> None:
     channel = target.channel()
     await target.began()
     message = part(4, b"n" * MIB)
+    target.sent_bytes += 50 * len(message)
 
-    async def asks() -> AsyncIterator[bytes]:
-        for _ in range(50):
-            target.sent_bytes += len(message)
-            yield message
+    async def ask_once() -> None:
+        try:
+            async for _ in channel.stream_stream(REFLECTION, None, None)(
+                [message], timeout=10, metadata=target.metadata()
+            ):
+                target.codes["answered"] += 1
+        except grpc.aio.AioRpcError as error:
+            target.codes[_shown(error)] += 1
 
-    try:
-        async for _ in channel.stream_stream(REFLECTION, None, None)(asks(), timeout=10, metadata=target.metadata()):
-            target.codes["answered"] += 1
-    except grpc.aio.AioRpcError as error:
-        target.codes[_shown(error)] += 1
+    await asyncio.gather(*(ask_once() for _ in range(50)))
     await channel.close(None)
 
 

@@ -1163,6 +1163,16 @@ def test_work_in_flight_is_being_measured_too():
         ask(plan, [1000], deadline_s=5.0)
 
 
+def test_work_that_is_still_to_come_will_be_measured_too():
+    """Else several requests whose curves are hours of work were taken at once, each with a deadline of seconds."""
+    plan = taught(waiting_s=1000.0)
+    curves = [masked(None, most=10_000)]
+    plan.admit(curves, opening=OPENING, now_s=0.0, deadline_s=5.0)
+    assert plan.waiting_units() == {"opening": 1}
+    with pytest.raises(Overloaded, match="the deadline is in"):
+        plan.admit(curves, opening=OPENING, now_s=0.0, deadline_s=5.0)
+
+
 def test_what_cannot_be_in_time_is_refused_with_a_hint():
     plan = planner({"here": 2}, target_s=0.1, queries=1000)
     teach(plan, query_s=0.01)

@@ -317,7 +317,7 @@ class Machine(RuleBasedStateMachine):
             return "requests", None
         if owner.name and len(mine) >= owner.requests:
             return "token_requests", None
-        worked_on = self.waiting_units(live) + self.in_flight()
+        worked_on = self.waiting_units(live) + self.in_flight() + self.reserved(live)
         there_s = self.planner.seconds_of(self.waiting_units(live) + self.reserved(live))
         for book in live:
             if book.large:

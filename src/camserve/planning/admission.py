@@ -9,7 +9,7 @@ are shared fairly, so that a large request that is taken on slows the others dow
 
 A prediction never cuts off its own feedback: what is refused is never measured, so that a wrong prediction would
 stay. That is why an idle planner takes any request, and nobody is refused for a deadline on account of a kind of work
-of which nothing waits and nothing is in flight, since no step would then say what it really takes.
+of which nothing waits, is in flight or is still to come, since no step would then say what it really takes.
 """
 
 from __future__ import annotations

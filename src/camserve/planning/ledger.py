@@ -118,8 +118,8 @@ class Ledger:
         return self._large.values()
 
     def is_worked_on(self, kind: Kind) -> bool:
-        """Tells whether work of a kind waits or is in flight, so that a step will say what it costs."""
-        return self._waiting.get(kind, 0) + self._in_flight.get(kind, 0) > 0
+        """Tells whether work of a kind waits, is sent or still to come, so that a step will say what it costs."""
+        return self._waiting.get(kind, 0) + self._in_flight.get(kind, 0) + self._reserved.get(kind, 0) > 0
 
     def counts(self) -> Counts:
         """Returns the numbers of queries by state."""

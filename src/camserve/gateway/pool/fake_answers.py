@@ -206,37 +206,37 @@ def sums_of(image: ImageContent, task: Task, info: ModelInfo, targets: Sequence[
     The sums of a method with a finish have the shape that its spec says.
     """
     assert isinstance(task.method, MethodSpec), "curves and rankings have no such sums"
-    part = Part(task.method, info.layer(task.layer))
+    part, seed = Part(task.method, info.layer(task.layer)), _seed(image)
     shape = part.sums_shape(info.input_size, len(targets))
     if isinstance(task.method, (SsCam, IsCam)):
-        return _gains(image, task, task.method.samples, shape)
+        return _gains(seed, task, task.method.samples, shape)
     if len(shape) != 3:
-        return _colourful(image, task, shape)
+        return _colourful(seed, task, shape)
     sums = np.zeros((len(targets), *part.sums_size(info.input_size)), np.float32)
     each, shared = part.queries(1), part.queries(1) == part.queries(2)
     if each == 0:
         for row, target in enumerate(targets):
-            sums[row] = _bump(f"{_seed(image)} {task.method} {target}", sums[row].shape)
+            sums[row] = _bump(f"{seed} {task.method} {target}", sums[row].shape)
     for query in task.numbers or range(task.start, task.stop):
         for row in range(len(targets)) if shared else [query // each]:
-            sums[row] += _bump(f"{_seed(image)} {task.method} {targets[row]} {query} {task.labels}", sums[row].shape)
+            sums[row] += _bump(f"{seed} {task.method} {targets[row]} {query} {task.labels}", sums[row].shape)
     return sums
 
 
-def _gains(image: ImageContent, task: Task, samples: int, shape: tuple[int, ...]) -> np.ndarray:
+def _gains(seed: int, task: Task, samples: int, shape: tuple[int, ...]) -> np.ndarray:
     """Returns (targets + 1, channels): a gain of 0 to 3 for each query, and the number of queries in the last row."""
     sums = np.zeros(shape, np.float32)
     for query in task.numbers or range(task.start, task.stop):
-        sums[:-1, query // samples] += _whole_numbers(f"{_seed(image)} {task.method} {query}", (shape[0] - 1,))
+        sums[:-1, query // samples] += _whole_numbers(f"{seed} {task.method} {query}", (shape[0] - 1,))
         sums[-1, query // samples] += 1
     return sums
 
 
-def _colourful(image: ImageContent, task: Task, shape: tuple[int, ...]) -> np.ndarray:
+def _colourful(seed: int, task: Task, shape: tuple[int, ...]) -> np.ndarray:
     """Returns whole numbers for each query, added up; they are the same for all targets."""
     sums = np.zeros(shape, np.float32)
     for query in task.numbers or range(task.start, task.stop):
-        sums += _whole_numbers(f"{_seed(image)} {task.method} {query}", shape[1:])
+        sums += _whole_numbers(f"{seed} {task.method} {query}", shape[1:])
     return sums
 
 
