@@ -1,6 +1,7 @@
 """Attacks a real gateway and a real `camserve serve` on loopback, and measures what others notice of it.
 
     python benchmarks/hostile.py                     # results/hostile-cpu.json, and the table of docs/security.md
+    python benchmarks/hostile.py --server serve      # one kind of server alone, in place of its former figures
     python benchmarks/hostile.py --only "16 MiB"     # the attacks whose names have this in them; writes no file
     python benchmarks/hostile.py --quick --only NAME # short pauses: does it run?
     python benchmarks/hostile.py --render            # the table from the JSON, at once
@@ -93,9 +94,9 @@ class Server:
         """Returns the process of the server and those below it."""
         found = [self.process.pid]
         for pid in found:
-            with contextlib.suppress(OSError):
-                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-                found += map(int, children.split())
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has its own
+                with contextlib.suppress(OSError):
+                    found += map(int, children.read_text().split())
         return found
 
 
@@ -444,12 +445,14 @@ def main() -> None:
     elif given.render:
         render(json.loads((given.out or RESULTS).read_text()))
     else:
-        whole = not (given.only or given.server or given.quick)
         found = results(given.only, given.server, QUICK if given.quick else 1.0)
         content = {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": found}
-        if whole or given.out:
-            common.write(given.out or RESULTS, content)
-        if whole:
+        if given.out:
+            common.write(given.out, content)
+        elif not (given.only or given.quick):
+            if given.server:
+                content["results"] = json.loads(RESULTS.read_text())["results"] | found
+            common.write(RESULTS, content)
             render(content)
         for kind, figures in found.items():
             print(kind, json.dumps(figures.get("grad_cam", {})))

@@ -579,14 +579,20 @@ async def _(target: Target) -> None:
 
 
 def scans(number: int, height: int, width: int) -> bytes:
-    """Returns a progressive grey JPEG whose first scan comes `number` times."""
-    grey = Image.fromarray(np.zeros((height, width), np.uint8))
-    plain = _file(grey, "JPEG", progressive=True, quality=50)
-    begin = plain.index(b"\xff\xda")
-    end = plain.index(b"\xff", begin + 12)
-    while plain[end + 1] == 0:
-        end = plain.index(b"\xff", end + 1)
+    """Returns a progressive grey JPEG whose shortest scan, a few bytes that pass over all pixels, comes many times."""
+    plain = _file(Image.fromarray(np.zeros((height, width), np.uint8)), "JPEG", progressive=True, quality=50)
+    begins = [at for at in range(len(plain)) if plain.startswith(b"\xff\xda", at)]
+    spans = [(begin, _end_of_scan(plain, begin)) for begin in begins]
+    begin, end = min(spans, key=lambda span: span[1] - span[0])
     return plain[:begin] + plain[begin:end] * number + plain[end:]
+
+
+def _end_of_scan(file: bytes, begin: int) -> int:
+    """Returns where the next marker is; FF 00 is a byte of the scan's data."""
+    end = file.index(b"\xff", begin + 2)
+    while file[end + 1] == 0:
+        end = file.index(b"\xff", end + 1)
+    return end
 
 
 IMAGES: dict[str, Callable[[], bytes]] = {
