@@ -72,7 +72,7 @@ def test_the_program_writes_figures_and_a_table(tmp_path):
     assert all(result["planning_us_per_step"] > 0 for result in several)
 
 
-# What issue 8 asks of the planner
+# What is asked of the planner
 
 
 @pytest.mark.parametrize("workers", [1, 4])
