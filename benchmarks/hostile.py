@@ -44,6 +44,7 @@ from hostile_attacks import ARCHIVES, ATTACKS, EXPLAIN, SCORE, Target, ask
 from camserve.archive import load_package
 from camserve.errors import CamserveError
 from camserve.gateway.api.access import new_token
+from camserve.gateway.ops.settings import CPU_STEP_S
 from camserve.v1 import explain_pb2 as pb
 
 HERE = Path(__file__).parent
@@ -61,6 +62,8 @@ QUICK = 0.1
 """Part of these seconds where it is only tried whether the program runs."""
 LONGEST_S = 90.0
 """Seconds after which an attack is given up."""
+TOLERATED_S = 0.1
+"""Seconds that a health check may wait, and a Grad-CAM take beyond what it takes alone and two steps."""
 MASKED = "masked"
 """What the second client's maps of masked queries are called: Score-CAMs, or Group-CAMs of a real worker."""
 SMALL_GROUP = pb.MethodSpec(group_cam={"groups": 8})
@@ -81,7 +84,7 @@ class Server:
     kind: str
 
     def peak_mb(self) -> float:
-        """Returns the peak of the resident memory of the server's process since `forget_peak`."""
+        """Returns the peaks of the resident memory of the server's processes since `forget_peak`, added up."""
         return sum(_peak_kb(pid) for pid in self._pids()) / 1000
 
     def forget_peak(self) -> None:
@@ -471,9 +474,37 @@ def results(only: str, server: str | None, part: float) -> dict[str, Any]:
     return found
 
 
+def summary(content: Mapping[str, Any]) -> str:
+    """Returns what the figures say as a whole, as Markdown."""
+    kinds = [found for found in content["results"].values() if "alone" in found]
+    attacks = [(name, each) for found in kinds for name, each in found["attacks"].items()]
+    failed = sum(sum(each["failures"].values()) for _, each in attacks)
+    late = {
+        name: each["grad_cam_longest_s"]
+        for found in kinds
+        for name, each in found["attacks"].items()
+        if each["grad_cam_longest_s"] > found["grad_cam"]["alone_p99_s"] + 2 * CPU_STEP_S + TOLERATED_S
+    }
+    stalls = {name: each["longest_stall_s"] for name, each in attacks if each["longest_stall_s"] > TOLERATED_S}
+    lines = [
+        f"Of the second client's {sum(each['others'] for _, each in attacks):,} maps {failed} failed. "
+        f"Beside {len(attacks) - len(late)} of {len(attacks)} attacks on servers none of its Grad-CAMs took longer "
+        f"than alone (p99) plus two steps and {TOLERATED_S:g} s, and beside {len(attacks) - len(stalls)} no health "
+        f"check waited for more than {TOLERATED_S:g} s. The others:",
+        "",
+        "| attack | longest Grad-CAM | longest stall |",
+        "| --- | ---: | ---: |",
+    ]
+    for name in (name for name, _ in attacks if name in late or name in stalls):
+        cells = (f"{1000 * seconds[name]:.0f} ms" if name in seconds else "" for seconds in (late, stalls))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def render(content: Mapping[str, Any]) -> None:
-    """Writes the table into docs/security.md."""
-    SECURITY.write_text(common.embedded(SECURITY.read_text(), "attacks", table(content)))
+    """Writes what the figures say, and the table, into docs/security.md."""
+    for name, text in (("summary", summary(content)), ("attacks", table(content))):
+        SECURITY.write_text(common.embedded(SECURITY.read_text(), name, text))
 
 
 if __name__ == "__main__":

@@ -102,17 +102,28 @@ async def serve_until_signals(backend: FakeBackend, told: asyncio.Future[Gateway
         await run_until_stopped(gateway, signals, work())
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_running_calls_in_the_servers_words(second: signal.Signals):
-    backend, told = FakeBackend(), asyncio.get_running_loop().create_future()
+@asynccontextmanager
+async def busy_until_signals(
+    backend: FakeBackend,
+) -> AsyncIterator[tuple[Harness, grpc.aio.UnaryUnaryCall, asyncio.Task[None]]]:
+    """A gateway that real signals stop, with a Score-CAM whose first step is held, and the task that serves."""
     backend.hold()
+    told = asyncio.get_running_loop().create_future()
     serving_on = asyncio.create_task(serve_until_signals(backend, told))
     gateway = await told
     async with grpc.aio.insecure_channel(gateway.address) as channel:
-        running = explain_pb2_grpc.ExplanationServiceStub(channel).Explain(ask(SCORE))
+        stub = explain_pb2_grpc.ExplanationServiceStub(channel)
+        running = stub.Explain(ask(SCORE))
         await backend.received(1)
+        yield Harness(gateway, backend, channel, stub), running, serving_on
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_running_calls_in_the_servers_words(second: signal.Signals):
+    backend = FakeBackend()
+    async with busy_until_signals(backend) as (server, running, serving_on):
         os.kill(os.getpid(), signal.SIGTERM)
-        await refused(Harness(gateway, backend, channel, None))
+        await refused(server)
         assert not serving_on.done()
         os.kill(os.getpid(), second)
         assert await failure(running) == WORDS
@@ -123,15 +134,10 @@ async def test_a_second_signal_ends_running_calls_in_the_servers_words(second: s
 
 async def test_a_hangup_begins_a_stop_and_never_cuts_one_short():
     """A terminal that closes sends it more than once: from the kernel, and from the shell."""
-    backend, told = FakeBackend(), asyncio.get_running_loop().create_future()
-    backend.hold()
-    serving_on = asyncio.create_task(serve_until_signals(backend, told))
-    gateway = await told
-    async with grpc.aio.insecure_channel(gateway.address) as channel:
-        running = explain_pb2_grpc.ExplanationServiceStub(channel).Explain(ask(SCORE))
-        await backend.received(1)
+    backend = FakeBackend()
+    async with busy_until_signals(backend) as (server, running, serving_on):
         os.kill(os.getpid(), signal.SIGHUP)
-        await refused(Harness(gateway, backend, channel, None))
+        await refused(server)
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.sleep(0)
         backend.release()

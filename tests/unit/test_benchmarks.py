@@ -147,3 +147,13 @@ def test_every_seed_is_accepted(tmp_path, fuzz):
         assert seeds
         for seed in seeds:
             read(seed.read_bytes())
+
+
+def test_the_page_on_security_has_the_figures_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import hostile
+
+    page, content = hostile.SECURITY.read_text(), json.loads(hostile.RESULTS.read_text())
+    assert common.embedded(page, "summary", hostile.summary(content)) == page
+    assert common.embedded(page, "attacks", hostile.table(content)) == page

@@ -90,6 +90,8 @@ class Prepared(ExplanationServiceServicer):
 
     def ListModels(self, request, context):  # noqa: N802  # gRPC's name
         self._look(request, context)
+        if self.stalled is not None and len(self.models) == 1:
+            self.stalled.wait(30)
         return pb.ListModelsReply(models=self.models.pop(0) if len(self.models) > 1 else self.models[0])
 
     def GetModel(self, request, context):  # noqa: N802  # gRPC's name
@@ -378,6 +380,12 @@ def test_wait_ready_says_what_is_missing(server, connect):
     server.models = [[pb.ModelSummary(name="lite0")]]
     text = "not ready after 1 s: no worker is ready for lite0"
     with connect(server.address) as client, pytest.raises(errors.Unavailable, match=text):
+        client.wait_ready(1)
+
+
+def test_wait_ready_says_what_it_saw_before_the_server_fell_silent(server, connect):
+    server.models, server.stalled = [[pb.ModelSummary(name="lite0")], []], threading.Event()
+    with connect(server.address) as client, pytest.raises(errors.Unavailable, match="no worker is ready for lite0"):
         client.wait_ready(1)
 
 

@@ -100,6 +100,13 @@ HOSTILE = {
 }
 
 
+def test_nothing_is_looked_at_behind_what_is_too_much():
+    """What follows is no message, which the walk would find out if it went on."""
+    message = field(6, b"") * 2**18 + b"\xff" * 100
+    with pytest.raises(InvalidOption, match="at most 262144 bytes beside its image"):
+        parse(pb.ExplainRequest, message, FIELDS, LIMITS)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_protobuf_never_parses_a_message_of_many_fields(name: str, monkeypatch: pytest.MonkeyPatch):
     parsed: list[int] = []
