@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import grpc
 import pytest
 from gateway_harness import PATIENT, SCORE, Harness, ask, jump, photo, serving, until
 
+from camserve.gateway.requests.memory import REPLY_COPIES
 from camserve.gateway.server import KEEPALIVE
 from camserve.v1 import explain_pb2 as pb
 
@@ -43,9 +45,10 @@ async def test_a_reply_that_is_not_read_is_in_flight_until_the_client_reads_it()
         call = await unread(server)
         text = await server.metrics()
         assert 'camserve_requests_in_flight{class="normal"} 1.0' in text
-        assert "camserve_bytes_in_flight 0.0" not in text
+        (held,) = re.findall(r"^camserve_bytes_in_flight (.+)$", text, re.MULTILINE)
         assert 'code="OK"' not in text
-        assert await final(call)
+        reply = pb.ExplainUpdate(reply=await final(call))
+        assert float(held) == REPLY_COPIES * reply.ByteSize(), "the estimate has made way for the reply's real size"
         await until(lambda: server.gateway.calls.active == 0)
         text = await server.metrics()
         assert 'camserve_requests_in_flight{class="normal"} 0.0' in text
