@@ -299,6 +299,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     from camserve.gateway.pool.fake import MODEL
     from camserve.gateway.pool.fake_answers import answer
     from camserve.oip import inference_pb2
+    from camserve.types import Vector
     from camserve.types.request import make_request
 
     pictures = _seeds_of_image()
@@ -313,6 +314,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         size="original",
         encoding="overlay_png",
     )
+    vectors = [Vector([1.0, 2.0]), Vector(image=photo), Vector(image=np.zeros((2, 2, 3), np.uint8))]
     infer = inference_pb2.ModelInferRequest(model_name="fake", id="7")
     infer.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(photo)
     infer.outputs.add(name="saliency")
@@ -347,6 +349,9 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "image": pictures,
         "v1": {
             "full": v1.request_to_proto(full).SerializeToString(),
+            "targets": v1.request_to_proto(
+                make_request(photo, ["grad_cam"], ["contrast:1>2,3", "finer:4", "against:top2", "down:0", *vectors])
+            ).SerializeToString(),
             "pixels": v1.request_to_proto(
                 make_request(np.zeros((3, 4, 3), np.uint8), ["score_cam"], [1])
             ).SerializeToString(),

@@ -19,12 +19,13 @@ import numpy as np
 from google.protobuf.message import Message
 from PIL import Image
 
+from camserve.codecs import v1
 from camserve.errors import CamserveError, InvalidImage, InvalidOption, NotFound, Unsupported
-from camserve.labels import parse_target_text
 from camserve.methods import number_or_text, parse_method_text
 from camserve.oip import inference_pb2 as oip
-from camserve.types import BoxOptions, Target
+from camserve.types import AnyTarget, BoxOptions, Target
 from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
+from camserve.types.targets import parse_target
 from camserve.v1 import explain_pb2 as pb
 
 LIMITS = RequestLimits(
@@ -409,8 +410,8 @@ def _several(changes: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def our_target(value: str | int) -> Target:
-    return parse_target_text(value) if isinstance(value, str) else Target(index=value)
+def our_target(value: str | int) -> AnyTarget:
+    return parse_target(value) if isinstance(value, str) else Target(index=value)
 
 
 def to_request(bad: BadRequest) -> ExplainRequest:
@@ -475,8 +476,7 @@ def _v1_method(text: str) -> pb.MethodSpec:
 def _v1_target(text: str) -> pb.Target:
     if text == "top0":  # our own type does not hold it
         return pb.Target(top_k=0)
-    target = parse_target_text(text)
-    return pb.Target(index=target.index, label=target.label, top_k=target.top_k)
+    return v1.target_to_proto(parse_target(text))
 
 
 def _method(text: str) -> tuple[str, dict[str, int | float | str]]:

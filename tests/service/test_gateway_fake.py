@@ -105,7 +105,7 @@ async def test_evaluation_asks_the_curves_of_the_very_maps_that_are_returned():
     assert sorted(curves) == [2, 3, 4, 5]
     for saliency, array, one in zip(reply.maps, arrays(reply), (curves[key] for key in sorted(curves)), strict=True):
         np.testing.assert_array_equal(one.saliency, array)
-        assert (one.target, one.steps) == (saliency.target.index, 4)
+        assert (one.target, one.steps) == (Target(index=saliency.target.index), 4)
         found = saliency.faithfulness
         np.testing.assert_allclose([*found.deletion, *found.insertion], 1 / np.arange(1, 11), rtol=1e-6)
         assert found.overall == pytest.approx(found.insertion_auc - found.deletion_auc)

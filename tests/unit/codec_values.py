@@ -12,13 +12,17 @@ from camserve.types import (
     ENCODINGS,
     FUSIONS,
     MAP_SIZES,
+    OUTPUTS,
     PRECISIONS,
     PRIORITIES,
+    Against,
     Box,
     BoxOptions,
+    Contrast,
     Cost,
     Explanation,
     Faithfulness,
+    Finer,
     InputView,
     Layer,
     ModelInfo,
@@ -26,6 +30,8 @@ from camserve.types import (
     SaliencyMap,
     StreamOptions,
     Target,
+    Value,
+    Vector,
 )
 from camserve.types.request import ExplainRequest, OutputOptions
 
@@ -52,15 +58,29 @@ specs = st.one_of(
         for spec in METHODS.values()
     ]
 )
-targets = st.one_of(
-    st.builds(Target, index=u32), st.builds(Target, label=texts), st.builds(Target, top_k=st.integers(1, 2**32 - 1))
-)
+named = st.builds(Target, index=u32) | st.builds(Target, label=texts)
+classes = named | st.builds(Target, top_k=st.integers(1, 2**32 - 1))
+gammas = st.floats(0, 10)
 pixels = hnp.arrays(
     st.sampled_from([np.dtype(np.uint8), np.dtype(np.float32)]),
     st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3)),
 )
 images = st.one_of(st.binary(max_size=50), pixels)
-predictions = st.builds(Prediction, index=u32, label=texts, probability=float32s)
+vectors = hnp.arrays(np.float32, st.integers(1, 5), elements=st.floats(1, 9, width=32))
+targets = st.one_of(
+    classes,
+    st.builds(Contrast, classes, st.lists(named, min_size=1, max_size=3).map(tuple), gammas),
+    st.builds(Finer, classes, gammas, st.integers(1, 100)),
+    st.builds(Against, classes),
+    st.builds(Value, named, st.sampled_from(["up", "down"])),
+    st.builds(Vector, values=vectors),
+    st.builds(Vector, image=st.binary(min_size=1, max_size=50) | pixels),
+)
+predictions = (
+    st.builds(Prediction, index=u32, label=texts, probability=float32s)
+    | st.builds(Prediction, index=u32, label=texts, value=float32s, unit=texts)
+    | st.builds(Prediction, index=u32, label=texts, similarity=float32s)
+)
 views = st.builds(
     InputView,
     original_size=st.tuples(u32, u32),
@@ -80,6 +100,9 @@ models = st.builds(
     licence=texts,
     evaluation=st.dictionaries(texts, st.floats(allow_nan=False), max_size=3),
     weights=texts,
+    outputs=st.sampled_from(OUTPUTS),
+    units=several(texts),
+    dimension=u32,
 )
 boxes = st.builds(BoxOptions, threshold=fractions, all_components=st.booleans())
 outputs = st.builds(
@@ -132,6 +155,9 @@ maps = st.builds(
     fraction=st.floats(0, 1, width=32),
     choice=texts,
     boxes=several(st.builds(Box, left=float32s, top=float32s, right=float32s, bottom=float32s, score=float32s)),
+    target_text=texts,
+    classes=several(predictions),
+    score=float32s,
     faithfulness=st.none() | faithfulness,
 )
 explanations = st.builds(

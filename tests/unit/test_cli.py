@@ -129,7 +129,7 @@ def test_bad_method_texts(text, message):
     ],
 )
 def test_target_texts(text, target):
-    assert commands.parse_target_text(text) == target
+    assert commands.parse_target(text) == target
 
 
 def test_explain_asks_the_server(client, tmp_path):

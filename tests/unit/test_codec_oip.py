@@ -366,13 +366,21 @@ def saliency(value: float, **changes: Any) -> SaliencyMap:
     return replace(found, **changes)
 
 
+CUP = Prediction(2, "cup ☕", 0.0)
 CURVES = Faithfulness("rise", deletion=np.array([1.0, 0.0]), insertion=np.array([0.5, 1.0]))
 ANSWER = Explanation(
     model="fake",
     version="1.0",
-    predictions=(BOAT, Prediction(2, "cup ☕", 0.0)),
+    predictions=(BOAT, CUP),
     maps=(
-        saliency(0.25, boxes=(Box(0.0, 1.0, 2.0, 3.0, 0.5),), faithfulness=CURVES),
+        saliency(
+            0.25,
+            target_text="contrast:boat>cup ☕",
+            classes=(BOAT, CUP),
+            score=0.5,
+            boxes=(Box(0.0, 1.0, 2.0, 3.0, 0.5),),
+            faithfulness=CURVES,
+        ),
         saliency(1.0, complete=False, fraction=0.5, choice="in time"),
     ),
     input=InputView((2, 3), (0.0, 0.0, 3.0, 2.0), (2, 3)),
@@ -446,6 +454,13 @@ def test_a_response_says_of_each_map_what_it_is():
         "method": "group_cam",
         "parameters": {"groups": 8, "theta": 70.0, "variant": "paper", "grouping": "chunk"},
         "target": {"index": 7, "label": "boat", "probability": 0.5},
+        "target_text": "contrast:boat>cup ☕",
+        "classes": [
+            {"index": 7, "label": "boat", "probability": 0.5},
+            {"index": 2, "label": "cup ☕", "probability": 0.0},
+        ],
+        "score": 0.5,
+        "signed": False,
         "layers": ["features"],
         "complete": True,
         "fraction": 1.0,

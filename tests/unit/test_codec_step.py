@@ -8,7 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from codec_values import images, models, precisions, predictions, same_image, seconds, specs, targets, texts, u32, views
+from codec_values import (
+    float32s,
+    images,
+    models,
+    precisions,
+    predictions,
+    same_image,
+    seconds,
+    several,
+    specs,
+    targets,
+    texts,
+    u32,
+    views,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,6 +34,7 @@ from camserve.methods import GradCam
 from camserve.methods.work import KINDS as WORK_KINDS
 from camserve.types import (
     DeviceMemory,
+    Explained,
     InputView,
     Item,
     ItemResult,
@@ -43,7 +58,7 @@ def float32_arrays(dimensions: int) -> st.SearchStrategy[np.ndarray]:
 
 works = (
     specs
-    | st.builds(MapCurves, saliency=float32_arrays(2), target=u32, steps=u32)
+    | st.builds(MapCurves, saliency=float32_arrays(2), target=targets, steps=u32)
     | st.builds(Ranking, attribution=float32_arrays(3))
 )
 
@@ -75,10 +90,11 @@ partials = st.builds(
     context=st.none() | float32_arrays(3),
     labels=numbers,
 )
+explained = st.builds(Explained, target=targets, score=float32s, classes=several(predictions))
 results = st.builds(
     ItemResult,
     predictions=st.lists(predictions, max_size=3).map(tuple),
-    targets=st.lists(predictions, max_size=3).map(tuple),
+    targets=st.lists(explained, max_size=3).map(tuple),
     view=views,
     partials=st.lists(partials, max_size=3).map(tuple),
 )

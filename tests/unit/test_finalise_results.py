@@ -84,7 +84,8 @@ def test_everything_is_asked_at_once_then_the_rankings_and_the_curves_last():
     assert [(task.position, type(task.method), task.start, task.stop) for task in third.tasks] == [
         (6 + number, MapCurves, 0, 10) for number in range(12)
     ]
-    assert [task.method.target for task in third.tasks if isinstance(task.method, MapCurves)] == [4, 2, 7] * 4
+    targets = [task.method.target.index for task in third.tasks if isinstance(task.method, MapCurves)]
+    assert targets == [4, 2, 7] * 4
 
 
 def test_without_rankings_and_curves_one_round_is_all():
@@ -127,7 +128,7 @@ def test_once_opened_the_same_classes_are_explained_in_the_same_order_of_queries
     outcome = answered(first)
     results.take(outcome)
     later = results.item([(0, 5, 9), (1, 3, 12)])
-    assert later.targets == tuple(Target(index=target.index) for target in outcome.targets)
+    assert later.targets == tuple(explained.target for explained in outcome.targets)
     assert later.top_predictions == 1
     assert [task.ordered for task in later.tasks] == [False, False]
     assert later.tasks[0].numbers == outcome.partials[0].order[5:9]

@@ -169,7 +169,7 @@ def test_curves_are_masked_forwards_and_a_ranking_is_a_unit_for_each_target():
     ranking = ranking_of(Xrai(steps=2), result.partials[0])
     assert ranking is not None
     assert executor.execute([replace(first, tasks=(Task(0, ranking, 0, 1),))]).made == {"opening": 1, "ranking": 2}
-    curves = MapCurves(ranking.attribution[0], 3, steps=4)
+    curves = MapCurves(ranking.attribution[0], Target(index=3), steps=4)
     asked = Item(picture(2), (), (Task(0, curves, 0, curves.queries(0, 1)),))
     assert executor.execute([asked]).made == {"opening": 1, "masked_forward": 10}
 

@@ -241,7 +241,7 @@ SAMPLED = Item(
     tasks=(
         Task(0, SsCam(samples=2), 0, 5),
         Task(1, GroupCam(groups=4, grouping="kmeans"), 0, 4, ordered=True),
-        Task(2, MapCurves(np.zeros(MODEL.input_size, np.float32), 1, 9), 0, 20),
+        Task(2, MapCurves(np.zeros(MODEL.input_size, np.float32), Target(index=1), 9), 0, 20),
         Task(3, Ranking(np.zeros((1, *MODEL.input_size), np.float32)), 0, 1),
     ),
 )

@@ -123,7 +123,7 @@ def test_plain_clients_and_the_gateway_share_a_batch(service):
     ]
     first, second = step_result(answers[1]).outcomes
     assert [partial.position for partial in first.partials] == [0, 1]
-    assert first.targets[0].index == 2
+    assert first.targets[0].target == Target(index=2)
     np.testing.assert_allclose(first.partials[1].sums, second.partials[1].sums, rtol=1e-5)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
-from camserve.types import BoxOptions, Explanation, Preprocessing, Target
+from camserve.types import AnyTarget, BoxOptions, Explanation, Preprocessing
+from camserve.types.targets import parse_target
 
 try:
     import click
@@ -24,7 +25,6 @@ from camserve.cli import serving
 from camserve.cli.connection_options import Connection, connection_options, token
 from camserve.cli.extras import needs_extra
 from camserve.cli.serving import STORE_HELP
-from camserve.labels import parse_target_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -165,7 +165,7 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     Prints predictions and costs, writes one picture for each method and target.
     """
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
-    wanted = [parse_target_text(text) for text in targets]
+    wanted = [parse_target(text) for text in targets]
     watch = out if options.pop("watch") else None
     with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
@@ -177,7 +177,12 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
 
 
 def _timed_explanation(
-    image: Path, methods: list[MethodSpec], targets: list[Target], console: Console, watch: Path | None, **options: Any
+    image: Path,
+    methods: list[MethodSpec],
+    targets: list[AnyTarget],
+    console: Console,
+    watch: Path | None,
+    **options: Any,
 ) -> tuple[Explanation, float]:
     import time
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from camserve.codecs import texts
@@ -99,7 +99,7 @@ def encode(explanation: Explanation, format: str) -> bytes:  # noqa: A002  # the
     reply = {
         "model": explanation.model,
         "version": explanation.version,
-        "predictions": [asdict(prediction) for prediction in explanation.predictions],
+        "predictions": [texts.prediction_json(prediction) for prediction in explanation.predictions],
         "maps": [_map(saliency, format) for saliency in maps],
         "cost": texts.cost_json(explanation.cost),
     }

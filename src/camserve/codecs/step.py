@@ -14,7 +14,18 @@ from camserve.codecs.fields import from_message, to_message
 from camserve.errors import KINDS, CamserveError, Internal, InvalidInput
 from camserve.methods import MethodSpec
 from camserve.methods.work import KINDS as WORK_KINDS
-from camserve.types import DeviceMemory, Item, ItemResult, MapCurves, ModelInfo, Partial, Ranking, StepResult, Task
+from camserve.types import (
+    DeviceMemory,
+    Explained,
+    Item,
+    ItemResult,
+    MapCurves,
+    ModelInfo,
+    Partial,
+    Ranking,
+    StepResult,
+    Task,
+)
 from camserve.worker.v1 import step_pb2
 
 DESCRIBE: bytes = step_pb2.WorkerRequest(describe=step_pb2.DescribeRequest()).SerializeToString()
@@ -129,7 +140,9 @@ def _task_to_proto(task: Task) -> step_pb2.Task:
     message = to_message(step_pb2.Task, task, method=None)
     if isinstance(method, MapCurves):
         saliency = _array_to_proto(method.saliency)
-        message.curves.CopyFrom(step_pb2.MapCurves(saliency=saliency, target=method.target, steps=method.steps))
+        message.curves.CopyFrom(
+            step_pb2.MapCurves(saliency=saliency, target=v1.target_to_proto(method.target), steps=method.steps)
+        )
     elif isinstance(method, Ranking):
         message.ranking.attribution.CopyFrom(_array_to_proto(method.attribution))
     else:
@@ -141,7 +154,7 @@ def _method_from_proto(message: step_pb2.Task) -> MethodSpec | MapCurves | Ranki
     try:
         if (work := message.WhichOneof("work")) == "curves":
             curves = message.curves
-            return MapCurves(_array_from_proto(curves.saliency), curves.target, curves.steps)
+            return MapCurves(_array_from_proto(curves.saliency), v1.target_from_proto(curves.target), curves.steps)
         if work == "ranking":
             return Ranking(_array_from_proto(message.ranking.attribution))
     except ValueError as error:
@@ -184,7 +197,7 @@ def _result_from_proto(message: step_pb2.StepReply) -> StepResult:
 def _item_result_to_proto(result: ItemResult) -> step_pb2.ItemResult:
     return step_pb2.ItemResult(
         predictions=[v1.prediction_to_proto(prediction) for prediction in result.predictions],
-        targets=[v1.prediction_to_proto(target) for target in result.targets],
+        targets=[_explained_to_proto(explained) for explained in result.targets],
         input=v1.view_to_proto(result.view),
         partials=[_partial_to_proto(partial) for partial in result.partials],
     )
@@ -193,10 +206,26 @@ def _item_result_to_proto(result: ItemResult) -> step_pb2.ItemResult:
 def _item_result_from_proto(message: step_pb2.ItemResult) -> ItemResult:
     return ItemResult(
         predictions=v1.predictions_from_proto(message.predictions),
-        targets=v1.predictions_from_proto(message.targets),
+        targets=tuple(_explained_from_proto(explained) for explained in message.targets),
         view=v1.view_from_proto(message.input),
         partials=tuple(_partial_from_proto(partial) for partial in message.partials),
     )
+
+
+def _explained_to_proto(explained: Explained) -> step_pb2.Explained:
+    return step_pb2.Explained(
+        target=v1.target_to_proto(explained.target),
+        score=explained.score,
+        classes=[v1.prediction_to_proto(prediction) for prediction in explained.classes],
+    )
+
+
+def _explained_from_proto(message: step_pb2.Explained) -> Explained:
+    try:
+        target = v1.target_from_proto(message.target)
+    except InvalidInput as error:
+        raise ValueError(f"a worker explains no target: {error}") from None
+    return Explained(target, message.score, v1.predictions_from_proto(message.classes))
 
 
 def _partial_to_proto(partial: Partial) -> step_pb2.Partial:

@@ -13,10 +13,10 @@ from typing import Any
 
 from camserve.errors import InvalidOption
 from camserve.images import ImageContent
-from camserve.labels import parse_target_text
 from camserve.methods import GradCam, MethodSpec, number_or_text, parse_method, parse_method_text
-from camserve.types import BoxOptions, Cost, SaliencyMap, Target
+from camserve.types import AnyTarget, BoxOptions, Cost, Prediction, SaliencyMap, Target
 from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
+from camserve.types.targets import parse_target
 from camserve.wording import shown
 
 _OF_OUTPUT = ("size", "boxes")
@@ -77,9 +77,9 @@ def _targets(name: str, value: Any) -> list[Any]:
     return [each for each in values if not (isinstance(each, str) and not each.strip())]
 
 
-def _target(name: str, value: Any) -> Target:
+def _target(name: str, value: Any) -> AnyTarget:
     if isinstance(value, str):
-        return parse_target_text(value.strip())
+        return parse_target(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Target(index=value)
     raise InvalidOption(f"{name}: a target is a class index, a label or topK, got {_shown(value)}")
@@ -170,12 +170,23 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else shown(value)
 
 
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """Returns what is said of a class, a number or a packed reference; what its kind does not have is left out."""
+    return {
+        key: value for key, value in asdict(prediction).items() if value is not None and (key, value) != ("unit", "")
+    }
+
+
 def map_json(saliency: SaliencyMap) -> dict[str, Any]:
     """Returns the description of a map, without its pixels."""
     described: dict[str, Any] = {
         "method": saliency.method.name,
         "parameters": asdict(saliency.method),
-        "target": asdict(saliency.target),
+        "target": prediction_json(saliency.target),
+        "target_text": saliency.target_text,
+        "classes": [prediction_json(prediction) for prediction in saliency.classes],
+        "score": saliency.score,
+        "signed": saliency.signed,
         "layers": list(saliency.layers),
         "complete": saliency.complete,
         "fraction": saliency.fraction,

@@ -6,8 +6,8 @@ Servers and clients use the same functions. Large messages take time: servers ca
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
@@ -22,11 +22,15 @@ from camserve.finalise.render import background
 from camserve.images import ImageContent
 from camserve.types import (
     DEFAULT_CURVE_STEPS,
+    Against,
+    AnyTarget,
     Box,
     BoxOptions,
+    Contrast,
     Cost,
     Explanation,
     Faithfulness,
+    Finer,
     InputView,
     Layer,
     MethodInfo,
@@ -39,13 +43,15 @@ from camserve.types import (
     SaliencyMap,
     StreamOptions,
     Target,
+    Value,
+    Vector,
 )
 from camserve.types.request import DEFAULT_PREDICTIONS, UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
 from camserve.v1 import explain_pb2 as pb
 from camserve.wording import shown
 
-_BULK: bulk.Fields = {3: {1: "encoded", 2: {3: "data"}}}
-"""Fields of an ExplainRequest that hold pixels: `image.encoded`, `image.tensor.data`."""
+_BULK: bulk.Fields = {3: {1: "encoded", 2: {3: "data"}}, 5: {9: {1: "reference", 2: {3: "reference"}}}}
+"""Fields of an ExplainRequest that hold pixels: those of `image` and of each reference, `encoded` or `tensor.data`."""
 
 
 def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
@@ -89,13 +95,14 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
     limits.check_image(max(len(cut.last("encoded")), len(cut.last("data"))))
     limits.check_counts(methods=len(message.methods), layers=len(message.layers), targets=len(message.targets))
     limits.check_names((message.model, message.version, message.output.colormap, *message.layers))
-    limits.check_names(target.label for target in message.targets)
+    references = iter(_references(message.targets, cut, limits))
+    targets = tuple(_target(target, lambda _: next(references)) for target in message.targets)
     return from_message(
         ExplainRequest,
         message,
         image=_image(message.image, bytes(cut.last("encoded")), cut.last("data")),
         methods=tuple(method_from_proto(method) for method in message.methods) or (methods.GradCam(),),
-        targets=tuple(target_from_proto(target) for target in message.targets),
+        targets=targets,
         fusion=_name("fusion", pb.Fusion, message.fusion, "mean"),
         output=_output_from_proto(message.output),
         top_predictions=message.top_predictions or DEFAULT_PREDICTIONS,
@@ -104,6 +111,30 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
         priority=_name("priority", pb.Priority, message.priority, "normal"),
         stream=StreamOptions(**_set_fields(message.stream)),
     )
+
+
+def _references(targets: Sequence[pb.Target], cut: bulk.Cut[pb.ExplainRequest], limits: RequestLimits) -> list[Any]:
+    """Returns the reference images of a request in the order of its targets; their classes are counted before.
+
+    Raises:
+        InvalidInput: too many classes are named, one too long, or an image is too large or has no contents.
+    """
+    limits.check_classes(sum(len(_classes_of(target)) for target in targets))
+    limits.check_names(one.label for target in targets for one in _classes_of(target))
+    messages = [target.reference for target in targets if target.WhichOneof("target") == "reference"]
+    contents = cut.bulk.get("reference", [])
+    if len(messages) != len(contents):
+        raise InvalidImage("no image: set reference.encoded or reference.tensor, once")
+    for content in contents:
+        limits.check_image(len(content))
+    return [_image(message, bytes(content), content) for message, content in zip(messages, contents, strict=True)]
+
+
+def _classes_of(target: pb.Target) -> Sequence[pb.Target | pb.ClassTarget]:
+    kind = target.WhichOneof("target")
+    if kind == "contrast":
+        return [target.contrast.of, *target.contrast.than]
+    return [getattr(target, kind).of] if kind in ("finer", "against", "value") else [target]
 
 
 def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
@@ -163,6 +194,7 @@ def _map_to_proto(saliency: SaliencyMap, encoding: str, data: bytes) -> pb.Salie
         method=method_to_proto(saliency.method),
         target=prediction_to_proto(saliency.target),
         shape=saliency.array.shape,
+        classes=[prediction_to_proto(prediction) for prediction in saliency.classes],
         encoding=encoding.upper(),
         data=data,
         minimum=saliency.value_range[0],
@@ -211,6 +243,7 @@ def _map_from_proto(message: pb.SaliencyMap, image: Image.Image | None) -> Salie
         message,
         method=method_from_proto(message.method),
         target=prediction_from_proto(message.target),
+        classes=predictions_from_proto(message.classes),
         array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width)),
         value_range=(message.minimum, message.maximum),
         boxes=tuple(from_message(Box, box) for box in message.boxes),
@@ -323,18 +356,83 @@ def _value(field: FieldDescriptor, value: Any) -> Any:
     return known.name.lower()
 
 
-def target_to_proto(target: Target) -> pb.Target:
+def target_to_proto(target: AnyTarget) -> pb.Target:
     """Returns the message of a target; raises InvalidOption for a number too large for its field."""
+    match target:
+        case Target():
+            return _class_to_proto(pb.Target, target)
+        case Contrast():
+            than = [_class_to_proto(pb.ClassTarget, other) for other in target.than]
+            return pb.Target(contrast=pb.Contrast(of=_of(target), than=than, gamma=target.gamma))
+        case Finer():
+            return pb.Target(finer=pb.Finer(of=_of(target), gamma=target.gamma, nearest=target.nearest))
+        case Against():
+            return pb.Target(against=pb.Against(of=_of(target)))
+        case Value():
+            return pb.Target(value=pb.Value(of=_of(target), direction=target.direction.upper()))
+        case Vector() if target.image is None:
+            return pb.Target(vector=np.asarray(target.values, "<f4").tobytes())
+        case Vector():
+            return pb.Target(reference=image_to_proto(images.read_image(target.image)))
+
+
+def _of(target: Contrast | Finer | Against | Value) -> pb.ClassTarget:
+    return _class_to_proto(pb.ClassTarget, target.of)
+
+
+_ClassMessage = TypeVar("_ClassMessage", pb.Target, pb.ClassTarget)
+
+
+def _class_to_proto(kind: type[_ClassMessage], target: Target) -> _ClassMessage:
     try:
-        return pb.Target(index=target.index, label=target.label, top_k=target.top_k)
+        return kind(index=target.index, label=target.label, top_k=target.top_k)
     except ValueError:
-        raise InvalidOption(f"a class index or top_k must be 0..2**32-1, got {target.index or target.top_k}") from None
+        raise InvalidOption(
+            f"a class index or top_k must be 0..2**32-1, got {shown(target.index or target.top_k)}"
+        ) from None
 
 
-def target_from_proto(message: pb.Target) -> Target:
-    """Returns the target of a message; raises InvalidOption when nothing is set."""
+def target_from_proto(message: pb.Target) -> AnyTarget:
+    """Returns the target of a message.
+
+    Raises:
+        InvalidOption: nothing is set, or not what the target needs.
+    """
+    return _target(message, lambda reference: image_from_proto(reference))
+
+
+def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> AnyTarget:
+    """Returns the target of a message; `image` returns the reference image, whose contents may be beside it."""
+    match message.WhichOneof("target"):
+        case "contrast":
+            contrast = message.contrast
+            than = tuple(_class_from_proto(other) for other in contrast.than)
+            return Contrast(_class_from_proto(contrast.of), than, **_set(contrast, "gamma"))
+        case "finer":
+            return Finer(_class_from_proto(message.finer.of), **_set(message.finer, "gamma", "nearest"))
+        case "against":
+            return Against(_class_from_proto(message.against.of))
+        case "value":
+            direction = _name("direction", pb.Value.Direction, message.value.direction, "up")
+            return Value(_class_from_proto(message.value.of), direction)
+        case "vector":
+            if len(message.vector) % 4:
+                raise InvalidOption(f"a vector is float32, 4 bytes for each number; got {len(message.vector)} bytes")
+            return Vector(np.frombuffer(message.vector, "<f4"))
+        case "reference":
+            return Vector(image=image(message.reference))
+        case _:
+            return _class_from_proto(message)
+
+
+def _class_from_proto(message: pb.Target | pb.ClassTarget) -> Target:
     kind = message.WhichOneof("target")
     return Target() if kind is None else Target(**{kind: getattr(message, kind)})
+
+
+def _set(message: Any, *names: str) -> dict[str, Any]:
+    """Returns the optional fields that are set, by name."""
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
 def prediction_to_proto(prediction: Prediction) -> pb.Prediction:
@@ -349,7 +447,8 @@ def precision_from_proto(value: int) -> Precision:
 
 def prediction_from_proto(message: pb.Prediction) -> Prediction:
     """Returns the prediction of a message."""
-    return from_message(Prediction, message)
+    other = message.HasField("value") or message.HasField("similarity")
+    return from_message(Prediction, message, probability=None if other else message.probability)
 
 
 def view_to_proto(view: InputView) -> pb.InputView:

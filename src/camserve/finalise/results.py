@@ -14,25 +14,27 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from camserve.finalise.finish import finished, ranking_of
 from camserve.finalise.maps import faithfulness, final_map
 from camserve.images import size_bytes
-from camserve.labels import with_label
 from camserve.types import (
     BoxOptions,
     Cost,
+    Explained,
     Faithfulness,
     Item,
     ItemResult,
     MapCurves,
     MapSize,
+    ModelInfo,
     Partial,
+    Prediction,
     Ranking,
     SaliencyMap,
-    Target,
     Task,
 )
 from camserve.types.request import FittedRequest
@@ -117,11 +119,12 @@ def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | No
     for index, (method, positions) in enumerate(fitted.parts.positions()):
         fraction = known.fraction(positions)
         sums = [known.map_sums(position) for position in positions]
-        for row, target in enumerate(known.opening.targets):
+        for row, explained in enumerate(known.opening.targets):
+            said = _said(explained, fitted.model)
             saliency = final_map(
                 [one[row] for one in sums],
                 method=method,
-                target=with_label(target, fitted.model.labels),
+                target=said["target"],
                 layers=[layer.name for layer in fitted.parts.layers_of(method)],
                 view=known.opening.view,
                 fusion=fitted.request.fusion,
@@ -130,8 +133,16 @@ def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | No
                 complete=fraction == 1,
             )
             choice = fitted.choices.get(index, "")
-            yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number))
+            yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number), **said)
             number += 1
+
+
+def _said(explained: Explained, model: ModelInfo) -> dict[str, Any]:
+    """Returns what a map says of its target."""
+    classes = tuple(prediction.named(model) for prediction in explained.classes)
+    text = explained.target.text(model.labels)
+    target = classes[0] if classes else Prediction(0, text, similarity=explained.score)
+    return {"target": target, "target_text": text, "classes": classes, "score": explained.score}
 
 
 def follow_ups(known: Snapshot) -> dict[int, FollowUp]:
@@ -148,9 +159,9 @@ def follow_ups(known: Snapshot) -> dict[int, FollowUp]:
         ]
         return {first + number: ranking for number, ranking in enumerate(found) if ranking is not None}
     if fitted.request.evaluate and not known.curves:
-        steps = fitted.request.evaluation_steps
+        steps, targets = fitted.request.evaluation_steps, [explained.target for explained in known.opening.targets]
         return {
-            behind + number: MapCurves(saliency.array, saliency.target.index, steps)
+            behind + number: MapCurves(saliency.array, targets[number % len(targets)], steps)
             for number, saliency in enumerate(maps_of(known, "input"))
         }
     return {}
@@ -203,13 +214,13 @@ class Results:
     def item(self, ranges: Iterable[Range], ordered: bool = True) -> Item:
         """Returns the item that asks for some ranges of queries; the opening asks for their order, if that is wanted.
 
-        The targets of an opened request are pinned: all steps explain the same classes, in the order and with the
+        The targets of an opened request are pinned: all steps explain the same, in the order and with the
         clusters that the opening's worker found, though another worker may round otherwise.
         """
         request = self.fitted.request
         targets, predictions = self.fitted.targets, request.top_predictions
         if self.opening is not None:
-            targets, predictions = tuple(Target(index=target.index) for target in self.opening.targets), 1
+            targets, predictions = tuple(explained.target for explained in self.opening.targets), 1
         return Item(
             image=request.image,
             digest=self.fitted.digest,

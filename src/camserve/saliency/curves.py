@@ -163,14 +163,14 @@ def masks(features: Features, spec: MapCurves, numbers: Tensor) -> BothCurves:
     Raises:
         InvalidOption: the map has not the input's size, or there is no such class.
     """
-    image = features.input
-    if spec.saliency.shape != image.shape[1:] or not 0 <= spec.target < len(features.logits):
+    image, index = features.input, spec.target.classes[0].index
+    if spec.saliency.shape != image.shape[1:] or index is None or not 0 <= index < len(features.logits):
         raise InvalidOption(
-            f"a map of {spec.saliency.shape} for class {spec.target} does not fit an input of {tuple(image.shape[1:])} "
+            f"a map of {spec.saliency.shape} for class {index} does not fit an input of {tuple(image.shape[1:])} "
             f"and {len(features.logits)} classes"
         )
     saliency = torch.from_numpy(np.array(spec.saliency, np.float32)).to(image.device)
-    column = torch.tensor([spec.target], device=image.device)
+    column = torch.tensor([index], device=image.device)
     protocol = replace(PROTOCOLS["rise"], steps=spec.steps)
     both = (deletion(image, saliency, column, protocol), insertion(image, saliency, column, protocol))
     return BothCurves(both, numbers)

@@ -2,12 +2,22 @@
 
 Nothing here needs torch, gRPC, protobuf or Pillow.
 
-`options`, `model`, `explanation` and `work` are here by name; `request` and `parts`, which need Pillow, are imported
-from their own modules.
+`options`, `targets`, `model`, `explanation` and `work` are here by name; `request` and `parts`, which need
+Pillow, are imported from their own modules.
 """
 
 from camserve.types.explanation import Box, Cost, Explanation, Faithfulness, Prediction, Progress, SaliencyMap, auc
-from camserve.types.model import InputView, Layer, MethodInfo, Model, ModelInfo, ModelSummary, Preprocessing
+from camserve.types.model import (
+    OUTPUTS,
+    InputView,
+    Layer,
+    MethodInfo,
+    Model,
+    ModelInfo,
+    ModelSummary,
+    Outputs,
+    Preprocessing,
+)
 from camserve.types.options import (
     COLORMAPS,
     DEFAULT_CURVE_STEPS,
@@ -23,12 +33,25 @@ from camserve.types.options import (
     Precision,
     Priority,
     StreamOptions,
+    check_overlay,
+)
+from camserve.types.targets import (
+    Against,
+    AnyTarget,
+    Contrast,
+    Direction,
+    Finer,
     Target,
     TargetLike,
-    check_overlay,
+    Value,
+    Vector,
+    as_target,
+    final_targets,
+    is_final,
 )
 from camserve.types.work import (
     DeviceMemory,
+    Explained,
     Item,
     ItemResult,
     MapCurves,
@@ -46,14 +69,21 @@ __all__ = [
     "FUSIONS",
     "MAP_SIZES",
     "MAX_CURVE_STEPS",
+    "OUTPUTS",
     "PRECISIONS",
     "PRIORITIES",
+    "Against",
+    "AnyTarget",
     "Box",
     "BoxOptions",
+    "Contrast",
     "Cost",
     "DeviceMemory",
+    "Direction",
+    "Explained",
     "Explanation",
     "Faithfulness",
+    "Finer",
     "Fusion",
     "InputView",
     "Item",
@@ -65,6 +95,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "ModelSummary",
+    "Outputs",
     "Partial",
     "Precision",
     "Prediction",
@@ -78,7 +109,12 @@ __all__ = [
     "Target",
     "TargetLike",
     "Task",
+    "Value",
+    "Vector",
+    "as_target",
     "auc",
     "check_overlay",
     "curve_points",
+    "final_targets",
+    "is_final",
 ]

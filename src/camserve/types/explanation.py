@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from camserve.errors import InvalidOption
-from camserve.types.model import InputView
+from camserve.types.model import InputView, ModelInfo
 from camserve.types.options import Precision
 
 if TYPE_CHECKING:
@@ -20,11 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Holds a class with its softmax probability for the unmasked image."""
+    """Holds what a network says of one class, number or packed reference for the unmasked image."""
 
     index: int
     label: str
-    probability: float
+    probability: float | None = None
+    """Probability of the class; None where the outputs are no probabilities."""
+    value: float | None = None
+    """The number, of a network that gives numbers."""
+    unit: str = ""
+    """Unit of the number; "" where it has none."""
+    similarity: float | None = None
+    """Cosine to the reference, of a network that gives embeddings."""
+
+    def named(self, model: ModelInfo) -> Prediction:
+        """Returns the prediction with label and unit filled in."""
+        unit = model.units[self.index] if self.index < len(model.units) else ""
+        return replace(self, label=model.labels[self.index], unit=unit)
+
+    @property
+    def figure(self) -> str:
+        """The number as people read it: `88.1%`, `37.25 px`, `similarity 0.71`."""
+        if self.value is not None:
+            return f"{self.value:.4g} {self.unit}".rstrip()
+        return f"similarity {self.similarity:.2f}" if self.similarity is not None else f"{self.probability or 0:.1%}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class SaliencyMap:
 
     method: MethodSpec
     target: Prediction
+    """The class explained; or the number, or the vector with its similarity."""
     layers: tuple[str, ...]
     """Names of the layers whose activations the map is made of; the maps of several are fused."""
     array: np.ndarray = field(repr=False)
@@ -116,6 +136,15 @@ class SaliencyMap:
     boxes: tuple[Box, ...] = ()
     image: Image.Image | None = field(default=None, repr=False)
     """Image that the map lies on: the network's view, or the sent image for a map of that size."""
+    target_text: str = ""
+    """Text form of what the map explains, resolved: `finer` as the contrast that it became."""
+    classes: tuple[Prediction, ...] = ()
+    """The classes that the target names, or its number, the one explained first; empty for a vector."""
+    score: float = 0.0
+    """The target's score of the unmasked image, on the scale of masked queries: a probability, a difference of some, a
+    number, or a cosine."""
+    signed: bool = False
+    """Whether the map is in [-1, 1], evidence against the target below 0."""
     faithfulness: Faithfulness | None = None
     """Deletion and insertion of this map; None where nobody asked for them."""
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from camserve.errors import InvalidOption
 from camserve.wording import close_to, shown
 
 if TYPE_CHECKING:
     from camserve.methods import Parameter
+
+
+Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding"]
+OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
+"""The kinds of outputs: what the numbers that a network gives are."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,13 @@ class ModelInfo:
     """Overall score (insertion - deletion) by title of the method; empty for a model that was not evaluated."""
     weights: str = ""
     """Hash of the weights and of how images are prepared for them; "" for a network that came from no archive."""
+    outputs: Outputs = "softmax"
+    """Kind of the network's outputs. `labels` names classes, or the numbers of "value", or the packed references of
+    "embedding"."""
+    units: tuple[str, ...] = ()
+    """Unit of each number of "value"; empty where they have none."""
+    dimension: int = 0
+    """Length of the vectors of "embedding"; 0 elsewhere."""
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".

@@ -23,37 +23,6 @@ FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
 @dataclass(frozen=True)
-class Target:
-    """Names the class to explain, or the `top_k` most probable ones.
-
-    Raises:
-        InvalidOption: on construction, when not exactly one of the three is given, or `top_k` is below 1.
-    """
-
-    index: int | None = None
-    label: str | None = None
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        given = [value for value in (self.index, self.label, self.top_k) if value is not None]
-        if len(given) != 1:
-            raise InvalidOption(f"a target is an index, a label or top_k: exactly one, got {len(given)}")
-        if self.top_k is not None and self.top_k < 1:
-            raise InvalidOption(f"top_k must be at least 1, got {shown(self.top_k)}")
-
-    @classmethod
-    def of(cls, value: TargetLike) -> Target:
-        """Returns the target that a class index, a label or a Target stands for."""
-        if isinstance(value, Target):
-            return value
-        return cls(label=value) if isinstance(value, str) else cls(index=int(value))
-
-
-TargetLike = Target | int | str
-"""Type of what callers may pass as a target: an index, a label, or a Target."""
-
-
-@dataclass(frozen=True)
 class BoxOptions:
     """Says where boxes go around what a map marks (Grad-CAM paper, sec. 4.1: threshold at 15 % of the maximum)."""
 

@@ -18,7 +18,6 @@ import numpy as np
 from camserve import images
 from camserve.errors import InvalidImage, InvalidOption, NotFound
 from camserve.images import ImageContent, ImageLike, read_image
-from camserve.labels import resolve_target
 from camserve.methods import Auto, GradCam, MethodLike, MethodSpec, as_method
 from camserve.types import (
     DEFAULT_CURVE_STEPS,
@@ -28,6 +27,7 @@ from camserve.types import (
     MAX_CURVE_STEPS,
     PRECISIONS,
     PRIORITIES,
+    AnyTarget,
     BoxOptions,
     Fusion,
     MapSize,
@@ -37,8 +37,10 @@ from camserve.types import (
     StreamOptions,
     Target,
     TargetLike,
+    as_target,
     check_overlay,
     curve_points,
+    is_final,
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.wording import shown
@@ -107,6 +109,11 @@ class RequestLimits:
             if number > most:
                 raise InvalidOption(f"a request has at most {most} {what}, got {number}")
 
+    def check_classes(self, number: int) -> None:
+        """Raises InvalidOption where the targets of a request name too many classes, those of contrasts included."""
+        if number > self.targets:
+            raise InvalidOption(f"the targets of a request name at most {self.targets} classes, got {number}")
+
     def check_options(self, size: int) -> None:
         """Raises InvalidOption where a message has too many bytes beside its image, before it is parsed."""
         if size > self.option_bytes:
@@ -140,8 +147,8 @@ class ExplainRequest:
 
     image: ImageContent
     methods: tuple[MethodSpec, ...] = (GradCam(),)
-    targets: tuple[Target, ...] = ()
-    """Classes to explain; empty means the most probable one."""
+    targets: tuple[AnyTarget, ...] = ()
+    """Targets to explain; none means the most probable class."""
     model: str = ""
     """Name of the model; may be empty where there is only one."""
     version: str = ""
@@ -175,8 +182,10 @@ class ExplainRequest:
             InvalidImage, InvalidOption: what is wrong, what was allowed and what came.
             NotFound: another version of the model was asked for.
         """
+        classes = [each for target in self.targets for each in target.classes]
         limits.check_counts(methods=len(self.methods), layers=len(self.layers), targets=len(self.targets))
-        limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in self.targets)))
+        limits.check_classes(len(classes))
+        limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in classes)))
         if self.version not in ("", model.version):
             raise NotFound(f"model {model.name} is served in version {model.version}, not {shown(self.version)}")
         parts = make_parts(model, self.methods, self.layers, self.fusion, self.output.size)
@@ -205,8 +214,8 @@ class FittedRequest:
     request: ExplainRequest
     model: ModelInfo
     parts: Parts
-    targets: tuple[Target, ...]
-    """Targets by class index or top_k, without labels; no index comes twice."""
+    targets: tuple[AnyTarget, ...]
+    """Targets by class index or top_k, without labels; none comes twice."""
     image_size: tuple[int, int]
     """(height, width) of the sent image, before EXIF orientation."""
     digest: bytes
@@ -242,17 +251,17 @@ class FittedRequest:
 
     @property
     def max_targets(self) -> int:
-        """Number of classes explained if the targets are all different ones."""
+        """Number of targets of one map each, if they are all different ones."""
         return max_targets(self.targets)
 
     @property
     def known_targets(self) -> int | None:
-        """Number of classes that the targets stand for; None where that is not known yet."""
+        """Number of targets of one map each; None where that is not known yet."""
         return known_targets(self.targets)
 
     @property
     def max_maps(self) -> int:
-        """Number of maps of the reply if the targets are all different classes."""
+        """Number of maps of the reply if the targets are all different ones."""
         return len(self.methods) * self.max_targets
 
     @property
@@ -315,16 +324,14 @@ class FittedRequest:
             )
 
 
-def max_targets(targets: Sequence[Target]) -> int:
-    """Returns the number of classes that targets stand for if they are all different ones."""
-    return sum(target.top_k or 1 for target in targets)
+def max_targets(targets: Sequence[AnyTarget]) -> int:
+    """Returns the number of maps that targets stand for if they are all different ones."""
+    return sum(target.maps for target in targets)
 
 
-def known_targets(targets: Sequence[Target]) -> int | None:
-    """Returns the number of classes that targets stand for; None where an index may be one of the top k."""
-    if all(target.index is not None for target in targets):
-        return len(targets)
-    return targets[0].top_k if len(targets) == 1 else None
+def known_targets(targets: Sequence[AnyTarget]) -> int | None:
+    """Returns the number of maps that targets stand for; None where two may turn out to be the same."""
+    return max_targets(targets) if len(targets) == 1 or all(map(is_final, targets)) else None
 
 
 class Options(TypedDict, total=False):
@@ -381,7 +388,7 @@ def make_request(
     return ExplainRequest(
         image=read_image(image),
         methods=tuple(as_method(method) for method in _several(methods)),
-        targets=tuple(Target.of(target) for target in _several(targets)),
+        targets=tuple(as_target(target) for target in _several(targets)),
         layers=layer_names(given.pop("layer", "")),
         output=output,
         **given,
@@ -398,10 +405,10 @@ def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
         raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
-def _resolved_targets(targets: Sequence[Target], model: ModelInfo, limits: RequestLimits) -> tuple[Target, ...]:
-    distinct = tuple(dict.fromkeys(resolve_target(target, model.labels) for target in targets))
+def _resolved_targets(targets: Sequence[AnyTarget], model: ModelInfo, limits: RequestLimits) -> tuple[AnyTarget, ...]:
+    distinct: tuple[AnyTarget, ...] = tuple(dict.fromkeys(target.resolved(model.labels) for target in targets))
     distinct = distinct or (Target(top_k=1),)
-    number = sum(target.top_k or 1 for target in distinct)
+    number = max_targets(distinct)
     if number > limits.targets:
         raise InvalidOption(f"a request explains at most {limits.targets} classes, got {number}")
     return distinct

@@ -12,7 +12,8 @@ import numpy as np
 from camserve.errors import CamserveError, InvalidOption
 from camserve.types.explanation import Prediction
 from camserve.types.model import InputView, ModelInfo
-from camserve.types.options import DEFAULT_CURVE_STEPS, PRECISIONS, Precision, Target
+from camserve.types.options import DEFAULT_CURVE_STEPS, PRECISIONS, Precision
+from camserve.types.targets import AnyTarget
 
 if TYPE_CHECKING:
     from camserve.images import ImageContent
@@ -34,8 +35,8 @@ class MapCurves:
 
     saliency: np.ndarray = field(repr=False)
     """The map: (H, W), float32, of the network's input size."""
-    target: int
-    """Index of the class that the map explains."""
+    target: AnyTarget
+    """Target of the map, as a worker resolved it."""
     steps: int = DEFAULT_CURVE_STEPS
 
     @property
@@ -105,7 +106,7 @@ class Item:
 
     image: ImageContent | None
     """The image; None where the worker should have it already, known by its digest."""
-    targets: tuple[Target, ...]
+    targets: tuple[AnyTarget, ...]
     tasks: tuple[Task, ...]
     top_predictions: int = 5
     precision: Precision = "exact"
@@ -159,13 +160,27 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """Holds a target as a worker resolved it, with what the network says of it for the unmasked image."""
+
+    target: AnyTarget
+    """A target of one map: by index, without top_k; a `Finer` is the `Contrast` with the classes that were nearest, and
+    the image of a `Vector` its embedding."""
+    score: float
+    """Score of the unmasked image, on the scale of masked queries: a probability, a difference of some, a number, or
+    a cosine."""
+    classes: tuple[Prediction, ...]
+    """The classes, or number, that the target names, the one explained first; empty for a vector."""
+
+
+@dataclass(frozen=True)
 class ItemResult:
     """Holds what a worker answers for one item."""
 
     predictions: tuple[Prediction, ...]
     """The most probable classes."""
-    targets: tuple[Prediction, ...]
-    """The item's targets, resolved to classes."""
+    targets: tuple[Explained, ...]
+    """The item's targets, one for each map of a method."""
     view: InputView
     partials: tuple[Partial, ...]
     """One partial for each task of the item, in their order."""

@@ -385,6 +385,28 @@ class GradientWeightedAttention(_message.Message):
     def __init__(self) -> None: ...
 
 class Target(_message.Message):
+    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_FIELD_NUMBER: _ClassVar[int]
+    FINER_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    label: str
+    top_k: int
+    contrast: Contrast
+    finer: Finer
+    against: Against
+    value: Value
+    vector: bytes
+    reference: Image
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class ClassTarget(_message.Message):
     __slots__ = ("index", "label", "top_k")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
@@ -394,8 +416,50 @@ class Target(_message.Message):
     top_k: int
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
 
+class Contrast(_message.Message):
+    __slots__ = ("of", "than", "gamma")
+    OF_FIELD_NUMBER: _ClassVar[int]
+    THAN_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    of: ClassTarget
+    than: _containers.RepeatedCompositeFieldContainer[ClassTarget]
+    gamma: float
+    def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., than: _Optional[_Iterable[_Union[ClassTarget, _Mapping]]] = ..., gamma: _Optional[float] = ...) -> None: ...
+
+class Finer(_message.Message):
+    __slots__ = ("of", "gamma", "nearest")
+    OF_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    of: ClassTarget
+    gamma: float
+    nearest: int
+    def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., gamma: _Optional[float] = ..., nearest: _Optional[int] = ...) -> None: ...
+
+class Against(_message.Message):
+    __slots__ = ("of",)
+    OF_FIELD_NUMBER: _ClassVar[int]
+    of: ClassTarget
+    def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ...) -> None: ...
+
+class Value(_message.Message):
+    __slots__ = ("of", "direction")
+    class Direction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DIRECTION_UNSPECIFIED: _ClassVar[Value.Direction]
+        UP: _ClassVar[Value.Direction]
+        DOWN: _ClassVar[Value.Direction]
+    DIRECTION_UNSPECIFIED: Value.Direction
+    UP: Value.Direction
+    DOWN: Value.Direction
+    OF_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    of: ClassTarget
+    direction: Value.Direction
+    def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., direction: _Optional[_Union[Value.Direction, str]] = ...) -> None: ...
+
 class Output(_message.Message):
-    __slots__ = ("size", "encoding", "colormap", "opacity", "boxes")
+    __slots__ = ("size", "encoding", "colormap", "opacity", "boxes", "signed")
     class Size(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         SIZE_UNSPECIFIED: _ClassVar[Output.Size]
@@ -427,12 +491,14 @@ class Output(_message.Message):
     COLORMAP_FIELD_NUMBER: _ClassVar[int]
     OPACITY_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_FIELD_NUMBER: _ClassVar[int]
     size: Output.Size
     encoding: Output.Encoding
     colormap: str
     opacity: float
     boxes: BoxOptions
-    def __init__(self, size: _Optional[_Union[Output.Size, str]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., colormap: _Optional[str] = ..., opacity: _Optional[float] = ..., boxes: _Optional[_Union[BoxOptions, _Mapping]] = ...) -> None: ...
+    signed: bool
+    def __init__(self, size: _Optional[_Union[Output.Size, str]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., colormap: _Optional[str] = ..., opacity: _Optional[float] = ..., boxes: _Optional[_Union[BoxOptions, _Mapping]] = ..., signed: bool = ...) -> None: ...
 
 class BoxOptions(_message.Message):
     __slots__ = ("threshold", "all_components")
@@ -461,17 +527,23 @@ class ExplainReply(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("index", "label", "probability")
+    __slots__ = ("index", "label", "probability", "value", "unit", "similarity")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     probability: float
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+    value: float
+    unit: str
+    similarity: float
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
 
 class SaliencyMap(_message.Message):
-    __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice")
+    __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice", "target_text", "classes", "score", "signed")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -486,6 +558,10 @@ class SaliencyMap(_message.Message):
     FAITHFULNESS_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TEXT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_FIELD_NUMBER: _ClassVar[int]
     method: MethodSpec
     target: Prediction
     layers: _containers.RepeatedScalarFieldContainer[str]
@@ -500,7 +576,11 @@ class SaliencyMap(_message.Message):
     faithfulness: Faithfulness
     fraction: float
     choice: str
-    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ..., faithfulness: _Optional[_Union[Faithfulness, _Mapping]] = ..., fraction: _Optional[float] = ..., choice: _Optional[str] = ...) -> None: ...
+    target_text: str
+    classes: _containers.RepeatedCompositeFieldContainer[Prediction]
+    score: float
+    signed: bool
+    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ..., faithfulness: _Optional[_Union[Faithfulness, _Mapping]] = ..., fraction: _Optional[float] = ..., choice: _Optional[str] = ..., target_text: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., score: _Optional[float] = ..., signed: bool = ...) -> None: ...
 
 class Faithfulness(_message.Message):
     __slots__ = ("protocol", "deletion_auc", "insertion_auc", "overall", "deletion", "insertion")
@@ -630,7 +710,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights")
+    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -651,6 +731,10 @@ class Model(_message.Message):
     LICENCE_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     ready: bool
@@ -664,7 +748,21 @@ class Model(_message.Message):
     licence: str
     evaluation: _containers.ScalarMap[str, float]
     weights: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ...) -> None: ...
+    outputs: str
+    units: _containers.RepeatedScalarFieldContainer[str]
+    dimension: int
+    targets: _containers.RepeatedCompositeFieldContainer[TargetForm]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ...) -> None: ...
+
+class TargetForm(_message.Message):
+    __slots__ = ("name", "description", "example")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    example: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., example: _Optional[str] = ...) -> None: ...
 
 class Layer(_message.Message):
     __slots__ = ("name", "channels", "height", "width", "pooled_head")

@@ -9,7 +9,6 @@ from dataclasses import replace
 from camserve import images
 from camserve.finalise.render import background
 from camserve.finalise.results import Results, maps_of
-from camserve.labels import with_label
 from camserve.types import Explanation, Item, ItemResult, StepResult
 
 Execute = Callable[[Item], tuple[StepResult, ItemResult]]
@@ -47,6 +46,6 @@ def _finished(results: Results) -> Explanation:
     if size != "layer":
         lies_on = background(images.picture(known.fitted.request.image), known.opening.view, size)
     maps = tuple(replace(saliency, image=lies_on) for saliency in maps_of(known))
-    predictions = tuple(with_label(prediction, model.labels) for prediction in known.opening.predictions)
+    predictions = tuple(prediction.named(model) for prediction in known.opening.predictions)
     cost = results.cost(0.0, time.perf_counter() - began_s)
     return Explanation(model.name, model.version, predictions, maps, known.opening.view, cost)

@@ -24,8 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, DeadlineExceeded, Internal, InvalidOption, Unavailable
-from camserve.labels import resolve_target
+from camserve.errors import (
+    INTERNAL_MESSAGE,
+    CamserveError,
+    DeadlineExceeded,
+    Internal,
+    InvalidOption,
+    Unavailable,
+    Unsupported,
+)
 from camserve.methods import GradCam, MethodSpec, ScoreCam
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
@@ -33,6 +40,8 @@ from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
 from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
 from camserve.types import (
+    AnyTarget,
+    Explained,
     Item,
     ItemResult,
     MapCurves,
@@ -73,7 +82,7 @@ class _Job:
     features: dict[str, Features] = field(default_factory=dict)
     """Features by layer."""
     predictions: tuple[Prediction, ...] = ()
-    targets: tuple[Prediction, ...] = ()
+    targets: tuple[Explained, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
     """Masked queries by index of the task."""
     orders: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -230,7 +239,7 @@ class Executor:
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         for target in job.item.targets:
-            resolve_target(target, info.labels)
+            _class_target(target.resolved(info.labels))
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image)
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
@@ -283,7 +292,7 @@ class Executor:
         ranked = logits.argsort(descending=True, stable=True)
         found: dict[int, None] = {}
         for target in job.item.targets or (Target(top_k=1),):
-            target = resolve_target(target, self.network.info.labels)
+            target = _class_target(target.resolved(self.network.info.labels))
             found.update(dict.fromkeys([target.index] if target.index is not None else ranked[: target.top_k].tolist()))
         return list(found)
 
@@ -293,7 +302,10 @@ class Executor:
         # probabilities below the smallest number are all equal.
         top = logits.argsort(descending=True, stable=True)[: job.item.top_predictions]
         job.predictions = _predictions(top, probabilities[top])
-        job.targets = _predictions(targets, probabilities[targets])
+        job.targets = tuple(
+            Explained(Target(index=one.index), one.probability or 0.0, (one,))
+            for one in _predictions(targets, probabilities[targets])
+        )
 
     def _work(self, job: _Job) -> None:
         """Makes the partials of tasks without pooled queries, and the masks of the others."""
@@ -412,9 +424,15 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
     return torch.arange(start, stop, device=device), ()
 
 
+def _class_target(target: AnyTarget) -> Target:
+    if isinstance(target, Target):
+        return target
+    raise Unsupported(f"this worker explains classes alone, not {target.text()}")
+
+
 def _most_targets(item: Item) -> int:
     """Returns the largest number of classes that the item's targets may stand for."""
-    return sum(target.top_k or 1 for target in item.targets) or 1
+    return sum(target.maps for target in item.targets) or 1
 
 
 def _sums(

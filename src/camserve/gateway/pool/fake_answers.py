@@ -20,12 +20,17 @@ from camserve.images import ImageContent
 from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
 from camserve.methods.work import Kind
 from camserve.types import (
+    Against,
+    AnyTarget,
+    Contrast,
     DeviceMemory,
+    Explained,
     InputView,
     Item,
     ItemResult,
     MapCurves,
     ModelInfo,
+    Outputs,
     Partial,
     Prediction,
     Preprocessing,
@@ -33,6 +38,9 @@ from camserve.types import (
     StepResult,
     Target,
     Task,
+    Value,
+    Vector,
+    final_targets,
 )
 from camserve.types.parts import Part
 
@@ -110,18 +118,19 @@ def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError])
 def _result(info: ModelInfo, item: Item, image: ImageContent) -> ItemResult:
     view = _view(image, info)
     ranking = _ranking(image, len(info.labels))
-    targets = _resolved(item.targets, ranking)
+    explained = _explained(item.targets, ranking, info)
+    targets = [key(one.target) for one in explained]
     mood = random.random()  # orders differ from item to item, as workers may disagree, and never within one
     return ItemResult(
-        predictions=tuple(_prediction(index, ranking) for index in ranking[: item.top_predictions]),
-        targets=tuple(_prediction(index, ranking) for index in targets),
+        predictions=tuple(_prediction(index, ranking, info.outputs) for index in ranking[: item.top_predictions]),
+        targets=explained,
         view=view,
         partials=tuple(_partial(info, image, task, targets, random.Random(mood)) for task in item.tasks),
     )
 
 
 def _partial(
-    info: ModelInfo, image: ImageContent, task: Task, targets: Sequence[int], chance: random.Random
+    info: ModelInfo, image: ImageContent, task: Task, targets: Sequence[Key], chance: random.Random
 ) -> Partial:
     order: tuple[int, ...] = ()
     method, layer = task.method, info.layer(task.layer)
@@ -188,19 +197,53 @@ def _ranking(image: ImageContent, classes: int) -> list[int]:
     return [int(index) for index in np.random.default_rng(_seed(image)).permutation(classes)]
 
 
-def _prediction(index: int, ranking: Sequence[int]) -> Prediction:
-    return Prediction(index, "", 0.5 ** (ranking.index(index) + 1))
+def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Prediction:
+    """Returns a half for the first class of the ranking, a quarter for the second one and so on, or such numbers."""
+    said = 0.5 ** (ranking.index(index) + 1)
+    if outputs == "value":
+        return Prediction(index, "", value=100 * said)
+    return Prediction(index, "", similarity=said) if outputs == "embedding" else Prediction(index, "", said)
 
 
-def _resolved(targets: Sequence[Target], ranking: Sequence[int]) -> list[int]:
-    """Returns the classes of targets in the order asked, each class once."""
-    found: list[int] = []
-    for target in targets:
-        found += ranking[: target.top_k] if target.top_k else [target.index or 0]
-    return list(dict.fromkeys(found))
+def _explained(targets: Sequence[AnyTarget], ranking: Sequence[int], info: ModelInfo) -> tuple[Explained, ...]:
+    """Returns the targets as a worker resolves them, each once in the order asked."""
+    embedded = [_embedded(target, info) for target in targets]
+    scores = np.array([0.5 ** (ranking.index(index) + 1) for index in range(len(ranking))])
+    return tuple(_scored(target, ranking, info) for target in final_targets(embedded, ranking, scores))
 
 
-def sums_of(image: ImageContent, task: Task, info: ModelInfo, targets: Sequence[int]) -> np.ndarray:
+def _embedded(target: AnyTarget, info: ModelInfo) -> AnyTarget:
+    """Returns the target; a vector whose values come of the image's content for a reference image."""
+    if not isinstance(target, Vector) or target.image is None:
+        return target
+    _view(images.read_image(target.image), info)  # a broken file is refused
+    return Vector(np.random.default_rng(list(target.key)).standard_normal(info.dimension))
+
+
+def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Explained:
+    classes = tuple(_prediction(one.index or 0, ranking, info.outputs) for one in target.classes)
+    said = [one.value or one.similarity or one.probability or 0.0 for one in classes]
+    match target:
+        case Contrast():
+            score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
+        case Vector():
+            score = 0.25
+        case _:
+            opposite = isinstance(target, Against) or (isinstance(target, Value) and target.direction == "down")
+            score = -said[0] if opposite else said[0]
+    return Explained(target, score, classes)
+
+
+Key = int | str
+"""Type of what a target's numbers depend on: the class's index, or the text of another target."""
+
+
+def key(target: AnyTarget) -> Key:
+    """Returns the key of a resolved target."""
+    return target.index if isinstance(target, Target) and target.index is not None else target.text()
+
+
+def sums_of(image: ImageContent, task: Task, info: ModelInfo, targets: Sequence[Key]) -> np.ndarray:
     """Returns whole numbers, (targets, h, w) float32: a bump for each query, or one for a method without queries.
 
     The sums of a method with a finish have the shape that its spec says.

@@ -19,7 +19,6 @@ from camserve.errors import Cancelled
 from camserve.finalise.render import background
 from camserve.finalise.results import Snapshot, maps_of
 from camserve.gateway.requests.memory import Gate, picture_bytes
-from camserve.labels import with_label
 from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
 from camserve.types.request import FittedRequest
 
@@ -86,7 +85,7 @@ class Renderer:
 
 def predictions(known: Snapshot) -> tuple[Prediction, ...]:
     """Returns the most probable classes with their labels."""
-    return tuple(with_label(prediction, known.fitted.model.labels) for prediction in known.opening.predictions)
+    return tuple(prediction.named(known.fitted.model) for prediction in known.opening.predictions)
 
 
 def _encoded(

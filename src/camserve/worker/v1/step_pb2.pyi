@@ -79,9 +79,9 @@ class MapCurves(_message.Message):
     TARGET_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     saliency: Array
-    target: int
+    target: _explain_pb2.Target
     steps: int
-    def __init__(self, saliency: _Optional[_Union[Array, _Mapping]] = ..., target: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    def __init__(self, saliency: _Optional[_Union[Array, _Mapping]] = ..., target: _Optional[_Union[_explain_pb2.Target, _Mapping]] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class Ranking(_message.Message):
     __slots__ = ("attribution",)
@@ -153,6 +153,16 @@ class ItemReply(_message.Message):
     error: Error
     def __init__(self, result: _Optional[_Union[ItemResult, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
+class Explained(_message.Message):
+    __slots__ = ("target", "score", "classes")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    target: _explain_pb2.Target
+    score: float
+    classes: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
+    def __init__(self, target: _Optional[_Union[_explain_pb2.Target, _Mapping]] = ..., score: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ...) -> None: ...
+
 class ItemResult(_message.Message):
     __slots__ = ("predictions", "targets", "input", "partials")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -160,10 +170,10 @@ class ItemResult(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     PARTIALS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
-    targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
+    targets: _containers.RepeatedCompositeFieldContainer[Explained]
     input: _explain_pb2.InputView
     partials: _containers.RepeatedCompositeFieldContainer[Partial]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
+    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
 
 class Partial(_message.Message):
     __slots__ = ("position", "queries", "sums", "order", "context", "labels")

@@ -1,0 +1,556 @@
+"""Defines what a map can be a map of, and the text form of each: written and read here alone.
+
+A target names classes, or numbers of a network that gives numbers, or a vector. `Target` is a class; the others hold
+class targets inside. All are values: two that say the same are equal and have the same hash.
+
+=====================================  ==============================================================================
+text form                              target
+=====================================  ==============================================================================
+`tabby`, `281`, `top3`                 `Target`: a class by its label or index, or the three most probable ones
+`contrast:tabby>lynx,tiger cat`        `Contrast`: why a class and not others; `tabby>0.6*lynx` has gamma 0.6
+`finer:tabby`                          `Finer`: the contrast with the classes whose scores are nearest
+`against:tabby`                        `Against`: what speaks against a class
+`up:age`, `down:age`                   `Value`: a number going up, or down
+=====================================  ==============================================================================
+
+A label that looks like one of these is named by its index, or with `Target(label=...)`. A vector has no text form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import numpy as np
+
+from camserve.errors import InvalidOption
+from camserve.labels import resolve_label
+from camserve.wording import shown
+
+if TYPE_CHECKING:
+    from camserve.images import ImageLike
+
+MAX_GAMMA = 10.0
+"""Largest weight of the classes that a class is held against."""
+
+MAX_NEAREST = 100
+"""Largest number of nearest classes that `Finer` takes."""
+
+Direction = Literal["up", "down"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Names the class to explain, or the `top_k` most probable ones.
+
+    Raises:
+        InvalidOption: on construction, when not exactly one of the three is given, one has another type, or `top_k` is
+            below 1.
+    """
+
+    index: int | None = None
+    label: str | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.index, self.label, self.top_k) if value is not None]
+        if len(given) != 1:
+            raise InvalidOption(f"a target is an index, a label or top_k: exactly one, got {len(given)}")
+        if self.label is not None and not isinstance(self.label, str):
+            raise InvalidOption(f"a label is a text, got {shown(self.label)}")
+        for name in ("index", "top_k"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidOption(f"top_k must be at least 1, got {shown(self.top_k)}")
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside, the class explained first."""
+        return (self,)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return self.top_k or 1
+
+    def resolved(self, labels: Sequence[str]) -> Target:
+        """Returns the target with its label, if it has one, replaced by the index; an index is checked.
+
+        Raises:
+            InvalidOption: unknown or ambiguous label, or index or top_k out of range.
+        """
+        if self.label is not None:
+            return Target(index=resolve_label(self.label, labels))
+        number, what = (self.index, "class index") if self.index is not None else (self.top_k, "top_k")
+        low, high = (0, len(labels) - 1) if self.index is not None else (1, len(labels))
+        if number is None or not low <= number <= high:
+            raise InvalidOption(f"{what} must be {low}..{high}, got {shown(number)}")
+        return self
+
+    def each(self, ranked: Sequence[int]) -> tuple[Target, ...]:
+        """Returns a target of one class for each map; `ranked` has class indices, the most probable one first."""
+        return (self,) if self.top_k is None else tuple(Target(index=int(index)) for index in ranked[: self.top_k])
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form, with the label where it can be read back, else with the index."""
+        if self.top_k is not None:
+            return f"top{self.top_k}"
+        if self.index is None:
+            return str(self.label)
+        label = labels[self.index] if self.index < len(labels) else ""
+        return label if _reads_back(label, self, labels) else str(self.index)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Asks why a class and not others: score(of) - gamma * mean of score(than).
+
+    Raises:
+        InvalidOption: on construction, when `than` is empty or has a top_k, or `gamma` is outside of 0..`MAX_GAMMA`.
+    """
+
+    of: Target
+    than: tuple[Target, ...]
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_class("contrast", self.of)
+        if not isinstance(self.than, tuple):
+            object.__setattr__(self, "than", _classes("contrast", self.than))
+        if not self.than:
+            raise InvalidOption(f"contrast holds a class against at least one other, got none: {EXAMPLES['contrast']}")
+        for other in self.than:
+            _check_class("contrast", other)
+            if other.top_k is not None:
+                raise InvalidOption(f"contrast holds a class against named ones, got {other.text()}")
+        object.__setattr__(self, "gamma", _gamma("contrast", self.gamma))
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside, the class explained first."""
+        return (self.of, *self.than)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return self.of.maps
+
+    def resolved(self, labels: Sequence[str]) -> Contrast:
+        """Returns the target with indices for labels, the classes that it is held against in order of their index.
+
+        Raises:
+            InvalidOption: a class that does not exist, or a class that is named twice.
+        """
+        of, than = self.of.resolved(labels), [other.resolved(labels) for other in self.than]
+        named = [one.index for one in (of, *than) if one.index is not None]
+        for index in named:
+            if named.count(index) > 1:
+                raise InvalidOption(f"contrast names each class once, got {Target(index=index).text(labels)} twice")
+        return Contrast(of, tuple(sorted(than, key=lambda other: other.index or 0)), self.gamma)
+
+    def each(self, ranked: Sequence[int]) -> tuple[Contrast, ...]:
+        """Returns a target of one class for each map; raises InvalidOption where one is held against itself."""
+        found = self.of.each(ranked)
+        for of in found:
+            if of in self.than:
+                raise InvalidOption(
+                    f"contrast: class {of.index} is among the {self.of.maps} most probable ones, and would be held "
+                    "against itself: name the class to explain"
+                )
+        return tuple(Contrast(of, self.than, self.gamma) for of in found)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form; classes whose labels cannot be read back are named by index."""
+        gamma = "" if self.gamma == 1 else f"{self.gamma:g}*"
+        return f"contrast:{_in_list(self.of, labels)}>{gamma}{','.join(_in_list(each, labels) for each in self.than)}"
+
+
+@dataclass(frozen=True)
+class Finer:
+    """Asks what tells a class from those whose scores are nearest: Finer-CAM (Zhang et al. 2025).
+
+    Its gamma and number of classes are those of the authors' code. The outputs decide which classes these are, so a
+    worker turns it into a `Contrast`.
+
+    Raises:
+        InvalidOption: on construction, when `gamma` is outside of 0..`MAX_GAMMA` or `nearest` of 1..`MAX_NEAREST`.
+    """
+
+    of: Target
+    gamma: float = 0.6
+    nearest: int = 3
+    """Number of classes that it is held against; all others where there are fewer."""
+
+    def __post_init__(self) -> None:
+        _check_class("finer", self.of)
+        object.__setattr__(self, "gamma", _gamma("finer", self.gamma))
+        object.__setattr__(self, "nearest", _whole("finer: nearest", self.nearest))
+        if not 1 <= self.nearest <= MAX_NEAREST:
+            raise InvalidOption(f"finer: nearest must be 1..{MAX_NEAREST}, got {shown(self.nearest)}")
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside."""
+        return (self.of,)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return self.of.maps
+
+    def resolved(self, labels: Sequence[str]) -> Finer:
+        """Returns the target with indices for labels; raises as `Target.resolved`."""
+        return Finer(self.of.resolved(labels), self.gamma, self.nearest)
+
+    def each(self, ranked: Sequence[int]) -> tuple[Finer, ...]:
+        """Returns a target of one class for each map."""
+        return tuple(Finer(of, self.gamma, self.nearest) for of in self.of.each(ranked))
+
+    def contrast(self, scores: np.ndarray) -> Contrast:
+        """Returns the contrast with the classes whose scores are nearest, of equal ones those of lower index.
+
+        Args:
+            scores: (K,) scores of all classes, K at least 2; the target has an index.
+        """
+        assert self.of.index is not None, "a worker knows the class"
+        distance = np.abs(scores - scores[self.of.index])
+        order = [int(index) for index in distance.argsort(kind="stable") if index != self.of.index]
+        return Contrast(self.of, tuple(Target(index=index) for index in sorted(order[: self.nearest])), self.gamma)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form, which does not say another gamma or number of classes than the authors'."""
+        return f"finer:{self.of.text(labels)}"
+
+
+@dataclass(frozen=True)
+class Against:
+    """Asks what speaks against a class: the method on the opposite score."""
+
+    of: Target
+
+    def __post_init__(self) -> None:
+        _check_class("against", self.of)
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside."""
+        return (self.of,)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return self.of.maps
+
+    def resolved(self, labels: Sequence[str]) -> Against:
+        """Returns the target with indices for labels; raises as `Target.resolved`."""
+        return Against(self.of.resolved(labels))
+
+    def each(self, ranked: Sequence[int]) -> tuple[Against, ...]:
+        """Returns a target of one class for each map."""
+        return tuple(map(Against, self.of.each(ranked)))
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        return f"against:{self.of.text(labels)}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """Asks what makes a number go up, or down, of a network whose outputs are numbers.
+
+    Raises:
+        InvalidOption: on construction, when `of` has a top_k, or the direction is unknown.
+    """
+
+    of: Target
+    direction: Direction = "up"
+
+    def __post_init__(self) -> None:
+        _check_class("a value", self.of)
+        if self.direction not in DIRECTIONS:
+            raise InvalidOption(f"direction must be one of {', '.join(DIRECTIONS)}, got {shown(self.direction)}")
+        if self.of.top_k is not None:
+            raise InvalidOption(f"a value goes {self.direction} by name or index, got {self.of.text()}")
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside: the number's name."""
+        return (self.of,)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> Value:
+        """Returns the target with an index for its name; raises as `Target.resolved`."""
+        return Value(self.of.resolved(labels), self.direction)
+
+    def each(self, ranked: Sequence[int]) -> tuple[Value, ...]:
+        """Returns the target: it is of one number."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        return f"{self.direction}:{self.of.text(labels)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Asks what makes an embedding similar to a vector, or to the embedding of a reference image.
+
+    Args:
+        values: (D,) finite numbers, not all zero; they become float32.
+        image: the reference image, where there are no values.
+
+    Raises:
+        InvalidOption: on construction, when not exactly one of the two is given, or the values are no such numbers.
+    """
+
+    values: np.ndarray | None = field(default=None, repr=False)
+    image: ImageLike | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.values is None) == (self.image is None):
+            raise InvalidOption(f"a vector has values or an image: exactly one, got {2 * (self.image is not None)}")
+        if self.values is not None:
+            object.__setattr__(self, "values", _vector(self.values))
+
+    @property
+    def key(self) -> bytes:
+        """Name of the vector by its values, or by its image's content: 16 bytes."""
+        if self.image is None:
+            return hashlib.blake2b(np.asarray(self.values, "<f4").tobytes(), digest_size=16).digest()
+        from camserve.images import digest, read_image  # Pillow stays out of `import camserve`
+
+        return digest(read_image(self.image))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Vector) and (self.image is None) == (other.image is None)
+        return same and self.key == cast("Vector", other).key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """No class is inside."""
+        return ()
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> Vector:
+        """Returns the target: no label is in it."""
+        return self
+
+    def each(self, ranked: Sequence[int]) -> tuple[Vector, ...]:
+        """Returns the target: it is of one vector."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns what tells the vector from others; it cannot be read back."""
+        return f"{'vector' if self.image is None else 'reference'}:{self.key.hex()[:8]}"
+
+
+AnyTarget = Target | Contrast | Finer | Against | Value | Vector
+"""Type of everything that a map can be a map of."""
+
+TargetLike = AnyTarget | int | str
+"""Type of what callers may pass as a target: a class index, a text form, or one of the targets."""
+
+EXAMPLES = {
+    "class": "tabby",
+    "contrast": "contrast:tabby>lynx",
+    "finer": "finer:tabby",
+    "against": "against:tabby",
+    "up": "up:age",
+    "down": "down:age",
+}
+"""An example of each text form, by the word that it begins with."""
+
+
+def is_final(target: AnyTarget) -> bool:
+    """Returns whether the target is of one map and a worker answers with just this one: by index, or by values."""
+    if isinstance(target, Vector):
+        return target.image is None
+    return not isinstance(target, Finer) and all(one.index is not None for one in target.classes)
+
+
+def final_targets(targets: Iterable[AnyTarget], ranked: Sequence[int], scores: np.ndarray) -> tuple[AnyTarget, ...]:
+    """Returns what a worker explains: for each map one target, each once, in the order asked.
+
+    Args:
+        targets: resolved targets; reference images are vectors already.
+        ranked: class indices, the most probable one first.
+        scores: (K,) scores of all classes, of which `Finer` takes the nearest.
+
+    Raises:
+        InvalidOption: a class would be held against itself.
+    """
+    found = [one for target in targets for one in target.each(ranked)]
+    return tuple(dict.fromkeys(one.contrast(scores) if isinstance(one, Finer) else one for one in found))
+
+
+def as_target(value: TargetLike) -> AnyTarget:
+    """Returns the target that a class index, a text form or a target stands for.
+
+    Raises:
+        InvalidOption: it is none of these, or a text that begins like a form and does not go on like it.
+    """
+    if isinstance(value, AnyTarget):
+        return value
+    if isinstance(value, str):
+        return parse_target(value)
+    try:
+        return Target(index=_whole("index", value))
+    except InvalidOption:
+        raise InvalidOption(
+            f"a target is a class index, a text such as {', '.join(map(repr, EXAMPLES.values()))} or 'top3', or a "
+            f"target of camserve.types; got {shown(value)}"
+        ) from None
+
+
+def parse_target(text: str) -> AnyTarget:
+    """Returns the target of a text form; what looks like none is a label.
+
+    Raises:
+        InvalidOption: the text begins like a form and does not go on like it.
+    """
+    word, colon, rest = text.partition(":")
+    if not colon or word not in _FORMS:
+        return parse_class(text)
+    if not rest.strip():
+        raise InvalidOption(f"{word}: what of? For example {EXAMPLES.get(word, word)!r}, got {shown(text)}")
+    return cast("AnyTarget", _FORMS[word](rest))
+
+
+def parse_class(text: str) -> Target:
+    """Returns the class of a text: `281` an index, `top3` the three most probable classes, all else a label."""
+    text = text.strip()
+    if re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        return Target(index=int(text))
+    top = re.fullmatch(r"top(\d{1,18})", text, re.ASCII)
+    return Target(top_k=int(top[1])) if top else Target(label=text)
+
+
+def _parse_contrast(rest: str) -> Contrast:
+    of, more, others = rest.partition(">")
+    if not (of.strip() and more and others.strip()):
+        raise InvalidOption(
+            f"contrast holds a class against others, such as {EXAMPLES['contrast']!r}, got {shown('contrast:' + rest)}"
+        )
+    gamma, times, than = others.partition("*")
+    if not times or (number := _number(gamma)) is None:
+        number, than = 1.0, others
+    return Contrast(parse_class(of), tuple(parse_class(each) for each in than.split(",")), number)
+
+
+def _no_text(kind: str) -> Any:
+    def refuse(rest: str) -> AnyTarget:
+        raise InvalidOption(f"a {kind} has no text form: give its {'numbers' if kind == 'vector' else 'image'}")
+
+    return refuse
+
+
+_FORMS = {
+    "contrast": _parse_contrast,
+    "finer": lambda rest: Finer(parse_class(rest)),
+    "against": lambda rest: Against(parse_class(rest)),
+    "up": lambda rest: Value(parse_class(rest), "up"),
+    "down": lambda rest: Value(parse_class(rest), "down"),
+    "vector": _no_text("vector"),
+    "reference": _no_text("reference"),
+}
+
+
+def split_targets(text: str) -> list[str]:
+    """Returns the text forms in a list of them, such as `281,tabby;contrast:tabby>lynx,tiger cat;top3`.
+
+    Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes.
+    """
+    found: list[str] = []
+    for part in text.split(";"):
+        before, contrast, rest = part.partition("contrast:")
+        alone = not before or before.rstrip().endswith(",")
+        found += (before if contrast and alone else part).split(",")
+        found += [contrast + rest] if contrast and alone else []
+    return [each.strip() for each in found if each.strip()]
+
+
+def _in_list(target: Target, labels: Sequence[str]) -> str:
+    """Returns the text of a class among others, where a label with a separator cannot stand."""
+    text = target.text(labels)
+    return str(target.index) if target.index is not None and re.search(r"[>,;*]", text) else text
+
+
+def _reads_back(label: str, target: Target, labels: Sequence[str]) -> bool:
+    word, colon, _ = label.partition(":")
+    if not label or (colon and word in _FORMS) or parse_class(label).label != label:
+        return False
+    try:
+        return resolve_label(label, labels) == target.index
+    except InvalidOption:  # several classes share the label
+        return False
+
+
+def _check_class(what: str, value: object) -> None:
+    if not isinstance(value, Target):
+        raise InvalidOption(f"{what} is of a class, a Target; got {shown(value)}")
+
+
+def _classes(what: str, values: Any) -> tuple[Target, ...]:
+    if isinstance(values, Target):
+        return (values,)
+    try:
+        return tuple(values)
+    except TypeError:
+        raise InvalidOption(f"{what} holds a class against Targets, got {shown(values)}") from None
+
+
+def _gamma(what: str, value: Any) -> float:
+    number = _number(value)
+    if number is None or not 0 <= number <= MAX_GAMMA:  # NaN fails as well
+        raise InvalidOption(f"{what}: gamma must be 0..{MAX_GAMMA:g}, got {shown(value)}")
+    return number
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _whole(name: str, value: Any) -> Any:
+    """Returns a whole number as int, numpy's included, and None as it is."""
+    if value is None:
+        return None
+    try:
+        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]  # None raises
+    except TypeError:
+        raise InvalidOption(f"{name} must be a whole number, got {shown(value)}") from None
+
+
+def _vector(values: Any) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and refused below
+            found = np.array(values, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidOption(f"a vector has numbers, got {shown(values)}") from None
+    if found.ndim != 1 or not found.size:
+        raise InvalidOption(f"a vector has the shape [dimension], got {list(found.shape)}")
+    if not np.isfinite(found).all():
+        raise InvalidOption(f"a vector has finite numbers, got {shown(found[~np.isfinite(found)][0].item())}")
+    if not math.isfinite(norm := float(np.linalg.norm(found.astype(np.float64)))) or norm == 0:
+        raise InvalidOption("a vector must not be all zeros: nothing is similar to it")
+    found.setflags(write=False)
+    return found
