@@ -72,6 +72,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     from camserve.gateway.ops.settings import Settings
     from camserve.gateway.pool.check_answer import check_answer
     from camserve.gateway.pool.fake import MODEL
+    from camserve.types import Preprocessing
 
     limits = Settings().request_limits()
     file = work / "x.mar"
@@ -87,6 +88,8 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
         picture = images.decode(data, max_pixels=4 * 10**6)
         assert sorted(picture.size) == sorted(size)
         assert picture.mode == "RGB"
+        grey, _ = images.sent_view(data, Preprocessing(8, (8, 8), (0.5,), (0.5,)))
+        assert grey.mode in ("L", "I;16")
 
     def plain_fields(data: bytes) -> None:
         # Fields as TorchServe hands them over: name, value, name, value, ...
@@ -276,6 +279,11 @@ def _seeds_of_image() -> dict[str, bytes]:
         "rgba.png": (rgba, {}),
         "palette.png": (rgba.convert("RGB").quantize(8), {"transparency": 3}),
         "16bit.png": (deep, {}),
+        "16bit.tiff": (deep, {}),
+        "big-endian.tiff": (Image.fromarray(np.asarray(deep).astype(">u2")), {}),
+        "lzw.tiff": (deep, {"compression": "tiff_lzw"}),
+        "deflate.tiff": (rgba.convert("L"), {"compression": "tiff_adobe_deflate"}),
+        "packbits.tiff": (rgba.convert("1"), {"compression": "packbits"}),
         "lossy.webp": (rgba.convert("RGB"), {"exif": exif}),
         "lossless.webp": (rgba, {"lossless": True}),
         "animated.webp": (frames[0], {"save_all": True, "append_images": frames[1:], "lossless": True}),

@@ -1,4 +1,4 @@
-"""Takes image files apart without decoding: JPEG segments, PNG chunks, WebP chunks. No Pillow, no torch.
+"""Takes image files apart without decoding: JPEG segments, PNG chunks, WebP chunks, TIFF tags. No Pillow, no torch.
 
 A decoder gets only the parts that pixels are made of. Whatever else a file carries (comments, thumbnails, profiles,
 texts, padding, what follows the picture) is stepped over in time that does not depend on its size, so nothing a
@@ -17,6 +17,7 @@ import numpy as np
 from camserve.errors import InvalidImage
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+"""Formats of files of any colours; beside them TIFF is read, of grey."""
 
 MAX_PARTS = 2**14
 """Segments or chunks of a file. Encoders cut the pixels of a PNG into chunks of 8 KiB or more: 2048 in 16 MiB."""
@@ -47,26 +48,53 @@ _WEBP_KEPT = {b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF"}
 _WEBP_PICTURES = {b"VP8 ", b"VP8L", b"ANMF"}
 _WEBP_FLAGS = 0x12  # of VP8X: alpha and animation; the others announce metadata
 
+# Tags of TIFF 6.0. A file is in strips, or in tiles.
+_WIDTH, _HEIGHT, _DEPTH, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 259, 262, 277
+_PREDICTOR, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 317, 339, 0
+_STRIPS, _STRIP_ROWS, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+_TIFF_TYPES = {3: "H", 4: "I"}  # SHORT and LONG
+_TIFF_ALLOWED = {
+    _DEPTH: ("1, 8 or 16 bits for each pixel", (1, 8, 16), 1),
+    _COMPRESSION: ("no compression, LZW, Deflate or PackBits", (1, 5, 8, 32773, 32946), 1),
+    _PHOTOMETRIC: ("grey pixels", (_WHITE_IS_ZERO, 1), -1),
+    _SAMPLES: ("one value for each pixel", (1,), 1),
+    _PREDICTOR: ("predictor 1 or 2", (1, 2), 1),
+    _SAMPLE_FORMAT: ("unsigned whole numbers", (1,), 1),
+}
+"""Values of each tag that are read, with their names, and its value where a file lacks it."""
+_TIFF_READ = {
+    *_TIFF_ALLOWED,
+    *(_WIDTH, _HEIGHT, _ORIENTATION),
+    *(_STRIPS, _STRIP_ROWS, _STRIP_BYTES),
+    *(_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES),
+}
+
+MAX_TILE_PIXELS = 2**20
+"""Pixels of a tile of a TIFF, which may be larger than the picture. Writers make 256 x 256 or 512 x 512."""
+
 
 @dataclass(frozen=True)
 class Container:
     """Holds what a decoder needs of an image file, and what the header says."""
 
     format: str
-    """One of `FORMATS`."""
+    """One of `FORMATS`, or TIFF."""
     size: tuple[int, int]
     """(height, width) in pixels, before orientation."""
     content: bytes
     """The file without the parts that have no pixels."""
     orientation: int
     """Orientation of EXIF, else of XMP, in 1..8; 1 (upright) where there is none or it cannot be read."""
+    inverted: bool = False
+    """Whether pixels of value 0 are white, and the largest ones black, in a TIFF; Pillow is not told."""
 
 
 def take_apart(data: bytes) -> Container:
     """Returns the parts of an image file that matter; of an animation those of the first picture.
 
     Raises:
-        InvalidImage: not JPEG, PNG or WebP, without a picture, or with too many parts.
+        InvalidImage: not JPEG, PNG, WebP, or TIFF of grey, without a picture, or with too many parts.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
@@ -74,7 +102,9 @@ def take_apart(data: bytes) -> Container:
         return _png(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
-    raise InvalidImage(f"not a {', '.join(FORMATS)} image ({len(data)} bytes)")
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return _tiff(data)
+    raise InvalidImage(f"not a {', '.join(FORMATS)} image ({len(data)} bytes), nor a TIFF of grey")
 
 
 def _jpeg(data: bytes) -> Container:
@@ -220,6 +250,77 @@ def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
         bits = int.from_bytes(body[1:5], "little")
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
     raise _broken("it does not begin with its size")
+
+
+def _tiff(data: bytes) -> Container:
+    """Returns the first picture of a TIFF file: its pixels, and of its tags those that pixels are decoded by."""
+    order = "<" if data[:2] == b"II" else ">"
+    try:
+        tags = _tiff_tags(data, order)
+    except struct.error:
+        raise _broken("it ends before its pixels") from None
+    kept: dict[int, tuple[int, ...]] = {}
+    for tag, (what, allowed, default) in _TIFF_ALLOWED.items():
+        kept[tag] = tags.get(tag, (default,))
+        if len(kept[tag]) != 1 or kept[tag][0] not in allowed:
+            raise InvalidImage(
+                f"a TIFF must have {what}, got {', '.join(map(str, kept[tag][:4]))} in tag {tag}; "
+                f"send anything else as {', '.join(FORMATS)}"
+            )
+    tiled = _TILES in tags
+    places, sizes = (_TILES, _TILE_BYTES) if tiled else (_STRIPS, _STRIP_BYTES)
+    tags.setdefault(_STRIP_ROWS, tags.get(_HEIGHT, ()))
+    for tag in (_WIDTH, _HEIGHT, *((_TILE_WIDTH, _TILE_HEIGHT) if tiled else (_STRIP_ROWS,))):
+        if len(tags.get(tag, ())) != 1:
+            raise _broken("it does not say its size")
+        kept[tag] = tags[tag]
+    if tiled and kept[_TILE_WIDTH][0] * kept[_TILE_HEIGHT][0] > MAX_TILE_PIXELS:
+        raise InvalidImage(f"a tile of a TIFF file may have at most {MAX_TILE_PIXELS} pixels, got more")
+    parts = [data[place : place + size] for place, size in zip(tags.get(places, ()), tags.get(sizes, ()), strict=False)]
+    if not parts or sum(map(len, parts)) > len(data):  # parts that overlap would be decoded more than once
+        raise _broken("its pixels are not where it says")
+    kept[places], kept[sizes] = (), tuple(map(len, parts))
+    (height,), (width,) = kept[_HEIGHT], kept[_WIDTH]
+    inverted = kept[_PHOTOMETRIC] == (_WHITE_IS_ZERO,)
+    kept[_PHOTOMETRIC] = (1,)
+    content, orientation = _tiff_file(order, kept, places, parts), tags.get(_ORIENTATION, (1,))[0]
+    return Container("TIFF", (height, width), content, orientation if 1 <= orientation <= 8 else 1, inverted)
+
+
+def _tiff_tags(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
+    """Returns the numbers of the first directory's tags that are read, of each tag the first."""
+    tags = dict[int, tuple[int, ...]]()
+    (directory,) = struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * min(entries, MAX_PARTS), 12):
+        tag, kind, number = struct.unpack_from(f"{order}HHI", data, entry)
+        if tag not in _TIFF_READ or tag in tags or kind not in _TIFF_TYPES or not number:
+            continue
+        if number > MAX_PARTS:
+            raise InvalidImage(f"a TIFF file may have at most {MAX_PARTS} strips or tiles, got {number}")
+        form = f"{order}{number}{_TIFF_TYPES[kind]}"
+        inline = struct.calcsize(form) <= 4
+        place = entry + 8 if inline else struct.unpack_from(f"{order}I", data, entry + 8)[0]
+        tags.setdefault(tag, struct.unpack_from(form, data, place))
+    return tags
+
+
+def _tiff_file(order: str, tags: dict[int, tuple[int, ...]], places: int, parts: list[bytes]) -> bytes:
+    """Returns a TIFF file with these tags and parts, whose places go into the tag `places`."""
+    head = 8 + 2 + 12 * len(tags) + 4
+    start = head + 8 * len(parts)  # behind the two lists of places and sizes
+    ends = np.cumsum([len(part) for part in parts])
+    tags[places] = tuple(int(start + end) for end in (0, *ends[:-1]))
+    entries, lists = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        place = struct.pack(f"{order}I", head + len(lists)) if len(values) > 1 else packed
+        lists += packed if len(values) > 1 else b""
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + place
+    lists = lists.ljust(8 * len(parts), b"\0")
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    top = mark + struct.pack(f"{order}IH", 8, len(tags))
+    return b"".join((top, entries, b"\0\0\0\0", lists, *parts))
 
 
 def _chunks(data: bytes, position: int, file_format: str) -> Iterator[tuple[bytes, int, int]]:

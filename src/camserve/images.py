@@ -1,17 +1,22 @@
-"""Reads images: checked before decoding, decoded to RGB, cut to what the network sees. Pillow, no torch.
+"""Reads images: checked before decoding, decoded to RGB or grey, cut to what the network sees. Pillow, no torch.
 
 Rule 1: Pillow gets a file only after `camserve.containers` has left out all that has no pixels and has counted scans.
 Rule 2: whatever Pillow, numpy, struct and zlib raise on somebody's bytes leaves `_reading` as an error of camserve.
 Rule 3: a decode has at most two pictures of Pillow in memory at once, 4 bytes for each pixel and picture.
+
+A picture of this process may have any of Pillow's modes. What they mean is said once, by `_plain`: `1`, `L`, `LA`, `P`,
+`RGB` and `RGBA` mean what they say, `I;16` is grey of 0..65535; so is `I`, and `F` is grey of 0..255, both refused
+where a pixel lies beyond, and `F` also where no pixel is above 1, unless all are 0. All other modes are colours.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +31,8 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """Image as Python callers may pass it."""
 
 ImageContent = bytes | Image.Image | np.ndarray
-"""Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3), or float32 (H,
-W, 3) in [0, 1] of the network's input size."""
+"""Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3), for a network of
+one channel also (H, W, 1) or (H, W), or float32 (H, W, C) in [0, 1] of the network's input size and channels."""
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -41,7 +46,11 @@ MIN_DECODE_S = 2.0
 _FEED_BYTES = 2**12  # between two looks at the clock: few enough that a decoder cannot make much of them
 _STRIP_PIXELS = 2**18  # that are converted at once, so that steps on the way take little memory
 
+_PLAIN = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
+"""Modes with alpha, and those that they are converted to."""
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+_GREY_16 = 65535
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,6 +62,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Transpositions that make an image upright, by its EXIF orientation."""
+_FIRST_TURNED = 5  # orientations from here on have height and width changed over
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -80,19 +90,19 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
             `DECODE_S_PER_PIXEL` and `MIN_DECODE_S` allow.
         Unavailable: there is not enough memory for its pixels.
     """
-    return _decode(_container(data, max_bytes, max_pixels))
+    return _decode(_container(data, max_bytes, max_pixels), _rgb)
 
 
 def from_array(array: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns a uint8 (H, W, 3) array as an image.
+    """Returns a uint8 (H, W, 3) array as an image, RGB; one of (H, W, 1) as a grey one, L.
 
     Raises:
         InvalidImage: another dtype or shape, or over the pixel limit.
     """
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise InvalidImage(f"an image array must be uint8 (height, width, 3), got {array.dtype} {array.shape}")
     _check_pixels(array.shape[0], array.shape[1], max_pixels)
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(np.ascontiguousarray(array if array.shape[2] == 3 else array[..., 0]))
 
 
 def _container(data: bytes, max_bytes: int, max_pixels: int) -> Container:
@@ -102,6 +112,8 @@ def _container(data: bytes, max_bytes: int, max_pixels: int) -> Container:
         raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {len(data)}")
     with _reading("image"):
         container = take_apart(data)
+    if 0 in container.size:
+        raise InvalidImage(f"an image has pixels, this file's size is {container.size[1]} x {container.size[0]}")
     _check_pixels(*container.size, max_pixels)
     return container
 
@@ -123,18 +135,22 @@ def _open(container: Container) -> ImageFile.ImageFile:
     return image
 
 
-def _decode(container: Container) -> Image.Image:
+def _decode(container: Container, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
     with _reading(container.format):
-        return _upright(_pixels(container), container.orientation)
+        return _upright(_loaded(container, converted), container.orientation)
 
 
-def _pixels(container: Container) -> Image.Image:
-    """Returns the decoded pixels as RGB; the decoder is gone then, with what it held."""
-    image = _open(container)
+def _loaded(container: Container, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Returns the decoded and converted pixels; the decoder is gone then, with what it held."""
+    image: Image.Image = _open(container)
     image.load()
-    rgb = _rgb(image)
+    if container.inverted:
+        image = _plain(image)
+        for box in _strips(image):  # in place: a second picture would be one too many
+            image.paste(Image.fromarray(~np.asarray(image.crop(box))), box)
+    made = converted(image)
     # A WebP picture would keep its decoder, which has two more pictures of the same size.
-    return rgb.copy() if rgb is image and container.format == "WEBP" else rgb
+    return made.copy() if made is image and container.format == "WEBP" else made
 
 
 class _Metered(io.BytesIO):
@@ -169,16 +185,16 @@ def _reading(what: str) -> Iterator[None]:
         raise InvalidImage(f"the {what} file is broken or truncated: {str(error)[:100]}") from None
 
 
-def _decoded(picture: Image.Image) -> Image.Image:
-    """Returns a picture of this process as RGB, upright; Pillow reads what is behind the header only now.
+def _decoded(picture: Image.Image, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Returns a picture of this process, converted and upright; Pillow reads what is behind the header only now.
 
     Raises:
-        InvalidImage: that is broken or truncated.
+        InvalidImage: that is broken or truncated, or a pixel lies beyond the range of its mode.
     """
     with _reading(picture.format or "image"):
         picture.load()
-        rgb = _upright(_rgb(picture), _orientation(picture))
-        return rgb.copy() if rgb is picture else rgb
+        made = _upright(converted(picture), _orientation(picture))
+        return made.copy() if made is picture else made
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -193,21 +209,80 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
+def _plain(image: Image.Image) -> Image.Image:
+    """Returns an image in a mode that a PNG file can have; it is the same one if it is that already.
+
+    Raises:
+        InvalidImage: a pixel of mode I or F lies beyond its range.
+    """
+    if image.mode in _PNG_MODES:
+        return image
+    if _is_16_bit(image):
+        if image.mode == "F" and _is_perhaps_dark(np.asarray(image)):
+            raise _beyond("F", np.asarray(image), 255)
+        return _strip_by_strip(image, "I;16", _grey_16_strip)
+    return image.convert(_PLAIN.get(image.mode, "RGB"))
+
+
+def _grey_16_strip(strip: Image.Image) -> Image.Image:
+    """Returns grey of any dtype as I;16. For F the scale is Pillow's own, in which 255 is white."""
+    values, most = np.asarray(strip), 255 if strip.mode == "F" else _GREY_16
+    if not (values.min() >= 0 and values.max() <= most):  # in this way NaN is refused, too
+        raise _beyond(strip.mode, values, most)
+    levels = (values * np.float64(_GREY_16 / most)).round() if strip.mode == "F" else values
+    return Image.fromarray(levels.astype(np.uint16))  # Pillow's own way from I;16B swaps bytes
+
+
+def _is_perhaps_dark(values: np.ndarray) -> bool:
+    """Tells whether pixels are nearly black if white is 255, and then were perhaps meant to be in [0, 1]."""
+    return bool(0 < values.max() <= 1)
+
+
+def _beyond(mode: str, values: np.ndarray, most: int) -> InvalidImage:
+    return InvalidImage(f"pixels of mode {mode} must be 0..{most}, got {values.min():g}..{values.max():g}: scale them")
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Returns an image as grey, of 16 bits (I;16) where it has them, else of 8 (L); the same one if it is that already.
+
+    Colours become ITU-R 601 luma, as Pillow has it; alpha is laid on white.
+    """
+    if _is_16_bit(image):
+        return _plain(image)
+    if image.mode == "L" and not image.has_transparency_data:
+        return image
+    return _strip_by_strip(image, "L", lambda strip: _rgb_strip(strip).convert("L"))
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns an image as RGB, made strip by strip; it is the same one if it is that already."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    rgb, rows = Image.new("RGB", image.size), max(1, _STRIP_PIXELS // image.width)
+    return _strip_by_strip(image, "RGB", _rgb_strip)
+
+
+def _strip_by_strip(image: Image.Image, mode: str, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    made = Image.new(mode, image.size)
+    for box in _strips(image):
+        made.paste(converted(image.crop(box)), box)
+    return made
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        rgb.paste(_rgb_strip(image.crop(box)), box)
-    return rgb
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _rgb_strip(strip: Image.Image) -> Image.Image:
-    if strip.mode.startswith("I") or strip.mode == "F":  # 16-bit grey: Pillow would clip instead of scaling
-        scaled = np.asarray(strip, dtype=np.float64) / 257
-        return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if _is_16_bit(strip):  # Pillow would clip instead of scaling
+        scaled = np.asarray(_plain(strip), dtype=np.float64) / 257
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    strip = _plain(strip)
     if strip.has_transparency_data:
         rgba = strip.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -216,17 +291,17 @@ def _rgb_strip(strip: Image.Image) -> Image.Image:
 
 
 def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Image.Image, InputView]:
-    """Returns what the network sees of an RGB image, and where that lies in the image.
+    """Returns what the network sees of an upright image of mode RGB, L or I;16, and where that lies in the image.
 
     The shorter side is resized and the centre cropped, equal to torchvision's Resize and CenterCrop on a PIL image
-    (antialiased).
+    (antialiased). Where that leaves less than the crop, which torchvision pads, the image is resized to just cover it.
 
     Raises:
         InvalidImage: the image is so elongated that resizing its shorter side makes it larger than `MAX_PIXELS`.
     """
     height, width = preprocessing.crop_px
-    short, goal = min(image.size), _shorter_px(preprocessing)
-    check_elongation((image.height, image.width), goal)
+    short, goal = min(image.size), _shorter_px((image.height, image.width), preprocessing)
+    _check_elongation((image.height, image.width), goal)
     resized = (int(goal * image.width / short), int(goal * image.height / short))
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
     grown = image.resize(resized, _RESAMPLING[preprocessing.interpolation])
@@ -239,28 +314,121 @@ def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Imag
 def sent_view(content: ImageContent, preprocessing: Preprocessing) -> tuple[Image.Image, InputView]:
     """Returns what the network sees of what was sent, as `network_view`; a file is decoded only if it can be resized.
 
+    Returns:
+        For a network of 3 channels an RGB picture, for one of 1 channel a grey one: I;16 where a 16-bit one was sent,
+        else L.
+
     Raises:
-        InvalidImage: the file or the array is broken, or too elongated.
+        InvalidImage: the file or the array is broken, or too elongated; the network has another number of channels.
         Unavailable: there is not enough memory for its pixels.
     """
-    if not isinstance(content, bytes):
-        return network_view(picture(content), preprocessing)
-    container = _container(content, sys.maxsize, sys.maxsize)  # limits are those of the door
-    check_elongation(container.size, _shorter_px(preprocessing))
-    return network_view(_decode(container), preprocessing)
+    check_takes_files(preprocessing.crop_px, preprocessing.channels)
+    converted = _rgb if preprocessing.channels == 3 else _grey
+    if isinstance(content, bytes):
+        container = _container(content, sys.maxsize, sys.maxsize)  # limits are those of the door
+        size = container.size if container.orientation < _FIRST_TURNED else container.size[::-1]
+        _check_elongation(size, _shorter_px(size, preprocessing))
+        image = _decode(container, converted)
+    else:
+        image = _decoded(content, converted) if isinstance(content, Image.Image) else converted(from_array(content))
+    return network_view(image, preprocessing)
 
 
-def _shorter_px(preprocessing: Preprocessing) -> int:
-    """Returns the length of the resized image's shorter side: at least the crop, so that nothing is padded."""
-    return max(preprocessing.resize_px, *preprocessing.crop_px)
+def seen(content: ImageContent, preprocessing: Preprocessing) -> tuple[np.ndarray, InputView]:
+    """Returns the pixels that the network sees, and where they lie in what was sent.
+
+    An array of the network's own input size and channels is taken as it is; everything else is resized and cropped.
+
+    Returns:
+        (H, W, C), uint8, or float32 in [0, 1] of a float32 array or of 16-bit grey; and the view.
+
+    Raises:
+        InvalidImage, Unavailable: as `sent_view`; an array has another dtype, size or number of channels.
+    """
+    if isinstance(content, np.ndarray):
+        check_array(content, preprocessing.crop_px, preprocessing.channels)
+        content = content if content.ndim == 3 else content[..., None]
+        if content.shape == (*preprocessing.crop_px, preprocessing.channels):
+            return np.array(content), whole_view(preprocessing.crop_px)  # a copy: torch wants writable memory
+    picture, view = sent_view(content, preprocessing)
+    return pixels(picture), view
 
 
-def check_elongation(size: tuple[int, int], shorter_px: int) -> None:
-    """Checks that an image of (height, width) can be resized to a shorter side.
+def pixels(picture: Image.Image) -> np.ndarray:
+    """Returns the pixels of an RGB, L or I;16 picture: (H, W, C), uint8, or of I;16 float32 in [0, 1]."""
+    found = np.array(picture)
+    if found.dtype == np.uint16:
+        found = found.astype(np.float32) / np.float32(_GREY_16)
+    return found if found.ndim == 3 else found[..., None]
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """Returns the picture whose `pixels` these are, (H, W, C), uint8, or float32 in [0, 1]."""
+    if pixels.dtype == np.float32:
+        return Image.fromarray((pixels[..., 0] * np.float32(_GREY_16)).round().astype(np.uint16))
+    return from_array(pixels)
+
+
+def check_array(array: np.ndarray, size: tuple[int, int], channels: int) -> None:
+    """Checks that an array can be the image of a network with an input (height, width) of some channels.
+
+    Raises:
+        InvalidImage: its dtype or shape is another one, or its pixels are not finite or not in [0, 1].
+    """
+    if array.dtype == np.float32 and array.ndim >= 2:
+        if array.shape[:2] != size:
+            raise InvalidImage(
+                f"a float32 image must have the network's input size {list(size)}, got {list(array.shape[:2])}; "
+                f"files and uint8 arrays are resized to {size[0]} x {size[1]}, it is not"
+            )
+        if array.shape[2:] not in _channel_axes(channels):
+            raise InvalidImage(f"a float32 image must have shape {[*size, channels]}, got {list(array.shape)}")
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise InvalidImage("a float32 image must have finite pixels in [0, 1]")
+        return
+    check_takes_files(size, channels)
+    if array.dtype != np.uint8 or 0 in array.shape or array.shape[2:] not in {*_channel_axes(channels), (3,)}:
+        raise _not_an_array(array, "(height, width), (height, width, 1) or " if channels == 1 else "")
+
+
+def _channel_axes(channels: int) -> set[tuple[int, ...]]:
+    """Returns what may stand behind height and width in the shape of an array with the network's own channels."""
+    return {(1,), ()} if channels == 1 else {(channels,)}
+
+
+def check_takes_files(size: tuple[int, int], channels: int) -> None:
+    """Raises InvalidImage where a network with an input (height, width) has channels that no file or picture has."""
+    if channels not in (1, 3):
+        raise InvalidImage(
+            f"this network has {channels} channels, which no image file has: "
+            f"send a float32 array of {[*size, channels]}"
+        )
+
+
+def _not_an_array(array: np.ndarray, also: str = "") -> InvalidImage:
+    return InvalidImage(
+        f"an image array must be uint8 or float32 {also}(height, width, 3), got {array.dtype} {list(array.shape)}"
+    )
+
+
+def _shorter_px(size: Sequence[int], preprocessing: Preprocessing) -> int:
+    """Returns the length of the resized image's shorter side: the least one of at least `resize_px` with which an image
+    of (height, width) covers the crop, so that nothing is padded."""
+    covering = (-(-crop * min(size) // side) for crop, side in zip(preprocessing.crop_px, size, strict=True))
+    return max(preprocessing.resize_px, *covering)
+
+
+def check_elongation(size: tuple[int, int], input_size: tuple[int, int]) -> None:
+    """Checks that an image of (height, width), either way round, can be resized to cover an input of (height, width).
 
     Raises:
         InvalidImage: it is so elongated that resizing makes it larger than `MAX_PIXELS`.
     """
+    covering = Preprocessing(1, input_size, (0.0,), (1.0,))
+    _check_elongation(size, min(_shorter_px(size, covering), _shorter_px(size[::-1], covering)))
+
+
+def _check_elongation(size: Sequence[int], shorter_px: int) -> None:
     if shorter_px * (shorter_px * max(size) // min(size)) > MAX_PIXELS:
         raise InvalidImage(f"an image of {size[1]} x {size[0]} is too elongated to be resized")
 
@@ -289,10 +457,8 @@ def checked_size(image: Image.Image | np.ndarray, max_bytes: int, max_pixels: in
         InvalidImage: the array has another dtype or shape, or it is larger than allowed.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype not in (np.uint8, np.float32) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise InvalidImage(
-                f"an image array must be uint8 or float32 (height, width, 3), got {image.dtype} {list(image.shape)}"
-            )
+        if image.dtype not in (np.uint8, np.float32) or image.ndim not in (2, 3) or 0 in image.shape:
+            raise _not_an_array(image)
         if image.nbytes > max_bytes:
             raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {image.nbytes}")
         height, width = image.shape[:2]
@@ -303,17 +469,27 @@ def checked_size(image: Image.Image | np.ndarray, max_bytes: int, max_pixels: in
 
 
 def read_image(image: ImageLike) -> ImageContent:
-    """Returns the content of what callers have; a path is read.
+    """Returns the content of what callers have: a path is read, and 16-bit grey, uint16 (H, W), becomes a picture.
 
     Raises:
-        InvalidImage: the file cannot be read.
+        InvalidImage: the file cannot be read, or it is nothing that can be an image.
     """
-    if isinstance(image, (bytes, np.ndarray, Image.Image)):
+    if isinstance(image, np.ndarray):
+        grey = image.dtype == np.uint16 and (image.ndim == 2 or image.shape[2:] == (1,)) and image.size
+        return Image.fromarray(np.ascontiguousarray(image.reshape(image.shape[:2]))) if grey else image
+    if isinstance(image, (bytes, Image.Image)):
         return image
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if not isinstance(image, (str, os.PathLike)):
+        hint = "; of a tensor give .cpu().numpy(), channels last" if hasattr(image, "cpu") else ""
+        raise InvalidImage(
+            f"an image is a path, the bytes of a file, a PIL image or an array, got {type(image).__name__}{hint}"
+        )
     try:
         return Path(image).read_bytes()
-    except OSError as error:
-        raise InvalidImage(f"cannot read {image}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
+        raise InvalidImage(f"cannot read {image}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def digest(image: ImageContent) -> bytes:
@@ -324,7 +500,7 @@ def digest(image: ImageContent) -> bytes:
     """
     if isinstance(image, Image.Image):
         # The picture's bytes alone would say nothing of palette, alpha and orientation.
-        image = np.asarray(_decoded(image))
+        image = np.asarray(_decoded(image, _grey if _is_16_bit(image) else _rgb))
     found = hashlib.blake2b(digest_size=16)
     if isinstance(image, np.ndarray):
         found.update(f"{image.dtype.str} {image.shape}".encode())
@@ -343,20 +519,67 @@ def png(image: Image.Image) -> bytes:
     """Returns a picture as a PNG file, upright.
 
     Raises:
-        InvalidImage: the file behind the picture is broken.
+        InvalidImage: the file behind the picture is broken, or a pixel lies beyond the range of its mode.
     """
+    return _saved(_sendable(image), "PNG", compress_level=1)  # three times as fast as the default, a tenth larger
+
+
+def _sendable(image: Image.Image) -> Image.Image:
+    """Returns a picture in a mode of PNG files, upright; raises as `png`."""
     with _reading(image.format or "image"):
         image.load()
-        upright = _upright(image, _orientation(image))
-        if upright.mode not in _PNG_MODES:
-            upright = upright.convert("I;16" if upright.mode.startswith("I") else "RGB")  # 16-bit grey stays that
+        return _upright(_plain(image), _orientation(image))
+
+
+def as_file(image: Image.Image) -> bytes:
+    """Returns a picture as a file to be sent: its own, where nobody can have changed it, else as PNG.
+
+    A PNG over `MAX_BYTES` becomes JPEG of quality 95, colours at full resolution: what a camera would have sent. A
+    server's limits are for files, and a photo of 12 megapixels is too large for them as PNG alone.
+
+    Raises:
+        InvalidImage: the file behind the picture is broken, or a pixel lies beyond the range of its mode.
+    """
+    own = _own_file(image)
+    if own is not None:
+        return own
+    data = png(image)
+    if len(data) > MAX_BYTES and not _is_16_bit(image):
+        data = _saved(_rgb(_sendable(image)), "JPEG", quality=95, subsampling=0)
+    return data
+
+
+def _saved(image: Image.Image, file_format: str, **options: int) -> bytes:
     file = io.BytesIO()
-    upright.save(file, "PNG", compress_level=1)  # three times as fast as the default, a tenth larger
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
+def _own_file(image: Image.Image) -> bytes | None:
+    """Returns the file that a picture was opened from, None where it may differ from the picture, or cannot be sent.
+
+    As long as no pixel was loaded, none can have been changed. What else callers may change shows in the mode, the size
+    and the orientation.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.tell():
+        return None
+    try:
+        file = image.fp
+        assert file is not None, "a picture whose pixels were not loaded yet has its file"
+        place = file.tell()
+        file.seek(0)
+        data = bytes(file.read())
+        file.seek(place)
+        container = take_apart(data)
+        same = Image.open(io.BytesIO(data))
+    except Exception:  # whatever is wrong with it shows when its pixels are loaded
+        return None
+    described = (same.size, same.mode, container.orientation, image.info.get("transparency"))
+    return data if described == (image.size, image.mode, _orientation(image), same.info.get("transparency")) else None
+
+
 def picture(content: ImageContent, max_bytes: int = sys.maxsize, max_pixels: int = sys.maxsize) -> Image.Image:
-    """Returns what was sent as RGB, upright, for people and networks to look at.
+    """Returns what was sent as RGB, upright, for people to look at; of other than 1 or 3 channels the mean, as grey.
 
     Raises:
         InvalidImage: the file or the array is broken, or larger than allowed.
@@ -364,7 +587,9 @@ def picture(content: ImageContent, max_bytes: int = sys.maxsize, max_pixels: int
     if isinstance(content, bytes):
         return decode(content, max_bytes, max_pixels)
     if isinstance(content, Image.Image):
-        return _decoded(content)
-    if content.dtype != np.uint8:
-        content = (content.clip(0, 1) * 255).round().astype(np.uint8)
-    return from_array(content, max_pixels)
+        return _decoded(content, _rgb)
+    array = content if content.ndim == 3 else content[..., None]
+    if array.dtype != np.uint8:
+        grey = array if array.shape[2] in (1, 3) else array.mean(axis=2, keepdims=True)
+        array = (grey.clip(0, 1) * 255).round().astype(np.uint8)
+    return from_array(array, max_pixels).convert("RGB")

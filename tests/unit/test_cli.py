@@ -405,6 +405,45 @@ def test_archive_with_preprocessing(built):
     assert (preprocessing.mean, preprocessing.std) == ((0, 0.5, 1), (1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("given", "crop", "mean", "std"),
+    [
+        (["--crop", "128x64", "--mean", "0.5", "--std", "0.25"], (128, 64), (0.5,), (0.25,)),
+        (["--crop", "64", "--mean", "0.1,0.2", "--std", "1 2"], (64, 64), (0.1, 0.2), (1, 2)),
+        (
+            ["--mean", "-1", "0", "1", "2", "--std", "1", "2", "3", "4", "--crop", "9x8"],
+            (9, 8),
+            (-1, 0, 1, 2),
+            (1, 2, 3, 4),
+        ),
+    ],
+)
+def test_archive_with_inputs_of_any_shape(built, given, crop, mean, std):
+    assert cli.run(["archive", "one", *given, "--resize", "64"]) == 0
+    ((source, options),) = built
+    found = options["preprocessing"]
+    assert (source, found.crop_px, found.mean, found.std, found.channels) == ("one", crop, mean, std, len(mean))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            ["--crop", "64x", "--mean", "0", "--std", "1"],
+            "--crop must be pixels, as 224, or height x width, as 128x64; got '64x'",
+        ),
+        (["--crop", "0", "--mean", "0", "--std", "1"], "--crop must be"),
+        (["--crop", "64", "--mean", "a", "--std", "1"], "--mean must be numbers, one for each channel, got 'a'"),
+        (["--crop", "64", "--mean", "0", "0", "--std", "1"], "std must have a finite number for each of 2 channels"),
+        (["--crop", "64", "--mean", "0", "--std", "0"], "std must be above 0"),
+    ],
+)
+def test_archive_with_an_odd_input_says_what_is_allowed(built, capsys, given, text):
+    assert cli.run(["archive", "one", "--resize", "64", *given]) == 2
+    assert text in capsys.readouterr().err
+    assert not built
+
+
 def test_archive_needs_all_of_the_preprocessing(built, capsys):
     assert cli.run(["archive", "one", "--resize", "256"]) == 2
     assert "come together" in capsys.readouterr().err

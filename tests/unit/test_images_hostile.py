@@ -169,6 +169,97 @@ def test_a_canvas_that_is_cut_off_or_comes_again_is_no_surprise():
             images.probe(riff(*chunks))
 
 
+# TIFF
+
+
+def tags(order: str = "<", **changes: tuple[int, tuple[int, ...]] | None) -> bytes:
+    """A TIFF of 4 x 3 grey pixels, its tags changed, added (`t` and the number) or left out; values lie behind."""
+    pixels = bytes(range(12))
+    known = {"t256": (3, (4,)), "t257": (3, (3,)), "t258": (3, (8,)), "t259": (3, (1,)), "t262": (3, (1,))}
+    known |= {"t273": (4, (8,)), "t277": (3, (1,)), "t278": (3, (3,)), "t279": (4, (12,))}
+    wanted = [(int(name[1:4]), entry) for name, entry in (known | changes).items() if entry is not None]
+    start = 8 + len(pixels)
+    place, entries, values = start + 2 + 12 * len(wanted) + 4, b"", b""
+    for tag, (kind, numbers) in wanted:
+        packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        where = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", place + len(values))
+        values += b"" if len(packed) <= 4 else packed
+        entries += struct.pack(f"{order}HHI", tag, kind, len(numbers)) + where
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(f"{order}I", start) + pixels + struct.pack(f"{order}H", len(wanted))
+    return head + entries + bytes(4) + values
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_small_tiff_is_read(order: str):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    strips = {"t273": (4, (8, 12, 16)), "t278": (3, (1,)), "t279": (3, (4, 4, 4))}
+    for changes in ({}, strips, {"t258": None, "t277": None, "t278": None} | {"t258": (3, (8,))}, {"t270": (4, (1,))}):
+        np.testing.assert_array_equal(np.asarray(images.decode(tags(order, **changes)))[..., 0], pixels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"t258": (3, (32,))}, "1, 8 or 16 bits for each pixel, got 32"),
+        ({"t258": (3, (8, 8, 8))}, "1, 8 or 16 bits for each pixel, got 8, 8, 8"),
+        ({"t259": (3, (7,))}, "no compression, LZW, Deflate or PackBits, got 7"),
+        ({"t262": (3, (2,))}, "grey pixels, got 2 in tag 262; send anything else as JPEG, PNG, WEBP"),
+        ({"t262": None}, "grey pixels, got -1"),
+        ({"t277": (3, (3,))}, "one value for each pixel, got 3"),
+        ({"t317": (3, (3,))}, "predictor 1 or 2, got 3"),
+        ({"t339": (3, (2,))}, "unsigned whole numbers, got 2"),
+        ({"t256": None}, "does not say its size"),
+        ({"t257": (3, (3, 3))}, "does not say its size"),
+        ({"t256": (3, (0,))}, "this file's size is 0 x 3"),
+        ({"t256": (4, (100_000,)), "t257": (4, (100_000,))}, "at most 64000000 pixels"),
+        ({"t273": None}, "pixels are not where it says"),
+        ({"t279": None}, "pixels are not where it says"),
+        ({"t273": (4, (8,) * 400), "t279": (4, (12,) * 400)}, "pixels are not where it says"),  # they overlap
+        ({"t273": (4, (2**31,))}, "broken or truncated"),
+        ({"t273": (4, (8,) * 16385)}, "at most 16384 strips or tiles, got 16385"),
+        (
+            {"t322": (4, (2**14,)), "t323": (4, (2**14,)), "t324": (4, (8,)), "t325": (4, (12,))},
+            "at most 1048576 pixels",
+        ),
+        ({"t322": (4, (16,)), "t324": (4, (8,)), "t325": (4, (12,))}, "does not say its size"),
+    ],
+)
+def test_an_odd_tiff_is_refused(changes: dict, text: str):
+    for order in "<>":
+        with pytest.raises(InvalidImage, match=text):
+            images.decode(tags(order, **changes))
+
+
+def test_a_list_that_many_tags_share_is_read_once(monkeypatch: pytest.MonkeyPatch):
+    """65535 entries, each with the same 16384 numbers: a billion, if each were read."""
+    read: list[str] = []
+    unpack = struct.unpack_from
+    monkeypatch.setattr(struct, "unpack_from", lambda form, *rest: read.append(form) or unpack(form, *rest))
+    numbers = struct.pack("<16384I", *[8] * 16384)
+    for tag in (279, 50839):  # sizes of strips, and one that is not read
+        head = b"II*\0" + struct.pack("<I", 8 + len(numbers)) + numbers + struct.pack("<H", 65535)
+        data = head + struct.pack("<HHII", tag, 4, 16384, 8) * 65535
+        read.clear()
+        with pytest.raises(InvalidImage):
+            images.probe(data)
+        assert sum(form == "<16384I" for form in read) == (tag == 279)
+        assert len(read) <= containers.MAX_PARTS + 4
+
+
+TIFFS = {how or "plain": encoded(waves(12, 9, "L"), "TIFF", compression=how) for how in (None, "tiff_lzw", "packbits")}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_cut_anywhere_a_tiff_is_read_or_refused(name: str):
+    for length in range(len(TIFFS[name])):
+        for function in (images.probe, images.decode):
+            try:
+                function(TIFFS[name][:length])
+            except InvalidImage as error:
+                assert str(error)  # noqa: PT017  (both outcomes are allowed)
+
+
 # Scans
 
 
@@ -372,13 +463,16 @@ def test_a_lack_of_memory_is_not_the_images_fault(read: str, monkeypatch: pytest
 MEASURE = """
 import sys
 from camserve import images
+from camserve.types import Preprocessing
+channels = int(sys.argv[3])
+preprocessing = Preprocessing(224, (224, 224), (0.5,) * channels, (0.5,) * channels)
 def peak():
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return 1024 * int(line.split()[1])
 data = open(sys.argv[1], "rb").read()
 images.decode(open(sys.argv[2], "rb").read())  # what a first decode sets up is not counted
 before = peak()
-images.decode(data, max_bytes=2**30)
+images.sent_view(data, preprocessing)
 print(peak() - before)
 """
 SIDE = 4000
@@ -401,6 +495,14 @@ def turned() -> Image.Exif:
     return exif
 
 
+def deep_tiff(byteorder: str = "<", **options) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.asarray(flat("I;16")), byteorder=byteorder, **options)
+    return file.getvalue()
+
+
 MODES = {
     "grey": (lambda: encoded(flat("L"), "PNG"), 8),
     "16-bit grey": (lambda: encoded(flat("I;16"), "PNG"), 8),
@@ -418,7 +520,18 @@ MODES = {
     # Pillow's decoder holds two canvases for animations, and hands out bytes.
     "WebP": (lambda: encoded(flat("RGB"), "WEBP", method=0), 16),
     "WebP with alpha": (lambda: encoded(flat("RGBA"), "WEBP", method=0), 16),
+    "TIFF": (lambda: encoded(flat("L"), "TIFF", compression="tiff_lzw"), 8),
+    "16-bit TIFF": (lambda: encoded(flat("I;16"), "TIFF", compression="tiff_lzw"), 8),
+    "16-bit TIFF, 0 is white": (lambda: deep_tiff(">", photometric="miniswhite", compression="zlib"), 8),
 }
+GREY_MODES = {
+    "16-bit grey": 4,  # a picture of 16 bits, and what decoders hold
+    "16-bit TIFF": 4,
+    "16-bit TIFF, 0 is white": 6,  # put the right way round in place, after the bytes of each pixel
+    "RGBA": 8,
+    "grey": 4,
+}
+"""Bytes for each pixel where a network of one channel looks at it."""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
@@ -426,8 +539,19 @@ MODES = {
 def test_a_decode_takes_two_pictures_of_memory(mode: str, tmp_path: Path):
     """In bytes for each pixel; Pillow keeps a pixel of RGB in 4 bytes."""
     made, bytes_per_pixel = MODES[mode]
-    (tmp_path / "image").write_bytes(made())
+    assert peak(made(), tmp_path, 3) < (bytes_per_pixel + 1) * SIDE * SIDE  # 1: strips of 5 MB, and the allocator
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("mode", GREY_MODES)
+def test_a_look_at_grey_takes_no_more_memory(mode: str, tmp_path: Path):
+    assert peak(MODES[mode][0](), tmp_path, 1) < (GREY_MODES[mode] + 1) * SIDE * SIDE
+
+
+def peak(image: bytes, tmp_path: Path, channels: int) -> int:
+    """Bytes that a look at an image takes."""
+    (tmp_path / "image").write_bytes(image)
     (tmp_path / "small").write_bytes(WEBP)
-    command = [sys.executable, "-c", MEASURE, tmp_path / "image", tmp_path / "small"]
+    command = [sys.executable, "-c", MEASURE, tmp_path / "image", tmp_path / "small", str(channels)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert int(done.stdout) < (bytes_per_pixel + 1) * SIDE * SIDE  # 1: strips of 5 MB, and the allocator
+    return int(done.stdout)

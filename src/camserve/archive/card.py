@@ -26,6 +26,9 @@ MAX_TEXT_LENGTH = 4096
 MAX_INPUT_PX = 4096
 """Pixels of an input's side: beyond that one image takes gigabytes in any network."""
 
+MAX_CHANNELS = 1024
+"""Channels of an input; hyperspectral cameras have some hundreds."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # with `.mar` and a temporary's letters a name of a file
 
 
@@ -63,6 +66,9 @@ class ModelCard:
             _check_text(what, text, MAX_TEXT_LENGTH)
         if self.layer is not None:
             _check_text("layer", self.layer, MAX_TEXT_LENGTH)
+        channels = self.preprocessing.channels
+        if not isinstance(channels, int) or channels > MAX_CHANNELS:
+            raise InvalidOption(f"the channels of the input must be 1..{MAX_CHANNELS}, got {channels!r}")
         for size_px in (self.preprocessing.resize_px, *self.preprocessing.crop_px):
             if not isinstance(size_px, int) or not 1 <= size_px <= MAX_INPUT_PX:
                 raise InvalidOption(f"the sizes of the input must be 1..{MAX_INPUT_PX} pixels, got {size_px!r}")
@@ -117,13 +123,8 @@ def _card(content: dict[str, Any], labels: list[str]) -> ModelCard:
         raise TypeError(f"{LABELS} must be a list")
     values = content.pop("preprocessing")
     height, width = values["crop_px"]
-    values |= {"crop_px": (height, width), "mean": _rgb(values["mean"]), "std": _rgb(values["std"])}
+    values |= {"crop_px": (height, width)} | {name: tuple(map(float, values[name])) for name in ("mean", "std")}
     if values.get("interpolation", "bicubic") not in get_args(get_type_hints(Preprocessing)["interpolation"]):
         raise ValueError("unknown interpolation")
     content["evaluation"] = {str(key): float(value) for key, value in content.get("evaluation", {}).items()}
     return ModelCard(**content, preprocessing=Preprocessing(**values), labels=tuple(labels))
-
-
-def _rgb(values: list[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

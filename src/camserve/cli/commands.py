@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
 from camserve.types import AnyTarget, BoxOptions, Explanation, Preprocessing
 from camserve.types.targets import parse_target
+from camserve.wording import shown
 
 try:
     import click
@@ -397,7 +399,29 @@ def parse_theta(text: str) -> float | None:
         raise InvalidOption(f"--theta must be `mean` or a percentile, got {text!r}") from None
 
 
-@camserve.command()
+class _ManyNumbers(click.Command):
+    """A command whose options `--mean` and `--std` take all numbers that follow them, as `0.5` or as `0.5 0.5 0.5`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        for arg in args:
+            after = joined[-2:-1] in (["--mean"], ["--std"]) and _is_number(joined[-1].split()[-1])
+            if after and _is_number(arg):
+                joined[-1] += f" {arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@camserve.command(cls=_ManyNumbers)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 @click.option("--name", help="Of the served model; for one SOURCE only.  [default: that of the source]")
@@ -412,18 +436,18 @@ def parse_theta(text: str) -> float | None:
     help="report.json of `camserve evaluate` on this model: a server's auto method goes by it.",
 )
 @click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
-@click.option("--crop", type=click.IntRange(1), metavar="PX", help="Side of the centre crop, the network's input.")
-@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Subtracted from pixels in 0..1.")
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="What they are then divided by.")
+@click.option("--crop", metavar="PX|HxW", help="Side, or height x width, of the centre crop, the network's input.")
+@click.option("--mean", metavar="R G B", help="Subtracted from pixels in 0..1; one number for each channel.")
+@click.option("--std", metavar="R G B", help="What they are then divided by, likewise.")
 @click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), default="bicubic")
 def archive(
     sources: tuple[str, ...],
     store: Path | None,
     name: str | None,
     resize: int | None,
-    crop: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    crop: str | None,
+    mean: str | None,
+    std: str | None,
     interpolation: Any,
     **options: Any,
 ) -> None:
@@ -432,7 +456,8 @@ def archive(
     SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of your
     own, called without arguments, that returns the module; its package must be importable also where it is served.
 
-    --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights.
+    --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights. With one
+    number for --mean and --std the network takes grey images, with three RGB, with any other number float32 tensors.
     """
     if name is not None and len(sources) > 1:
         raise InvalidOption(f"--name is for one source, got {len(sources)}")
@@ -446,16 +471,30 @@ def archive(
 
 def _preprocessing(
     resize: int | None,
-    crop: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    crop: str | None,
+    mean: str | None,
+    std: str | None,
     interpolation: Any,
 ) -> Preprocessing | None:
     if resize is None and crop is None and mean is None and std is None:
         return None
     if resize is None or crop is None or mean is None or std is None:
         raise InvalidOption("--resize, --crop, --mean and --std come together")
-    return Preprocessing(resize_px=resize, crop_px=(crop, crop), mean=mean, std=std, interpolation=interpolation)
+    return Preprocessing(resize, _crop(crop), _numbers("--mean", mean), _numbers("--std", std), interpolation)
+
+
+def _crop(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d{0,6})(?:x([1-9]\d{0,6}))?", text, re.ASCII)
+    if not sides:
+        raise InvalidOption(f"--crop must be pixels, as 224, or height x width, as 128x64; got {shown(text)}")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.replace(",", " ").split())
+    except ValueError:
+        raise InvalidOption(f"{option} must be numbers, one for each channel, got {shown(text)}") from None
 
 
 @camserve.command()

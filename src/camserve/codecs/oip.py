@@ -45,7 +45,7 @@ _BULK: bulk.Fields = {5: {5: {4: "uint", 6: "fp32", 8: "bytes"}}, 7: "raw"}
 """Fields of a ModelInferRequest that hold pixels: three of `inputs.contents`, and `raw_input_contents`."""
 
 _IMAGE = "image"
-_ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, 3]"
+_ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, channels]"
 _PIXELS: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
 
@@ -187,7 +187,7 @@ def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageC
         limits.check_image(len(element))
         return bytes(element)
     size = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
-    if tensor.datatype not in _PIXELS or len(size) != 3 or size[2] != 3 or min(size) < 1:
+    if tensor.datatype not in _PIXELS or not _is_image(tensor.datatype, size):
         raise InvalidImage(
             f"the input {_IMAGE!r} must be {_ALLOWED}, got {shown(tensor.datatype)[1:-1]} {shown(shape)}"
         )
@@ -199,6 +199,10 @@ def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageC
     if len(data) != expected:
         raise InvalidImage(f"an image tensor of shape {shown(size)} has {expected} bytes, got {len(data)}")
     return np.frombuffer(data, dtype).reshape(size)
+
+
+def _is_image(datatype: str, size: Sequence[int]) -> bool:
+    return len(size) == 3 and min(size) > 0 and (datatype == "FP32" or size[2] in (1, 3))
 
 
 def _bytes(contents: Sequence[memoryview]) -> int:

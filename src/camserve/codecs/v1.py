@@ -6,6 +6,7 @@ Servers and clients use the same functions. Large messages take time: servers ca
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -485,18 +486,19 @@ def _name(what: str, names: Any, value: int, default: str) -> Any:
 
 
 def image_to_proto(image: ImageContent) -> pb.Image:
-    """Returns the message of an image; a picture becomes a PNG file.
+    """Returns the message of an image; a picture becomes a file.
 
     Raises:
         InvalidImage: an array is neither uint8 nor float32.
     """
     if isinstance(image, Image.Image):
-        image = images.png(image)
+        image = images.as_file(image)
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
     kinds = {"uint8": pb.Tensor.UINT8, "float32": pb.Tensor.FLOAT32}
     if image.dtype.name not in kinds:
         raise InvalidImage(f"an image array must be uint8 or float32, got {image.dtype}")
+    image = image if image.ndim == 3 else image[..., None]
     little = image.astype(image.dtype.newbyteorder("<"), copy=False)
     return pb.Image(tensor=pb.Tensor(data_type=kinds[image.dtype.name], shape=image.shape, data=little.tobytes()))
 
@@ -518,9 +520,12 @@ def _image(message: pb.Image, encoded: bytes, data: bytes | memoryview) -> bytes
     if tensor.data_type not in dtypes:
         raise InvalidImage("an image tensor's data_type must be UINT8 or FLOAT32")
     dtype, shape = np.dtype(dtypes[tensor.data_type]), tuple(tensor.shape)
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise InvalidImage(f"an image tensor's shape must be [height, width, 3], got {shown(list(shape))}")
-    expected = dtype.itemsize * shape[0] * shape[1] * 3
+    if len(shape) != 3 or 0 in shape or (dtype == np.uint8 and shape[2] not in (1, 3)):
+        raise InvalidImage(
+            "an image tensor's shape must be [height, width, channels], 1 or 3 of them for UINT8, "
+            f"of an RGB image [height, width, 3], got {shown(list(shape))}"
+        )
+    expected = dtype.itemsize * math.prod(shape)
     if len(data) != expected:
         raise InvalidImage(f"an image tensor of shape {list(shape)} has {expected} bytes, got {len(data)}")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -536,4 +541,5 @@ def model_to_proto(info: ModelInfo) -> pb.Model:
 def model_from_proto(message: pb.Model) -> ModelInfo:
     """Returns the model of a message without `ready` and `methods`."""
     layers = tuple(from_message(Layer, layer) for layer in message.layers)
-    return from_message(ModelInfo, message, input_size=(message.input_height, message.input_width), layers=layers)
+    size = (message.input_height, message.input_width)
+    return from_message(ModelInfo, message, input_size=size, layers=layers, channels=message.channels or 3)

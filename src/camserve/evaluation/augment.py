@@ -106,15 +106,16 @@ def variant(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the pixels where the mask is set, blurred elsewhere.
 
     Args:
-        pixels: uint8 (H, W, 3).
+        pixels: (H, W, C), uint8, or float32 in [0, 1].
         mask: (H, W) bool.
 
     Returns:
-        uint8 (H, W, 3).
+        (H, W, C) of the pixels' dtype.
     """
     planes = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float64))
-    around = blurred(planes).round().permute(1, 2, 0).numpy().astype(np.uint8)
-    return np.where(mask[..., None], pixels, around)
+    around = blurred(planes).permute(1, 2, 0).numpy()
+    around = around.round() if pixels.dtype == np.uint8 else around
+    return np.where(mask[..., None], pixels, around.astype(pixels.dtype))
 
 
 def _masks(image: Tensor, activations: Tensor, column: Tensor, recipe: Recipe) -> Masks:

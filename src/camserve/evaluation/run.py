@@ -31,7 +31,7 @@ from camserve.evaluation.localisation import class_contrast, localise
 from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
 from camserve.finalise.maps import into_original
-from camserve.images import decode, network_view
+from camserve.images import pixels, sent_view
 from camserve.methods import MethodSpec
 from camserve.saliency.registry import REGISTRY, Perturbation
 from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap
@@ -194,7 +194,7 @@ def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pic
     """Returns an example with what all methods share: its input, its predictions and its boxes."""
     network = engine.network
     answer = engine.explain(content, [], layer=plan.layer, top_predictions=len(engine.info.labels))
-    pixels, view = network_view(decode(content), network.preprocessing)
+    picture, view = sent_view(content, network.preprocessing)
     boxes = {
         index: seen
         for index, some in classes_of(example.boxes, engine.info.labels).items()
@@ -202,8 +202,8 @@ def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pic
     }
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        pixels.save(pictures / f"{_slug(example.name)}.png")
-    x = network.normalise(torch.from_numpy(np.array(pixels))[None])[0]
+        picture.save(pictures / f"{_slug(example.name)}.png")
+    x = network.normalise(torch.from_numpy(pixels(picture))[None])[0]
     return _Subject(engine, example, plan, content, x, answer.predictions, boxes, pictures)
 
 

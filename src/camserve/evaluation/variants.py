@@ -24,7 +24,7 @@ from camserve.evaluation.augment import Recipe, binary_masks, most_probable, var
 from camserve.evaluation.examples import SUFFIXES
 from camserve.evaluation.journal import Journal, Record
 from camserve.evaluation.run import asking
-from camserve.images import decode, network_view, read_image
+from camserve.images import as_picture, pixels, read_image, sent_view
 from camserve.labels import resolve_label
 from camserve.types import Precision
 
@@ -74,7 +74,7 @@ class _Source:
     head: Record
     """Beginning of the image's record in the journal."""
     pixels: np.ndarray
-    """Pixels that the network sees, uint8 (H, W, 3)."""
+    """Pixels that the network sees, (H, W, C), uint8, or of 16-bit grey float32 in [0, 1]."""
     wanted: int | None
     """Class index that is wanted; None: the most probable one."""
 
@@ -163,11 +163,11 @@ def _source(
         if done is not None and (done["empty"] or _path(out, name).exists()):
             (outcome.empty if done["empty"] else outcome.there).append(name)
             return None
-        seen, _ = network_view(decode(content), engine.network.preprocessing)
+        seen, _ = sent_view(content, engine.network.preprocessing)
     except InvalidImage as error:
         outcome.failed[name] = str(error)
         return None
-    return _Source(head, np.array(seen), wanted)
+    return _Source(head, pixels(seen), wanted)
 
 
 def make_variants(
@@ -176,14 +176,14 @@ def make_variants(
     """Writes the variants of a batch of sources, and a line of the journal for each source."""
     network = engine.network
     with asking(network) as micro_batch:
-        x = network.normalise(torch.from_numpy(np.stack([source.pixels for source in batch])))
+        x = torch.cat([network.normalise(torch.from_numpy(source.pixels[None])) for source in batch])
         captured = network.capture(x, engine.info.layer(plan.layer).name)
         classes = most_probable(captured.logits, [source.wanted for source in batch])
         scores = partial(network.scores, precision=plan.precision)
         masks = binary_masks(scores, x, captured.activations, classes, plan.recipe, micro_batch)
     for source, index, mask in zip(batch, classes.tolist(), masks, strict=True):
         if mask is not None:
-            _save(variant(source.pixels, mask), _path(out, source.name))
+            _save(as_picture(variant(source.pixels, mask)), _path(out, source.name))
         (outcome.empty if mask is None else outcome.written).append(source.name)
         sharp = 0.0 if mask is None else float(mask.mean())
         journal.add(source.head | {"class": index, "sharp": sharp, "empty": mask is None})
@@ -194,11 +194,11 @@ def _path(out: Path, name: str) -> Path:
     return out / f"{name}.png"
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     """Writes all of the file, or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    Image.fromarray(pixels).save(unfinished, "PNG")
+    image.save(unfinished, "PNG")
     os.replace(unfinished, path)
 
 

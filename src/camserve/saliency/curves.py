@@ -59,8 +59,8 @@ def gaussian_kernel() -> Tensor:
 
 def rise_blur(image: Tensor) -> Tensor:
     """Convolves an image (3, H, W) with `gkern(11, 5)`, zeros beyond the border: RISE, `Evaluation.ipynb`."""
-    kernel = gaussian_kernel().to(image).expand(3, 1, -1, -1)
-    return F.conv2d(image[None], kernel, padding=kernel.shape[-1] // 2, groups=3)[0]
+    kernel = gaussian_kernel().to(image).expand(len(image), 1, -1, -1)
+    return F.conv2d(image[None], kernel, padding=kernel.shape[-1] // 2, groups=len(image))[0]
 
 
 def group_cam_blur(image: Tensor) -> Tensor:

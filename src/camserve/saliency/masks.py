@@ -196,7 +196,7 @@ def gaussian_blur(image: Tensor, kernel_px: int, sigma_px: float) -> Tensor:
         )
     taps = torch.arange(-pad, pad + 1, device=image.device, dtype=image.dtype)
     weights = torch.exp(-0.5 * (taps / sigma_px) ** 2)
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
+    weights = (weights / weights.sum()).expand(len(image), 1, 1, -1)
     padded = F.pad(image[None], (pad, pad, pad, pad), mode="reflect")
-    across = F.conv2d(padded, weights, groups=3)
-    return F.conv2d(across, weights.transpose(2, 3), groups=3)[0]
+    across = F.conv2d(padded, weights, groups=len(image))
+    return F.conv2d(across, weights.transpose(2, 3), groups=len(image))[0]

@@ -8,6 +8,7 @@ every mask that it is in.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,21 +90,26 @@ def ranked(features: Features, spec: Ranking, numbers: Tensor) -> Tensor:
 
 
 def input_pixels(features: Features) -> np.ndarray:
-    """Returns the network's input as pixel values, in which 0 is black and 1 white, (H, W, 3), float64."""
+    """Returns the network's input as pixel values, in which 0 is black and 1 white, (H, W, C), float64."""
     black, white = features.passes.black.double(), features.passes.white.double()
     pixels = (features.input.double() - black) / (white - black)
     return (pixels * PIXEL_STEPS).round().div(PIXEL_STEPS).movedim(0, -1).cpu().numpy()
 
 
 def find_masks(pixels: np.ndarray) -> list[np.ndarray]:
-    """Returns the dilated segments of all scales, as flat indices of pixels, from (H, W, 3) pixels of any range."""
+    """Returns the dilated segments of all scales, as flat indices of pixels, from (H, W, C) pixels of any range.
+
+    The scales are for distances of colours, so grey counts as the colour that it is.
+    """
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, axis=2)
     scaled = _scaled(pixels)
     labels = [_segment(scaled, scale, pixels.shape[:2]) for scale in SCALES]
     return [_dilated(one == label) for one in labels for label in np.unique(one)]
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:
-    """Returns the image at (224, 224, 3), bicubic, with values in [-1, 1]."""
+    """Returns the image at (224, 224, C), bicubic, with values in [-1, 1]."""
     from skimage.transform import resize
 
     low, high = pixels.min(), pixels.max()
@@ -117,7 +123,9 @@ def _segment(scaled: np.ndarray, scale: float, size: tuple[int, ...]) -> np.ndar
     from skimage.segmentation import felzenszwalb
     from skimage.transform import resize
 
-    labels = felzenszwalb(scaled, scale=scale, sigma=SIGMA, min_size=SMALLEST_SEGMENT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Got image with third dimension")  # any number of channels may come
+        labels = felzenszwalb(scaled, scale=scale, sigma=SIGMA, min_size=SMALLEST_SEGMENT)
     options: dict[str, Any] = {"order": 0, "mode": "constant", "preserve_range": True, "anti_aliasing": False}
     return np.asarray(resize(labels, size, **options).astype(int))  # type: ignore[no-untyped-call]  # skimage's own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,17 +21,34 @@ OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Says how an image becomes the network's input: resize the shorter side, crop the centre, scale, normalise."""
+    """Says how an image becomes the network's input: resize the shorter side, crop the centre, scale, normalise.
+
+    Raises:
+        InvalidOption: on construction, when mean and std have not one finite number for each channel, or a deviation is
+            not above 0.
+    """
 
     resize_px: int
-    """Length of the shorter side after resizing."""
+    """Length of the shorter side after resizing; more where an image would not cover the crop then."""
     crop_px: tuple[int, int]
     """(height, width) of the centre crop, which is the network's input size."""
-    mean: tuple[float, float, float]
-    """Mean that is subtracted from pixels in [0, 1], by channel (RGB)."""
-    std: tuple[float, float, float]
-    """Standard deviation that the difference is divided by, by channel (RGB)."""
+    mean: tuple[float, ...]
+    """Mean that is subtracted from pixels in [0, 1], by channel."""
+    std: tuple[float, ...]
+    """Standard deviation that the difference is divided by, by channel."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    channels: int = 0
+    """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays. 0 becomes the
+    number of values of `mean`."""
+
+    def __post_init__(self) -> None:
+        channels = self.channels or len(self.mean)
+        object.__setattr__(self, "channels", channels)
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if not len(values) == channels > 0 or not all(map(math.isfinite, values)):
+                raise InvalidOption(f"{what} must have a finite number for each of {channels} channels, got {values}")
+        if not all(value > 0 for value in self.std):
+            raise InvalidOption(f"std must be above 0 in each channel, got {self.std}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,8 @@ class ModelInfo:
     """Unit of each number of "value"; empty where they have none."""
     dimension: int = 0
     """Length of the vectors of "embedding"; 0 elsewhere."""
+    channels: int = 3
+    """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".

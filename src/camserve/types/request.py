@@ -420,16 +420,9 @@ def _checked_image(image: ImageContent, model: ModelInfo, limits: RequestLimits)
         size = images.probe(image, limits.image_bytes, limits.image_pixels)
     else:
         size = images.checked_size(image, limits.image_bytes, limits.image_pixels)
-    if isinstance(image, np.ndarray) and image.dtype == np.float32:
-        _check_float(image, model)
-    images.check_elongation(size, max(model.input_size))  # a worker may resize to more, and then refuses itself
+    if isinstance(image, np.ndarray):
+        images.check_array(image, model.input_size, model.channels)
+    else:
+        images.check_takes_files(model.input_size, model.channels)
+    images.check_elongation(size, model.input_size)  # a worker may resize to more, and then refuses itself
     return size
-
-
-def _check_float(image: np.ndarray, model: ModelInfo) -> None:
-    if image.shape[:2] != model.input_size:
-        raise InvalidImage(
-            f"a float32 image must have the network's input size {list(model.input_size)}, got {list(image.shape[:2])}"
-        )
-    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-        raise InvalidImage("a float32 image must have finite pixels in [0, 1]")

@@ -169,7 +169,7 @@ class Executor:
 
     def warm_up(self) -> None:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
-        image = np.zeros((*self.network.preprocessing.crop_px, 3), np.uint8)
+        image = np.zeros((*self.network.info.input_size, self.network.info.channels), np.float32)
         score_cam = Task(0, ScoreCam(), 0, self.network.micro_batch)
         self.execute([Item(image, (), (score_cam, Task(1, GradCam(), 0, 0)))])
 

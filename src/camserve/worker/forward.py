@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from camserve import images
-from camserve.errors import ImageMissing, InvalidImage
+from camserve.errors import ImageMissing
 from camserve.images import ImageContent
 from camserve.methods.work import Kind
-from camserve.types import InputView
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
 
@@ -66,7 +62,7 @@ class Forward:
         if seen is None:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
-            pixels, view = self._from_array(image) if isinstance(image, np.ndarray) else self._from_file(image)
+            pixels, view = images.seen(image, self._network.preprocessing)
             seen = Seen(torch.from_numpy(pixels), view)
             self._memory.put(name, seen)
         return name, seen
@@ -106,19 +102,3 @@ class Forward:
             self._memory.put((one.digest, layer), passed)
             made.append(passed)
         return made
-
-    def _from_array(self, array: np.ndarray) -> tuple[np.ndarray, InputView]:
-        size = self._network.preprocessing.crop_px
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise InvalidImage("a float32 image must be finite, got NaN or infinity")
-        if array.shape == (*size, 3) and array.dtype in (np.uint8, np.float32):
-            return np.array(array), images.whole_view(size)  # a copy: torch wants writable memory
-        if array.dtype == np.float32:
-            raise InvalidImage(f"a float32 image must be {size[0]} x {size[1]} x 3, got {list(array.shape)}")
-        picture = images.from_array(array, sys.maxsize)  # limits are those of the door
-        seen, view = images.network_view(picture, self._network.preprocessing)
-        return np.array(seen), view
-
-    def _from_file(self, image: bytes | Image.Image) -> tuple[np.ndarray, InputView]:
-        seen, view = images.sent_view(image, self._network.preprocessing)
-        return np.array(seen), view

@@ -18,7 +18,7 @@ class Seen:
     """Holds a decoded image."""
 
     pixels: Tensor
-    """(H, W, 3) pixels as the network sees them."""
+    """(H, W, C) pixels as the network sees them, uint8, or float32 in [0, 1]."""
     view: InputView
 
     @property
@@ -32,7 +32,7 @@ class Passed:
     """Holds an image's pass at one layer."""
 
     input: Tensor
-    """(3, H, W) normalised input."""
+    """(C, H, W) normalised input."""
     activations: Tensor
     """(C, u, v) activations of the layer."""
     logits: Tensor

@@ -76,7 +76,9 @@ class Network:
         self.evaluating = Shared(self._evaluate)
         """Context manager with eval mode inside; afterwards every module is in the mode it was in."""
         with self.evaluating(), exact_float32():
-            example = torch.zeros(1, 3, *preprocessing.crop_px, device=self.device, dtype=self.dtype)
+            example = torch.zeros(
+                1, preprocessing.channels, *preprocessing.crop_px, device=self.device, dtype=self.dtype
+            )
             found, default = find_layers(module, example)
             layers = tuple(map(self._with_head, found))
             with torch.no_grad():
@@ -96,6 +98,7 @@ class Network:
             licence=licence,
             evaluation=evaluation or {},
             weights=weights,
+            channels=preprocessing.channels,
         )
         self.info.layer("")  # the default layer exists
 
@@ -115,7 +118,8 @@ class Network:
         linear = self.classifier
         if linear is None or found.layer.channels != linear.in_features or found.arrangement.grid is not None:
             return found
-        pixels = torch.rand(1, *self.preprocessing.crop_px, 3, generator=torch.Generator().manual_seed(0))
+        size = (*self.preprocessing.crop_px, self.preprocessing.channels)
+        pixels = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
         captured = capture(self.module, self.normalise(pixels), found.layer.name, found.calls, found.arrangement)
         pooled = bool(is_pooled_linear(linear, captured.activations, captured.logits).all())
         return replace(found, layer=replace(found.layer, pooled_head=pooled))
@@ -132,7 +136,7 @@ class Network:
         return undo
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Returns the (B, 3, H, W) input on the device of (B, H, W, 3) pixels, uint8 or float in [0, 1]."""
+        """Returns the (B, C, H, W) input on the device of (B, H, W, C) pixels, uint8 or float in [0, 1]."""
         pixels = pixels.to(self.device)
         scaled = pixels.to(self.dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
         mean, std = (scaled.new_tensor(values) for values in (self.preprocessing.mean, self.preprocessing.std))
@@ -151,7 +155,8 @@ class Network:
             work: units by kind, to which those of the passes are added.
             micro_batch: images of a pass; None: the network's own number.
         """
-        black, white = (self.normalise(torch.full((1, 1, 1, 3), value, dtype=self.dtype))[0] for value in (0.0, 1.0))
+        one = (1, 1, 1, self.preprocessing.channels)
+        black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
         found, size, tails = self._layers[layer], micro_batch or self.micro_batch, self._tails
         return Passes(
             self.module, layer, found.calls, found.arrangement, size, black, white, tails, self.classifier, work

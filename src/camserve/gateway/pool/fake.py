@@ -146,7 +146,7 @@ class FakeBackend:
             if self.faults.canary_fails:
                 raise Unavailable("the worker failed")
             return answer(info, items)
-        if items[0].digest == digest(pattern(info.input_size)):
+        if items[0].digest == digest(pattern(info.input_size, info.channels)):
             self.controls += 1
             self._fail(items)
             return answer(info, items)

@@ -185,10 +185,12 @@ def _points(curves: MapCurves, start: int, stop: int) -> np.ndarray:
 
 def _view(image: ImageContent, info: ModelInfo) -> InputView:
     """Returns the view of an image, decoded like in a worker, so that a broken file is refused like there."""
-    height, width = info.input_size
     if isinstance(image, np.ndarray) and image.shape[:2] == info.input_size:
         return images.whole_view(info.input_size)
-    preprocessing = Preprocessing(max(height, width) + 8, (height, width), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    values = (0.5,) * info.channels
+    preprocessing = Preprocessing(max(info.input_size) + 8, info.input_size, values, values)
+    if isinstance(image, np.ndarray):
+        return images.network_view(images.picture(image), preprocessing)[1]
     return images.sent_view(image, preprocessing)[1]
 
 

@@ -31,20 +31,26 @@ _log = logging.getLogger(__name__)
 
 def canary(model: ModelInfo) -> Item:
     """Returns an item that asks for a Grad-CAM of a grey image of the network's own input size."""
-    grey = np.full((*model.input_size, 3), 128, np.uint8)
+    grey = _sendable(np.full((*model.input_size, model.channels), 128, np.uint8))
     tasks = (Task(0, GradCam(), 0, 0),)
     return Item(image=grey, digest=digest(grey), targets=(Target(top_k=1),), tasks=tasks, top_predictions=1)
 
 
-def pattern(size: tuple[int, int]) -> np.ndarray:
-    """Returns the image of the control: (height, width, 3), uint8, of many colours."""
+def pattern(size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    """Returns the image of the control: (height, width, channels), of many colours."""
     rows, columns = np.indices(size)
-    return np.stack([rows * 7 + columns, columns * 5, rows * 3 + columns * 11], axis=-1).astype(np.uint8)
+    waves = (rows * 7 + columns, columns * 5, rows * 3 + columns * 11)
+    return _sendable(np.stack([waves[channel % 3] for channel in range(channels)], axis=-1).astype(np.uint8))
+
+
+def _sendable(pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels of 0..255 as a network of their channels takes them: of other than 1 and 3 channels in [0, 1]."""
+    return pixels if pixels.shape[2] in (1, 3) else pixels.astype(np.float32) / np.float32(255)
 
 
 def control(model: ModelInfo, items: Sequence[Item]) -> list[Item]:
     """Returns items that ask the same work as others, but of the same pattern, of the network's own input size."""
-    image = pattern(model.input_size)
+    image = pattern(model.input_size, model.channels)
     name = digest(image)
     return [replace(item, image=image, digest=name, expires_s=math.inf) for item in items]
 
