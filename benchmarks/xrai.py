@@ -29,7 +29,7 @@ from camserve.images import network_view
 from camserve.methods import Xrai
 from camserve.saliency import xrai
 from camserve.saliency.features import Features
-from camserve.types import Partial, Preprocessing
+from camserve.types import Partial, Preprocessing, Target
 
 OURS = "camserve"
 PHOTOS = ("chelsea", "coffee")
@@ -49,7 +49,8 @@ def attribution(engine: Engine, pixels: np.ndarray, steps: int) -> np.ndarray:
     x = network.normalise(torch.from_numpy(pixels)[None])
     with network.evaluating():
         captured = network.capture(x, layer)
-        top = captured.logits[0].argmax(dim=0, keepdim=True)
+        (target,) = network.score.resolved(Target(top_k=1), captured.logits[0])
+        top = network.score.targets([target], network.device)
         passes = network.passes(layer)
         features = Features(x[0], captured.activations[0], captured.logits[0], top, None, network.classifier, passes)
         sums = xrai.attributions(features, spec, torch.arange(spec.queries(0, 1)))

@@ -16,7 +16,7 @@ from camserve.archive import ensure_archive, model_store
 from camserve.finalise.results import Results
 from camserve.images import ImageLike
 from camserve.methods import MethodLike
-from camserve.types import Explanation, ModelInfo, Preprocessing, TargetLike
+from camserve.types import Explanation, ModelInfo, Outputs, Preprocessing, TargetLike
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
 from camserve.worker.executor import Executor
@@ -31,17 +31,23 @@ class Engine:
     >>> answer.maps[0].overlay().save("tabby.png")
 
     Args:
-        module: maps (n, 3, H, W) to logits (n, classes). It is left as it was found: no hook or mode stays after a
-            call.
+        module: maps (n, 3, H, W) to numbers (n, C), or to a tuple, list, dict or dataclass that holds them. It is left
+            as it was found: no hook or mode stays after a call.
         preprocessing: how an image becomes its input.
-        labels: name of each class by index.
+        labels: name of each class by index; of each number for outputs "value".
+        outputs: what the numbers are: "softmax" (logits of classes of which one is true), "sigmoid" (logits of classes
+            of which several may be), "binary" (one logit of yes or no), "probabilities", "value" (any numbers) or
+            "embedding" (a vector); None: probabilities where they sum to 1, else softmax.
+        output: name or index of the tensor among what the module returns; None: `logits`, else the first that fits.
+        units: unit of each number of outputs "value"; one is that of all.
         layer: default layer by name; None: the last spatial feature layer.
         device: device to move the module to; None: it stays where it is.
         micro_batch: masked queries per forward pass; None: a default for the device.
 
     Raises:
-        InvalidOption: labels or layer that do not fit the module.
-        Unsupported: a module without spatial layer.
+        InvalidOption: labels, outputs, units or layer that do not fit the module; a module of one output whose kind is
+            not said.
+        Unsupported: a module without spatial layer, or that returns no numbers for each image.
     """
 
     def __init__(
@@ -50,12 +56,23 @@ class Engine:
         *,
         preprocessing: Preprocessing,
         labels: Sequence[str] = (),
+        outputs: Outputs | None = None,
+        output: str | int | None = None,
+        units: Sequence[str] = (),
         layer: str | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
     ) -> None:
         network = Network(
-            module, preprocessing=preprocessing, labels=labels, layer=layer, device=device, micro_batch=micro_batch
+            module,
+            preprocessing=preprocessing,
+            labels=labels,
+            outputs=outputs,
+            output=output,
+            units=units,
+            layer=layer,
+            device=device,
+            micro_batch=micro_batch,
         )
         self._executor = Executor(network)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import twins_evaluation as twin
+from asked import asked
 from models import HEIGHT, WIDTH, build, picture
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def test_deletion_and_insertion(module, image, name, ties):
     step_px = -(-HEIGHT * WIDTH // protocol.steps)
     maps = [saliency(seed, ties) for seed in range(2)]
     stacked = torch.from_numpy(np.stack(maps))
-    found = faithfulness(module, image, stacked, torch.tensor([2, 5]), [protocol], micro_batch=7)
+    found = faithfulness(module, image, stacked, asked([2, 5]), [protocol], micro_batch=7)
     blurred = {"rise": twin.rise_blur}.get(name, twin.group_cam_blur)(image)
     for one, index, ((result,)) in zip(maps, (2, 5), found, strict=True):
         deleted = twin.curve(module, image, torch.zeros_like(image), one, index, step_px)
@@ -55,7 +56,7 @@ def test_deletion_and_insertion(module, image, name, ties):
 def test_confidence(module, image):
     maps = np.stack([saliency(seed) for seed in range(3)])
     classes = [1, 4, 4]
-    found = confidence.confidence(module, image, torch.from_numpy(maps), torch.tensor(classes), micro_batch=2)
+    found = confidence.confidence(module, image, torch.from_numpy(maps), asked(classes), micro_batch=2)
     for one, index, result in zip(maps, classes, found, strict=True):
         whole = twin.probability(module, image, index)
         kept = twin.probability(module, image * torch.from_numpy(one), index)

@@ -6,7 +6,20 @@ import torch
 from reference import twins_finish as twin
 
 from camserve.finalise.finish import FINISHES, finished, ranking_of
-from camserve.methods import METHODS, GradCam, IsCam, SmoothGrad, SmoothGradCamPlusPlus, SsCam, Xrai
+from camserve.methods import (
+    METHODS,
+    Cam,
+    GradCam,
+    HiresCam,
+    IsCam,
+    LayerCam,
+    Rise,
+    SmoothGrad,
+    SmoothGradCamPlusPlus,
+    SsCam,
+    XgradCam,
+    Xrai,
+)
 from camserve.types import Layer, Partial
 
 FLOAT64 = {"rtol": 1e-12, "atol": 1e-13}
@@ -16,13 +29,30 @@ LAYER = Layer("layer", CHANNELS, *SIZE)
 SPECS = (SmoothGrad(), SmoothGradCamPlusPlus(), SsCam(samples=SAMPLES), IsCam(samples=SAMPLES), Xrai())
 
 
+OF_THEIR_SUMS = (Cam, GradCam, HiresCam, XgradCam, Rise)
+"""Methods whose finish only cuts off, or shifts, sums that are maps already."""
+
+
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_every_method_with_other_sums_than_its_maps_has_a_finish():
     plain = {spec for spec in METHODS.values() if spec().sums_shape(LAYER, (8, 9), 2) in ((2, *SIZE), (2, 8, 9))}
-    assert set(FINISHES) == {type(spec) for spec in SPECS} == set(METHODS.values()) - plain
+    assert set(FINISHES) - set(OF_THEIR_SUMS) == {type(spec) for spec in SPECS} == set(METHODS.values()) - plain
+    assert set(OF_THEIR_SUMS) <= plain
+
+
+@pytest.mark.parametrize("method", OF_THEIR_SUMS)
+def test_maps_of_both_signs_are_cut_off_or_shifted_value_by_value(method):
+    sums = random(TARGETS, *SIZE).numpy()
+    sums[1] = np.abs(sums[1])  # a map of probabilities stays as it is
+    cut, signed = finished(method(), Partial(0, 0, sums)), finished(method(), Partial(0, 0, sums), signed=True)
+    for target, plane in enumerate(sums):
+        least, mean = min(0, min(plane.flat)), sum(plane.flat) / plane.size
+        for place, value in np.ndenumerate(plane):
+            assert cut[target][place] == (value - least if method is Rise else max(value, 0))
+            assert signed[target][place] == pytest.approx(value - mean if method is Rise else value, abs=1e-15)
 
 
 @pytest.mark.parametrize("answered", [1, 4, SAMPLES])
@@ -83,4 +113,4 @@ def test_without_any_answer_the_map_is_zero(spec):
 
 def test_most_methods_need_no_finish():
     sums = random(TARGETS, *SIZE).numpy()
-    assert finished(GradCam(), Partial(0, 0, sums)) is sums
+    assert finished(LayerCam(), Partial(0, 0, sums)) is sums

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from reference import twins
 from reference import twins_perturbation as twin
 from reference.finished import maps_of
@@ -225,7 +226,7 @@ def test_random_numbers_are_the_hash_of_their_place(seed):
 
 def random_masks(spec: Rise, dtype=torch.float64, size=(HEIGHT, WIDTH)) -> torch.Tensor:
     image = torch.zeros(3, *size, dtype=dtype)
-    return RandomMasks(image, torch.tensor([0]), spec, torch.arange(spec.masks), 8).masks(0, spec.masks)
+    return RandomMasks(image, asked([0]), spec, torch.arange(spec.masks), 8, torch.zeros(1)).masks(0, spec.masks)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 7, 13, 45, 64])

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from camserve import Engine
 from camserve.errors import Unsupported
+from camserve.finalise.finish import finished
 from camserve.methods import Cam, GradCam, GroupCam, ScoreCam
 from camserve.types import Item, Target, Task
 from camserve.worker.executor import Executor
@@ -68,7 +69,7 @@ def sums_of(module, layer, spec, target, image) -> np.ndarray:
     (outcome,) = Executor(Network(module, preprocessing=PREPROCESSING)).execute([item]).outcomes
     (partial,) = outcome.partials
     assert partial.sums.dtype == np.float64
-    return partial.sums[0]
+    return finished(spec, partial)[0]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
@@ -204,7 +205,7 @@ def test_the_curves_are_those_of_the_very_map_that_is_returned(engine, steps):
             lambda x: network.scores(x, "exact"),
             network.normalise(torch.from_numpy(np.array(pixels(0)))[None])[0],
             torch.from_numpy(np.stack([saliency.array for saliency in answer.maps])),
-            torch.tensor([saliency.target.index for saliency in answer.maps]),
+            asked(saliency.target.index for saliency in answer.maps),
             [protocol],
             micro_batch=4,
         )

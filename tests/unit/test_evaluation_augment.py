@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 from torch.nn import functional as F
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 from camserve import Engine
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.evaluation import variants
-from camserve.evaluation.augment import Recipe, binary_masks, blurred, most_probable, variant
+from camserve.evaluation.augment import Recipe, binary_masks, blurred, variant, wanted_targets
 from camserve.evaluation.variants import JOURNAL, VariantPlan, augment, check
-from camserve.types import Preprocessing
+from camserve.scores import Targets, make_score
+from camserve.types import Preprocessing, Target
 
 LAYER = 3
 """Of the tiny module: twelve channels before a ReLU, so that groups have negative sums."""
@@ -62,6 +64,10 @@ def twin_mask(module, image, blurry, index, recipe):
     return saliency > (saliency.mean() if recipe.theta is None else np.percentile(saliency, recipe.theta))
 
 
+def one_each(classes) -> list[Targets]:
+    return [asked([index]) for index in classes]
+
+
 def twin_probability(module, image, index) -> float:
     return float(module(image[None]).softmax(dim=1)[0, index])
 
@@ -81,9 +87,8 @@ def twin_blur(planes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("recipe", RECIPES)
 @torch.no_grad()
 def test_masks_are_those_of_the_definition(module, images, blurry, recipe):
-    classes = torch.tensor([0, 3, 5])
-    found = binary_masks(module, images, module[: LAYER + 1](images), classes, recipe, micro_batch=7)
-    for image, around, index, mask in zip(images, blurry, classes.tolist(), found, strict=True):
+    found = binary_masks(module, images, module[: LAYER + 1](images), one_each([0, 3, 5]), recipe, micro_batch=7)
+    for image, around, index, mask in zip(images, blurry, [0, 3, 5], found, strict=True):
         expected = twin_mask(module, image, around, index, recipe)
         assert (mask is None) == (expected is None)
         if expected is not None:  # maps end in float32: a pixel may change sides
@@ -93,11 +98,11 @@ def test_masks_are_those_of_the_definition(module, images, blurry, recipe):
 
 @torch.no_grad()
 def test_neighbours_and_micro_batches_do_not_matter(module, images):
-    activations, classes = module[: LAYER + 1](images), torch.tensor([0, 3, 5])
-    together = binary_masks(module, images, activations, classes, RECIPES[0], micro_batch=64)
+    activations, targets = module[: LAYER + 1](images), one_each([0, 3, 5])
+    together = binary_masks(module, images, activations, targets, RECIPES[0], micro_batch=64)
     for place, mask in enumerate(together):
         part = slice(place, place + 1)
-        (alone,) = binary_masks(module, images[part], activations[part], classes[part], RECIPES[0], micro_batch=1)
+        (alone,) = binary_masks(module, images[part], activations[part], targets[part], RECIPES[0], micro_batch=1)
         np.testing.assert_array_equal(alone, mask)
 
 
@@ -119,12 +124,13 @@ def test_the_blur_commutes_with_normalisation(images, blurry):
 def test_a_map_without_positive_evidence_has_no_mask(images):
     module = lambda x: torch.zeros(len(x), 6, dtype=x.dtype)  # noqa: E731  # answers all queries alike
     activations = torch.rand(3, 12, 6, 8, dtype=torch.float64)
-    assert binary_masks(module, images, activations, torch.tensor([0, 1, 2]), Recipe(4), 8) == [None] * 3
+    assert binary_masks(module, images, activations, one_each([0, 1, 2]), Recipe(4), 8) == [None] * 3
 
 
 def test_classes_that_are_wanted_else_the_most_probable():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-    assert most_probable(logits, [None, 2]).tolist() == [1, 2]
+    found = wanted_targets(make_score("softmax"), logits, [None, 2])
+    assert [one.each for one in found] == [(Target(index=1),), (Target(index=2),)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_bad_recipes(options, message):
 @torch.no_grad()
 def test_more_groups_than_channels(module, images):
     with pytest.raises(InvalidOption, match=r"groups must be 1\.\.12 at this layer, got 13"):
-        binary_masks(module, images, module[: LAYER + 1](images), torch.zeros(3, dtype=torch.long), Recipe(13), 4)
+        binary_masks(module, images, module[: LAYER + 1](images), one_each([0, 0, 0]), Recipe(13), 4)
 
 
 # Folders.
@@ -197,7 +203,7 @@ def test_variants_are_those_of_the_pure_functions(engine, folder, tmp_path):
     x = engine.network.normalise(torch.from_numpy(seen)[None])
     with torch.no_grad():
         activations = engine.network.module[:5](x)  # up to the default layer
-        top = torch.tensor([answer.predictions[0].index])
+        top = one_each([answer.predictions[0].index])
         (mask,) = binary_masks(engine.network.module, x, activations, top, PLAN.recipe, 4)
     with Image.open(tmp_path / "out" / f"{name}.png") as made:
         found = np.asarray(made)

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from tiny import TINY_LABELS, TINY_SIZE, pixels, tiny_module
 
 from camserve import Engine
@@ -28,7 +29,7 @@ def engine() -> Engine:
 
 def curve(saliency: torch.Tensor, name: str) -> curves.Curve:
     image = torch.ones(3, *saliency.shape)
-    return curves.deletion(image, saliency, torch.tensor([0]), curves.PROTOCOLS[name])
+    return curves.deletion(image, saliency, asked([0]), curves.PROTOCOLS[name])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_the_last_step_may_be_shorter():
     made = curve(torch.arange(10.0).reshape(2, 5), "rise")
     assert len(made) == 11  # fewer pixels than steps: one in each
     protocol = curves.Protocol("three", 3, curves.rise_blur)
-    made = curves.deletion(torch.ones(3, 2, 5), torch.arange(10.0).reshape(2, 5), torch.tensor([0]), protocol)
+    made = curves.deletion(torch.ones(3, 2, 5), torch.arange(10.0).reshape(2, 5), asked([0]), protocol)
     assert (made.step_px, len(made)) == (4, 4)
     assert made.blend(0, 4)[:, 0].flatten(1).sum(dim=1).tolist() == [10, 6, 2, 0]
 
@@ -73,7 +74,7 @@ def test_a_curve_does_not_depend_on_the_micro_batch():
     module, generator = tiny_module(), torch.Generator().manual_seed(1)
     image, saliency = torch.randn(3, *TINY_SIZE, generator=generator), torch.rand(2, *TINY_SIZE, generator=generator)
     protocols = list(curves.PROTOCOLS.values())
-    found = [faithfulness(module, image, saliency, torch.tensor([1, 2]), protocols, size) for size in (1, 3, 64)]
+    found = [faithfulness(module, image, saliency, asked([1, 2]), protocols, size) for size in (1, 3, 64)]
     assert [result.protocol for result in found[0][1]] == list(curves.PROTOCOLS)
     for other in found[1:]:
         for ours, theirs in zip(sum(found[0], ()), sum(other, ()), strict=True):

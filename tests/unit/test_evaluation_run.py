@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
@@ -71,7 +72,7 @@ def test_figures_are_those_of_the_metrics(engine, result):
     expected = localise(into_original(saliency.array, answer.input), [LYNX])  # no box reaches beyond the crop
     assert found["localisation"] == pytest.approx(vars(expected))
     x = engine.network.normalise(torch.from_numpy(np.array(saliency.image))[None])[0]
-    array, column = torch.from_numpy(saliency.array)[None], torch.tensor([5])
+    array, column = torch.from_numpy(saliency.array)[None], asked([5])
     ((curves,),) = faithfulness(engine.network.module, x, array, column, [PROTOCOLS["rise"]], 4)
     np.testing.assert_allclose(found["curves"]["rise"]["deletion"], curves.deletion, rtol=0, atol=2e-6)
     assert found["curves"]["rise"]["insertion_auc"] == pytest.approx(curves.insertion_auc, abs=1e-6)

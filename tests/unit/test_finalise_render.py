@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from camserve.errors import InvalidOption
-from camserve.finalise.render import Row, background, grey_levels, overlay, sheet
+from camserve.finalise.render import DIVERGING, Row, background, grey_levels, overlay, sheet
 from camserve.types import COLORMAPS, InputView
 
 TABLES = resources.files("camserve.finalise").joinpath("colormaps.png")
@@ -16,7 +16,7 @@ TABLES = resources.files("camserve.finalise").joinpath("colormaps.png")
 
 def tables() -> np.ndarray:
     """(maps, 256, 3) uint8, from matplotlib."""
-    return np.stack([matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3] for name in COLORMAPS])
+    return np.stack([matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3] for name in (*COLORMAPS, DIVERGING)])
 
 
 def photo(height: int, width: int, seed: int = 0) -> Image.Image:

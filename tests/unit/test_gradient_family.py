@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from asked import asked_each
 from reference.models import CHANNELS, CLASSES, HEIGHT, MODELS, PREPROCESSING, WIDTH, build, picture, silence
 from torch import nn
 
@@ -257,8 +258,8 @@ def test_closed_form_is_what_autograd_finds(monkeypatch, module, layer):
     network = Network(module, preprocessing=PREPROCESSING)
     closed, backward = both_ways(network, layer, network.normalise(batch(0, 1, 2)))
     classes = torch.arange(CLASSES).expand(3, -1)
-    expected, differentiated = backward.gradients(classes), counted(monkeypatch)
-    found = closed.gradients(classes)
+    expected, differentiated = backward.gradients(asked_each(classes)), counted(monkeypatch)
+    found = closed.gradients(asked_each(classes))
     assert not differentiated
     assert found.shape == expected.shape
     # One division instead of a chain of them: a few ulp, 1e-16 of the largest.
@@ -272,7 +273,7 @@ def test_other_heads_are_differentiated(monkeypatch, name, layer):
     network = Network(build(name, 2, torch.float64), preprocessing=PREPROCESSING)
     captured, _ = both_ways(network, layer, network.normalise(batch(0, 1)))
     differentiated = counted(monkeypatch)
-    captured.gradients(torch.tensor([[0, 3], [1, 2]]))
+    captured.gradients(asked_each([[0, 3], [1, 2]]))
     assert len(differentiated) == 2  # one for each column of classes
 
 
@@ -288,8 +289,8 @@ def test_an_image_with_another_head_has_its_own_gradients():
     x = torch.rand(2, 3, 5, 6, dtype=torch.float64) + 0.1
     x[1] -= 0.5
     classes = torch.tensor([[2], [2]])
-    alone = [capture(module, one[None], "0", classifier=module[4]).gradients(classes[:1]) for one in x]
-    together = capture(module, x, "0", classifier=module[4]).gradients(classes)
+    alone = [capture(module, one[None], "0", classifier=module[4]).gradients(asked_each(classes[:1])) for one in x]
+    together = capture(module, x, "0", classifier=module[4]).gradients(asked_each(classes))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
     assert (alone[0] == alone[0][..., :1, :1]).all()
     assert not (alone[1] == alone[1][..., :1, :1]).all()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from reference.models import picture
 from torch import nn
 from torchvision import models
@@ -95,12 +96,12 @@ def test_a_family_is_explained(name):
     with network.evaluating():
         captured = network.capture(x, layer.name)
     assert captured.activations.shape == (1, layer.channels, layer.height, layer.width)
-    gradients = captured.gradients(torch.tensor([[1]]))
+    gradients = captured.gradients(asked([1]))
     assert (gradients != 0).flatten(3).any(-1).float().mean() > 0.1  # not dead
     pooled = is_pooled_linear(network.classifier, captured.activations, captured.logits)
     assert pooled.item() == (name in POOLED)
     if pooled:  # float32 rounding of one division here and of a backward pass there
-        backward = replace(captured, _classifier=None).gradients(torch.tensor([[1]]))
+        backward = replace(captured, _classifier=None).gradients(asked([1]))
         torch.testing.assert_close(gradients, backward, rtol=1e-5, atol=1e-6 * float(backward.abs().max()))
 
     tasks = (Task(0, GradCam(), 0, 0), Task(1, GroupCam(groups=2), 0, 2), Task(2, ScoreCam(), 0, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from asked import asked
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -36,7 +37,7 @@ def test_extremes_are_those_of_the_upsampled_map(size, target):
 def test_constant_maps_are_left_out_and_the_rest_keep_their_owners():
     maps = torch.rand(5, 3, 3)
     maps[1], maps[3] = 0.1, 7.7
-    masks = make_masks(torch.rand(3, 32, 32), maps, torch.tensor([4]), owners=torch.arange(5))
+    masks = make_masks(torch.rand(3, 32, 32), maps, asked([4]), owners=torch.arange(5))
     assert masks.owners.tolist() == [0, 2, 4]
     torch.testing.assert_close(masks.values, maps[[0, 2, 4]])
 
@@ -44,7 +45,7 @@ def test_constant_maps_are_left_out_and_the_rest_keep_their_owners():
 def test_a_blended_query_shows_the_image_where_the_mask_is_one_and_the_baseline_where_it_is_zero():
     image, baseline = torch.rand(3, 32, 32), torch.rand(3, 32, 32)
     values = torch.tensor([[[0.0, 5.0]]]).expand(1, 2, 2)
-    query = make_masks(image, values, torch.tensor([0]), baseline=baseline).with_anchor().blend(0, 2)
+    query = make_masks(image, values, asked([0]), baseline=baseline).with_anchor().blend(0, 2)
     torch.testing.assert_close(query[0], baseline)
     torch.testing.assert_close(query[1][:, :, -8:], image[:, :, -8:])
     torch.testing.assert_close(query[1][:, :, :8], baseline[:, :, :8])
@@ -54,7 +55,7 @@ def test_queries_of_several_sets_are_scored_as_if_alone():
     generator = torch.Generator().manual_seed(5)
     weight = torch.randn(7, 3 * 16 * 16, generator=generator, dtype=torch.float64)
     sets = [
-        make_masks(torch.rand(3, 16, 16, generator=generator, dtype=torch.float64), maps, torch.tensor(columns))
+        make_masks(torch.rand(3, 16, 16, generator=generator, dtype=torch.float64), maps, asked(columns))
         for maps, columns in ((torch.rand(5, 4, 4).double(), [6, 0]), (torch.rand(9, 2, 8).double(), [3]))
     ]
     largest = 0
@@ -66,8 +67,8 @@ def test_queries_of_several_sets_are_scored_as_if_alone():
 
     together = ask(network, sets, micro_batch=4)
     assert largest == 4
-    for masks, scores in zip(sets, together, strict=True):
-        expected = network(masks.blend(0, len(masks))).softmax(1)[:, masks.columns]
+    for masks, columns, scores in zip(sets, ([6, 0], [3]), together, strict=True):
+        expected = network(masks.blend(0, len(masks))).softmax(1)[:, columns]
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=0)
 
 

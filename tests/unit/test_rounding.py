@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from reference.models import CHANNELS, CLASSES, PREPROCESSING, Features, build, picture
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def test_of_equal_classes_the_first_is_predicted_and_explained(classes):
     nn.init.zeros_(head.bias)
     found = answer(head, targets=(Target(top_k=3),), top_predictions=5)
     assert [prediction.index for prediction in found.predictions] == [0, 1, 2, 3, 4]
-    assert [target.index for target in found.targets] == [0, 1, 2]
+    assert [explained.target.index for explained in found.targets] == [0, 1, 2]
 
 
 def test_classes_whose_probabilities_are_0_alike_are_ranked_by_their_logits():
@@ -60,7 +61,7 @@ def test_classes_whose_probabilities_are_0_alike_are_ranked_by_their_logits():
     head.bias.data = torch.arange(1000.0) * 200
     found = answer(head, targets=(Target(top_k=4),), top_predictions=4)
     assert [prediction.index for prediction in found.predictions] == [999, 998, 997, 996]
-    assert [target.index for target in found.targets] == [999, 998, 997, 996]
+    assert [explained.target.index for explained in found.targets] == [999, 998, 997, 996]
 
 
 # Weights and masks
@@ -107,7 +108,7 @@ def test_a_plateau_is_above_a_percentile_as_a_whole_or_not_at_all(seed):
 
 @pytest.mark.parametrize("variant", ["paper", "reference"])
 def test_group_cam_makes_no_map_of_scores_that_are_equal_but_for_rounding(variant):
-    masks = make_masks(torch.rand(3, 40, 48), torch.rand(6, 5, 6), torch.tensor([3])).with_anchor()
+    masks = make_masks(torch.rand(3, 40, 48), torch.rand(6, 5, 6), asked([3])).with_anchor()
     scores = rounded_tensor(torch.full((7, 1), 0.3), seed=1)
     assert len(scores.unique()) > 1
     assert not reduce(scores, masks, GroupCam(groups=6, variant=variant)).any()

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from asked import asked, asked_each
 from reference.models import CLASSES, HEIGHT, WIDTH, build
 from torch import nn
 
@@ -34,7 +35,7 @@ def test_activations_and_gradients_are_those_of_a_plain_backward():
     torch.testing.assert_close(captured.logits, logits)
     torch.testing.assert_close(captured.activations, features)
     classes = torch.tensor([[0, 6], [3, 2], [1, 1]])
-    found = captured.gradients(classes)
+    found = captured.gradients(asked_each(classes))
     assert found.shape == (3, 2, *features.shape[1:])
     for row in range(3):
         for column in range(2):
@@ -45,7 +46,9 @@ def test_activations_and_gradients_are_those_of_a_plain_backward():
 def test_gradients_can_be_asked_twice():
     captured = capture(build("perceptron", dtype=torch.float64), images(), "features.8")
     classes = torch.tensor([[4]])
-    torch.testing.assert_close(captured.gradients(classes), captured.gradients(classes), rtol=0, atol=0)
+    torch.testing.assert_close(
+        captured.gradients(asked_each(classes)), captured.gradients(asked_each(classes)), rtol=0, atol=0
+    )
 
 
 def test_an_in_place_operation_after_the_layer_does_not_change_what_was_captured():
@@ -86,14 +89,14 @@ def test_a_module_that_runs_several_times_is_captured_at_its_last_call(calls):
     torch.testing.assert_close(captured.activations, features)
     logits = module.head(features.mean(dim=(2, 3)))
     (expected,) = torch.autograd.grad(logits[0, 2], features)
-    torch.testing.assert_close(captured.gradients(torch.tensor([[2]]))[0, 0], expected[0], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(captured.gradients(asked([2]))[0, 0], expected[0], rtol=1e-10, atol=1e-14)
 
 
 def test_the_graph_starts_at_the_layer():
     module, x = build("pooled", dtype=torch.float64), images().requires_grad_()
     module.requires_grad_(True)
     captured = capture(module, x, "features.8")
-    captured.gradients(torch.tensor([[0]]))
+    captured.gradients(asked([0]))
     assert x.grad is None
     assert all(parameter.grad is None for parameter in module.parameters())
     assert not captured.activations.requires_grad
@@ -109,7 +112,7 @@ def test_nothing_is_left_on_the_module(layer, frozen):
         with pytest.raises(Unsupported, match="'head' does not return"):
             capture(module, images(dtype=torch.float32), layer)
     else:
-        capture(module, images(dtype=torch.float32), layer).gradients(torch.tensor([[1]]))
+        capture(module, images(dtype=torch.float32), layer).gradients(asked([1]))
     assert state(module) == before
     assert torch.is_grad_enabled()
     torch.testing.assert_close(module.state_dict(), weights, rtol=0, atol=0)
@@ -157,7 +160,7 @@ def test_a_layer_that_the_logits_do_not_depend_on_is_refused():
 
     captured = capture(Aside(), images(dtype=torch.float32), "aside")
     with pytest.raises(InvalidOption, match="do not depend"):
-        captured.gradients(torch.tensor([[0]]))
+        captured.gradients(asked([0]))
 
 
 def test_a_network_that_returns_no_logits_is_refused():
@@ -203,7 +206,7 @@ def test_two_threads_in_one_module_at_once_do_not_see_each_other(layers):
 
 def results(module: nn.Module, x: torch.Tensor, layer: str) -> list[torch.Tensor]:
     captured = capture(module, x, layer)
-    return [captured.logits, captured.activations, captured.gradients(torch.arange(CLASSES)[None])]
+    return [captured.logits, captured.activations, captured.gradients(asked(range(CLASSES)))]
 
 
 # Outputs that are no planes
@@ -237,7 +240,7 @@ def test_activations_and_gradients_of_other_arrangements_come_as_maps(arrangemen
     handle.remove()
     captured = capture(module, x, "norm", arrangement=arrangement)
     torch.testing.assert_close(captured.logits, logits)
-    found = captured.gradients(torch.tensor([[0, 6], [3, 2], [1, 1]]))
+    found = captured.gradients(asked_each([[0, 6], [3, 2], [1, 1]]))
     (expected,) = torch.autograd.grad(logits[1, 2], kept[0])
     assert captured.activations.shape == (3, 9, 5, 6)
     assert found.shape == (3, 2, 9, 5, 6)

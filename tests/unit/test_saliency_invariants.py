@@ -95,7 +95,7 @@ def test_every_item_of_a_step_is_what_it_is_alone():
         tolerance = FLOAT64 if one.precision == "exact" else {"rtol": 0.05, "atol": 0.05 * np.abs(sums(expected)).max()}
         np.testing.assert_allclose(sums(outcome), sums(expected), **tolerance)
         assert outcome.view == expected.view
-        assert [t.index for t in outcome.targets] == [t.index for t in expected.targets]
+        assert [t.target for t in outcome.targets] == [t.target for t in expected.targets]
         np.testing.assert_allclose(
             [p.probability for p in outcome.predictions], [p.probability for p in expected.predictions], rtol=1e-9
         )
@@ -186,7 +186,7 @@ def test_all_bad_items_at_once_have_each_their_own_error():
 class Picky(nn.Module):
     """Fails, from its nth call on, as soon as one image of the batch has a full blue pixel."""
 
-    calls_left = 0
+    calls_left = 1000
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls_left -= 1

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from asked import asked
 from reference.models import HEIGHT, MODELS, WIDTH, build
 from torch import nn
 from torch.nn import functional as F
@@ -102,7 +103,7 @@ def every_listed_layer_can_be_explained(module: nn.Module, x: torch.Tensor, ever
         layer = site.layer
         assert captured.activations.shape == (1, layer.channels, layer.height, layer.width)
         torch.testing.assert_close(captured.logits, logits)
-        assert captured.gradients(torch.tensor([[0]])).shape == (1, 1, *captured.activations.shape[1:])
+        assert captured.gradients(asked([0])).shape == (1, 1, *captured.activations.shape[1:])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -226,7 +227,7 @@ def test_behind_the_default_layer_of_a_vit_only_the_class_token_matters():
     names = [site.layer.name for site in sites]
     influence = {}
     for site in sites:
-        gradients = capture(module, x, site.layer.name, site.calls, site.arrangement).gradients(torch.tensor([[0]]))
+        gradients = capture(module, x, site.layer.name, site.calls, site.arrangement).gradients(asked([0]))
         influence[site.layer.name] = gradients.abs().max().item()
     assert default == "encoder.layers.encoder_layer_1.ln_1"
     assert influence[default] > 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from asked import asked
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -39,7 +40,7 @@ def test_upsampling_is_bilinear_without_aligned_corners():
 def masks_of(values: torch.Tensor, size=(16, 20), baseline=None):
     torch.manual_seed(0)
     image = torch.randn(3, *size, dtype=values.dtype)
-    return make_masks(image, values, torch.tensor([0]), baseline=baseline)
+    return make_masks(image, values, asked([0]), baseline=baseline)
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])
@@ -69,7 +70,7 @@ def test_constant_maps_are_left_out_and_the_others_keep_their_owners():
     values[2] = 4.5
     values[4, 1, 1] = -1
     image = torch.randn(3, 8, 8)
-    masks = make_masks(image, values, torch.tensor([7, 9]), owners=torch.tensor([0, 0, 1, 1, 1]))
+    masks = make_masks(image, values, asked([7, 9]), owners=torch.tensor([0, 0, 1, 1, 1]))
     assert len(masks) == 2
     assert masks.owners.tolist() == [0, 1]
     torch.testing.assert_close(masks.values, values[[1, 4]])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from asked import asked
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -43,8 +44,7 @@ class Classifier(nn.Module):
 def sets_of(sizes, columns=(0, 3)):
     torch.manual_seed(1)
     return [
-        make_masks(torch.randn(3, 9, 9).double(), torch.rand(size, 3, 4).double(), torch.tensor(columns))
-        for size in sizes
+        make_masks(torch.randn(3, 9, 9).double(), torch.rand(size, 3, 4).double(), asked(columns)) for size in sizes
     ]
 
 

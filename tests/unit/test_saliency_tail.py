@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from asked import asked
 from reference.models import CHANNELS, CLASSES, MODELS, PREPROCESSING, build, picture
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from camserve.methods import AblationCam
 from camserve.saliency.ablation import ablation_cam, lost_by_running
 from camserve.saliency.capture import capture, with_output
 from camserve.saliency.features import Features
-from camserve.saliency.gradient import pooled_linear_weight
+from camserve.saliency.gradient import pooled_linear_rows
 from camserve.saliency.tail import find_tail
 from camserve.worker.network import Network
 
@@ -133,27 +134,27 @@ def lost_alone(module: nn.Module, features: Features, channel: int) -> Tensor:
     with torch.no_grad():
         whole = module(features.input[None])
         with module.layer.register_forward_hook(ablate):
-            return (whole - module(features.input[None]))[0, features.targets[0]]
+            return features.targets.value(whole - module(features.input[None]))[0, 0]
 
 
 def features_of(module: nn.Module, layer: str, micro_batch: int = 3) -> Features:
     network = Network(module, preprocessing=PREPROCESSING, micro_batch=micro_batch)
     x = network.normalise(torch.from_numpy(picture(2))[None])
     found = network.capture(x, layer)
-    targets, passes = torch.tensor([5, 1]), network.passes(layer)
+    targets, passes = asked([5, 1]), network.passes(layer)
     return Features(x[0], found.activations[0], found.logits[0], targets, None, network.classifier, passes)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("pooled", "features.8"), ("reused", "act")])
 def test_the_closed_form_is_what_running_the_tail_gives(name, layer):
     features = features_of(build(name, 2, torch.float64), layer)
-    closed = pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(1, 2))
+    closed = pooled_linear_rows(features) * features.activations.mean(dim=(1, 2))
     run = lost_by_running(features, torch.arange(CHANNELS))
     torch.testing.assert_close(run, closed, rtol=1e-9, atol=1e-12)
     made = features.passes.made
     sums = ablation_cam(features, AblationCam(), torch.arange(CHANNELS))
     assert features.passes.made == made  # and asks nothing
-    signs = features.logits[features.targets].sign()
+    signs = features.logits[[5, 1]].sign()
     expected = torch.einsum("k,kc,cuv->kuv", signs, run, features.activations)
     torch.testing.assert_close(sums, expected, rtol=1e-9, atol=1e-12)
 

@@ -245,7 +245,7 @@ def _map_from_proto(message: pb.SaliencyMap, image: Image.Image | None) -> Salie
         method=method_from_proto(message.method),
         target=prediction_from_proto(message.target),
         classes=predictions_from_proto(message.classes),
-        array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width)),
+        array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width), message.signed),
         value_range=(message.minimum, message.maximum),
         boxes=tuple(from_message(Box, box) for box in message.boxes),
         image=image,

@@ -37,6 +37,8 @@ from camserve.methods import GroupCam
 from camserve.queries.pack import ask
 from camserve.saliency import group_cam
 from camserve.saliency.masks import Masks, gaussian_blur, make_masks
+from camserve.scores import Score, Targets
+from camserve.types import Target
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,17 @@ def binary_masks(
     network: Callable[[Tensor], Tensor],
     images: Tensor,
     activations: Tensor,
-    classes: Tensor,
+    targets: Sequence[Targets],
     recipe: Recipe,
     micro_batch: int,
 ) -> list[np.ndarray | None]:
     """Returns where each image stays sharp; the masked queries of all images share micro-batches.
 
     Args:
-        network: (n, 3, H, W) to logits (n, classes), in eval mode.
+        network: (n, 3, H, W) to outputs (n, numbers), in eval mode.
         images: (B, 3, H, W), normalised.
         activations: (B, C, u, v) of the layer.
-        classes: (B,), the class of each image.
+        targets: one for each image.
         recipe: how variants are made.
         micro_batch: how many queries one forward pass takes at most.
 
@@ -91,8 +93,7 @@ def binary_masks(
     """
     GroupCam(groups=recipe.groups).queries(activations.shape[1], 1)  # raises
     asked = [
-        _masks(image, maps, column[None], recipe)
-        for image, maps, column in zip(images, activations, classes, strict=True)
+        _masks(image, maps, target, recipe) for image, maps, target in zip(images, activations, targets, strict=True)
     ]
     return [_binary(one, scores, recipe) for one, scores in zip(asked, ask(network, asked, micro_batch), strict=True)]
 
@@ -118,12 +119,12 @@ def variant(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], pixels, around.astype(pixels.dtype))
 
 
-def _masks(image: Tensor, activations: Tensor, column: Tensor, recipe: Recipe) -> Masks:
+def _masks(image: Tensor, activations: Tensor, target: Targets, recipe: Recipe) -> Masks:
     """Returns the groups' masks behind one query of the blurred image alone."""
     values = group_cam.in_order(activations[None], recipe.groups).relu()
     if recipe.denoise:
         values = group_cam.above_percentile(values, recipe.denoise)
-    return make_masks(image, values, column, baseline=blurred(image)).with_anchor()
+    return make_masks(image, values, target, baseline=blurred(image)).with_anchor()
 
 
 def _binary(masks: Masks, scores: Tensor, recipe: Recipe) -> np.ndarray | None:
@@ -135,8 +136,14 @@ def _binary(masks: Masks, scores: Tensor, recipe: Recipe) -> np.ndarray | None:
     return np.asarray(saliency > threshold)
 
 
-def most_probable(logits: Tensor, wanted: Sequence[int | None]) -> Tensor:
-    """Returns the classes (B,) that are wanted, and where none is the most probable ones of the logits (B, classes)."""
-    best = logits.argmax(dim=1).tolist()
-    chosen = [top if index is None else index for index, top in zip(wanted, best, strict=True)]
-    return torch.tensor(chosen, device=logits.device)
+def wanted_targets(score: Score, outputs: Tensor, wanted: Sequence[int | None]) -> list[Targets]:
+    """Returns a target for each of B images: the class that is wanted, and where none is the most probable one.
+
+    Args:
+        score: score of the network.
+        outputs: outputs (B, numbers) of the images.
+        wanted: class indices.
+    """
+    classes = [Target(top_k=1) if index is None else Target(index=index) for index in wanted]
+    found = [score.resolved(target, one) for target, one in zip(classes, outputs, strict=True)]
+    return [score.targets(targets, outputs.device) for targets in found]

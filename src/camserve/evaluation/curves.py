@@ -8,6 +8,7 @@ from torch import Tensor
 
 from camserve.queries.pack import ask
 from camserve.saliency.curves import PROTOCOLS, Protocol, deletion, insertion
+from camserve.scores import Targets
 from camserve.types import Faithfulness
 
 __all__ = ["PROTOCOLS", "Faithfulness", "Protocol", "faithfulness"]
@@ -17,17 +18,17 @@ def faithfulness(
     network: Callable[[Tensor], Tensor],
     image: Tensor,
     saliency: Tensor,
-    classes: Tensor,
+    targets: Targets,
     protocols: Sequence[Protocol],
     micro_batch: int,
 ) -> list[tuple[Faithfulness, ...]]:
     """Returns both curves of every map by every protocol, all in one run of masked queries.
 
     Args:
-        network: (n, 3, H, W) to logits (n, classes), in eval mode.
+        network: (n, 3, H, W) to outputs (n, numbers), in eval mode.
         image: (3, H, W), normalised.
         saliency: (T, H, W).
-        classes: (T,), the class that each map explains.
+        targets: the T targets that the maps explain.
         protocols: which constants.
         micro_batch: how many queries one forward pass takes at most.
 
@@ -35,8 +36,8 @@ def faithfulness(
         For each map, one result for each protocol.
     """
     curves = [
-        make(image, one, column[None], protocol)
-        for one, column in zip(saliency, classes, strict=True)
+        make(image, one, target, protocol)
+        for one, target in zip(saliency, targets.columns(), strict=True)
         for protocol in protocols
         for make in (deletion, insertion)
     ]

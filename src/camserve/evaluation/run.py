@@ -34,7 +34,8 @@ from camserve.finalise.maps import into_original
 from camserve.images import pixels, sent_view
 from camserve.methods import MethodSpec
 from camserve.saliency.registry import REGISTRY, Perturbation
-from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap
+from camserve.scores import Targets
+from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap, Target
 from camserve.worker.network import Network, exact_float32
 
 JOURNAL = "journal.jsonl"
@@ -241,11 +242,11 @@ def _explained(subject: _Subject, spec: MethodSpec) -> list[int]:
 def _maps(subject: _Subject, maps: Sequence[SaliencyMap], view: InputView) -> list[Record]:
     network, plan = subject.engine.network, subject.plan
     saliency = torch.from_numpy(np.stack([one.array for one in maps])).to(subject.input)
-    classes = torch.tensor([one.target.index for one in maps], device=network.device)
     with asking(network) as micro_batch:
         scores = partial(network.scores, precision=plan.precision)
-        curves = faithfulness(scores, subject.input, saliency, classes, plan.protocols, micro_batch)
-        kept = confidence(scores, subject.input, saliency, classes, micro_batch)
+        targets = _targets_of(network, subject.input, [one.target.index for one in maps])
+        curves = faithfulness(scores, subject.input, saliency, targets, plan.protocols, micro_batch)
+        kept = confidence(scores, subject.input, saliency, targets, micro_batch)
     return [
         {
             "class": one.target.index,
@@ -259,6 +260,13 @@ def _maps(subject: _Subject, maps: Sequence[SaliencyMap], view: InputView) -> li
         }
         for one, results, confident in zip(maps, curves, kept, strict=True)
     ]
+
+
+def _targets_of(network: Network, image: Tensor, indices: Sequence[int]) -> Targets:
+    """Returns the targets that maps of these classes, numbers or references explain."""
+    outputs = network.scores(image[None], "exact")[0].detach()
+    found = [target for index in indices for target in network.score.resolved(Target(index=index), outputs)]
+    return network.score.targets(found, network.device)
 
 
 @contextmanager

@@ -92,6 +92,8 @@ def _copy(engine: Engine) -> Engine:
         copy.deepcopy(network.module),
         preprocessing=network.preprocessing,
         labels=network.info.labels,
+        outputs=network.info.outputs,
+        units=network.info.units,
         layer=network.info.default_layer,
         micro_batch=network.micro_batch,
     )

@@ -20,7 +20,7 @@ from PIL import Image
 
 from camserve.engine import Engine
 from camserve.errors import InvalidImage, InvalidInput, InvalidOption, NotFound
-from camserve.evaluation.augment import Recipe, binary_masks, most_probable, variant
+from camserve.evaluation.augment import Recipe, binary_masks, variant, wanted_targets
 from camserve.evaluation.examples import SUFFIXES
 from camserve.evaluation.journal import Journal, Record
 from camserve.evaluation.run import asking
@@ -178,14 +178,15 @@ def make_variants(
     with asking(network) as micro_batch:
         x = torch.cat([network.normalise(torch.from_numpy(source.pixels[None])) for source in batch])
         captured = network.capture(x, engine.info.layer(plan.layer).name)
-        classes = most_probable(captured.logits, [source.wanted for source in batch])
+        targets = wanted_targets(network.score, captured.logits, [source.wanted for source in batch])
         scores = partial(network.scores, precision=plan.precision)
-        masks = binary_masks(scores, x, captured.activations, classes, plan.recipe, micro_batch)
-    for source, index, mask in zip(batch, classes.tolist(), masks, strict=True):
+        masks = binary_masks(scores, x, captured.activations, targets, plan.recipe, micro_batch)
+    for source, target, mask in zip(batch, targets, masks, strict=True):
         if mask is not None:
             _save(as_picture(variant(source.pixels, mask)), _path(out, source.name))
         (outcome.empty if mask is None else outcome.written).append(source.name)
         sharp = 0.0 if mask is None else float(mask.mean())
+        index = target.each[0].classes[0].index
         journal.add(source.head | {"class": index, "sharp": sharp, "empty": mask is None})
 
 

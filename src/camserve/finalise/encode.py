@@ -35,9 +35,9 @@ def encode(
 
     Args:
         saliency: the map; what is encoded is its (height, width) array.
-        encoding: "float32", "float16": little-endian, row by row. "uint8": round(255 * map), row by row. "png": an
-            8-bit grey PNG file of that. "overlay_png", "overlay_jpeg" (quality 90): the map in colours over the image,
-            as a file.
+        encoding: "float32", "float16": little-endian, row by row. "uint8": round(255 * map), row by row, of a signed
+            map round(127.5 * (map + 1)). "png": an 8-bit grey PNG file of that. "overlay_png", "overlay_jpeg" (quality
+            90): the map in colours over the image, as a file.
         image: what an overlay is laid on, see `camserve.finalise.render.background`; None will do for the others.
         colormap: colours of an overlay.
         opacity: weight of the colours of an overlay, in 0..1.
@@ -49,15 +49,16 @@ def encode(
         if image is None:
             raise InvalidOption("an overlay needs a map of size input or original")
         kind, options = _OVERLAYS[encoding]
-        return _file(overlay(image, saliency.array, colormap=colormap, opacity=opacity), kind, **options)
-    return _encoder(encoding)(saliency.array)
+        picture = overlay(image, saliency.array, colormap=colormap, opacity=opacity, signed=saliency.signed)
+        return _file(picture, kind, **options)
+    return _encoder(encoding, saliency.signed)(saliency.array)
 
 
-def _encoder(encoding: str) -> Callable[[np.ndarray], bytes]:
+def _encoder(encoding: str, signed: bool) -> Callable[[np.ndarray], bytes]:
     if encoding == "png":
-        return lambda array: _file(Image.fromarray(grey_levels(array)), "PNG")
+        return lambda array: _file(Image.fromarray(grey_levels(array, signed)), "PNG")
     if encoding == "uint8":
-        return lambda array: grey_levels(array).tobytes()
+        return lambda array: grey_levels(array, signed).tobytes()
     if encoding in _DTYPES:
         return lambda array: array.astype(_DTYPES[encoding]).tobytes()
     raise InvalidOption(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
@@ -69,10 +70,10 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:
-    """Returns an encoded map as float32 (height, width) in [0, 1].
+def decode(data: bytes, encoding: str, shape: tuple[int, int], signed: bool = False) -> np.ndarray:
+    """Returns an encoded map as float32 (height, width) in [0, 1], a signed one in [-1, 1].
 
-    It is exact for float32, to 2^-12 for float16, to 1/510 for uint8 and png.
+    It is exact for float32, to 2^-12 for float16, to 1/510 for uint8 and png, signed to 1/255.
 
     Raises:
         InvalidOption: an encoding that is not one of `ARRAYS`.
@@ -83,8 +84,10 @@ def decode(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:
     values = _png_values(data) if encoding == "png" else _raw_values(data, encoding, shape)
     if values.shape != shape:
         raise ValueError(f"a map of shape {shape} was announced, {values.shape} came")
-    scale = 255 if values.dtype == np.uint8 else 1
-    return np.asarray(values.astype(np.float32) / np.float32(scale))
+    found = values.astype(np.float32)
+    if values.dtype != np.uint8:
+        return found
+    return np.asarray(found / np.float32(127.5) - np.float32(1) if signed else found / np.float32(255))
 
 
 def _raw_values(data: bytes, encoding: str, shape: tuple[int, int]) -> np.ndarray:

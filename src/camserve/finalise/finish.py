@@ -14,22 +14,35 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from camserve.methods import IsCam, MethodSpec, SmoothGrad, SmoothGradCamPlusPlus, SsCam, Xrai
+from camserve.methods import (
+    Cam,
+    GradCam,
+    HiresCam,
+    IsCam,
+    MethodSpec,
+    Rise,
+    SmoothGrad,
+    SmoothGradCamPlusPlus,
+    SsCam,
+    XgradCam,
+    Xrai,
+)
 from camserve.methods.gradient import PLUS_PLUS_EPSILON
 from camserve.types import Partial, Ranking
 
 
-def finished(method: MethodSpec, partial: Partial) -> np.ndarray:
-    """Returns the maps before ReLU, upsampling and scaling; for most methods they are the sums themselves.
+def finished(method: MethodSpec, partial: Partial, signed: bool = False) -> np.ndarray:
+    """Returns the maps before upsampling and scaling; for most methods they are the sums themselves.
 
     Args:
         method: the method that made the sums.
         partial: partial merged from any of the method's tasks, whether all queries have been answered or not.
+        signed: whether negative evidence is wanted as well, of a method that has some (`MethodSpec.unsigned`).
 
     Returns:
         (targets, h, w); zeros where the finish needs a context and none has come yet.
     """
-    finish = FINISHES.get(type(method))
+    finish = (SIGNED_FINISHES if signed else FINISHES).get(type(method))
     if finish is None:
         return partial.sums
     with np.errstate(all="ignore"):  # what is not finite is refused when the final map is made
@@ -87,11 +100,36 @@ def sampled_channels(partial: Partial) -> np.ndarray:
     return np.asarray(np.einsum("kc,cuv->kuv", weights, partial.context[asked].astype(np.float64)))
 
 
+def positive(partial: Partial) -> np.ndarray:
+    """Returns ReLU of the sums: these methods cut negative evidence off at the layer's size, before upsampling."""
+    return np.asarray(np.maximum(partial.sums, 0))
+
+
+def from_least(partial: Partial) -> np.ndarray:
+    """Returns the sums, (K, H, W), from their least value on where that is negative.
+
+    The map of RISE is scaled from its minimum to its maximum. The sums of probabilities are positive; those of a
+    difference, or of a number measured from that of the image, say as much where they are negative.
+    """
+    return np.asarray(partial.sums - np.minimum(partial.sums.min(axis=(1, 2), keepdims=True), 0))
+
+
+def from_mean(partial: Partial) -> np.ndarray:
+    """Returns the sums, (K, H, W), measured from their mean over space."""
+    sums = partial.sums.astype(np.float64)
+    return np.asarray(sums - sums.mean(axis=(1, 2), keepdims=True))
+
+
 def _mean(partial: Partial) -> np.ndarray:
     return partial.sums.astype(np.float64) / max(1, partial.queries)
 
 
 FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {
+    Cam: positive,
+    GradCam: positive,
+    HiresCam: positive,
+    XgradCam: positive,
+    Rise: from_least,
     SmoothGrad: smooth_grad,
     SmoothGradCamPlusPlus: smooth_grad_cam_plus_plus,
     SsCam: sampled_channels,
@@ -99,3 +137,6 @@ FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {
     Xrai: xrai,
 }
 """Finishes of the methods whose maps are not their sums."""
+
+SIGNED_FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {Rise: from_mean}
+"""Finishes of the methods whose signed maps are not their sums."""

@@ -1,8 +1,9 @@
-"""Makes the final map, mm(ReLU(up(sums))), in the size asked for.
+"""Makes the final map, mm(ReLU(up(sums))), in the size asked for; a signed one is up(sums) / max |up(sums)|.
 
 mm(z) = (z - min) / (max - min); up = bilinear, align_corners=False, to the network's input size. The final maps of
-several layers are fused by their mean or maximum, and mm again. Everything is computed in float64 and delivered as
-float32. A map without positive evidence, or constant, is all zeros and `degenerate`, never NaN.
+several layers are fused by their mean or maximum (signed ones: the value that is further from 0), and scaled again.
+Everything is computed in float64 and delivered as float32. A map without positive evidence, or constant, is all zeros
+and `degenerate`, never NaN.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def final_map(
     size: MapSize = "input",
     boxes: BoxOptions | None = None,
     complete: bool = True,
+    signed: bool = False,
 ) -> SaliencyMap:
     """Returns the map of one method and target from its merged sums.
 
@@ -50,6 +52,7 @@ def final_map(
             "original": the map of size "input" laid into the crop of the sent image, zeros elsewhere.
         boxes: boxes to find on the map of size "input", whatever `size` is; None for no boxes.
         complete: whether every query of the method is in the sums.
+        signed: whether the map has negative evidence as well, in [-1, 1].
 
     Returns:
         A map whose `value_range` is the range of the (upsampled) sums, or of the fused maps, before ReLU and mm;
@@ -64,9 +67,10 @@ def final_map(
     if not all(np.isfinite(one).all() for one in sums):
         where = " + ".join(layers)
         raise Unsupported(f"{method.title} at layer {where!r}: the network's activations or scores are not finite")
-    raw = np.asarray(sums[0], np.float64) if size == "layer" else fused(sums, view.size, fusion)
-    array, degenerate = normalise(raw)
-    seen = normalise(fused(sums, view.size, fusion))[0] if size == "layer" and boxes else array
+    scaled = normalise_signed if signed else normalise
+    raw = np.asarray(sums[0], np.float64) if size == "layer" else fused(sums, view.size, fusion, signed)
+    array, degenerate = scaled(raw)
+    seen = scaled(fused(sums, view.size, fusion, signed))[0] if size == "layer" and boxes else array
     return SaliencyMap(
         method=method,
         target=target,
@@ -76,15 +80,19 @@ def final_map(
         degenerate=degenerate,
         complete=complete,
         boxes=find_boxes(seen, view, boxes) if boxes else (),
+        signed=signed,
     )
 
 
-def fused(sums: Sequence[np.ndarray], size: tuple[int, int], fusion: Fusion) -> np.ndarray:
-    """Returns the upsampled sums of one layer, or the mean or maximum of mm(ReLU(.)) of several: (H, W) float64."""
+def fused(sums: Sequence[np.ndarray], size: tuple[int, int], fusion: Fusion, signed: bool = False) -> np.ndarray:
+    """Returns the upsampled sums of one layer, or the mean or maximum of the final maps of several: (H, W) float64."""
     if len(sums) == 1:
         return upsample(sums[0], size)
-    maps = [normalise(upsample(one, size))[0].astype(np.float64) for one in sums]
-    return np.asarray(np.mean(maps, axis=0) if fusion == "mean" else np.max(maps, axis=0))
+    scaled = normalise_signed if signed else normalise
+    maps = np.stack([scaled(upsample(one, size))[0].astype(np.float64) for one in sums])
+    if fusion == "mean":
+        return np.asarray(maps.mean(axis=0))
+    return np.asarray(np.take_along_axis(maps, np.abs(maps).argmax(axis=0)[None], axis=0)[0])
 
 
 def faithfulness(sums: np.ndarray) -> Faithfulness:
@@ -100,6 +108,14 @@ def normalise(raw: np.ndarray) -> tuple[np.ndarray, bool]:
     if high - low <= NOISE * high:
         return np.zeros(raw.shape, np.float32), True
     return ((positive - low) / (high - low)).astype(np.float32), False
+
+
+def normalise_signed(raw: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Returns raw / max |raw| as float32 in [-1, 1], and whether it is degenerate: then it is all zeros."""
+    most = np.abs(raw).max()
+    if raw.max() - raw.min() <= NOISE * most:
+        return np.zeros(raw.shape, np.float32), True
+    return (raw / most).astype(np.float32), False
 
 
 def upsample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -118,7 +134,7 @@ def into_original(array: np.ndarray, view: InputView) -> np.ndarray:
     rows = _crop_weights(height, top, bottom, array.shape[0])
     columns = _crop_weights(width, left, right, array.shape[1])
     laid = rows @ array.astype(np.float32) @ columns.T
-    return np.asarray(laid.clip(0, 1, out=laid))  # a convex combination may round to just above 1
+    return np.asarray(laid.clip(-1, 1, out=laid))  # a convex combination may round to just above 1
 
 
 @lru_cache(maxsize=128)

@@ -1,6 +1,6 @@
 """Draws pictures of maps: overlays and contact sheets. Pillow does the work: memory stays near the picture's own size.
 
-The rows of `colormaps.png` are `camserve.types.COLORMAPS`, 256 colours each, as matplotlib has them;
+The rows of `colormaps.png` are `camserve.types.COLORMAPS` and `DIVERGING`, 256 colours each, as matplotlib has them;
 `python tests/unit/test_finalise_render.py` rebuilds the file.
 """
 
@@ -19,29 +19,36 @@ from PIL import Image, ImageDraw, ImageFont
 from camserve.images import seen_part
 from camserve.types import COLORMAPS, InputView, MapSize, SaliencyMap, check_overlay
 
+DIVERGING = "coolwarm"
+"""Colours of signed maps: blue for what speaks against the target, red for what speaks for it."""
 
-def overlay(image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
+
+def overlay(
+    image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opacity: float = 0.5, signed: bool = False
+) -> Image.Image:
     """Returns the map in colours over the image: (1 - opacity) * image + opacity * colour, RGB of the image's size.
 
     Args:
         image: image that the map is laid on.
         array: map, (height, width) in [0, 1]; resized (bilinear) if it has another size than the image.
-        colormap: one of `COLORMAPS`.
+        colormap: one of `COLORMAPS`; a signed map has the colours of `DIVERGING`.
         opacity: weight of the colours against the image, in 0..1.
+        signed: whether the map is in [-1, 1].
 
     Raises:
         InvalidOption: unknown colormap, or opacity out of range.
     """
     check_overlay(colormap, opacity)
-    levels = Image.fromarray(grey_levels(array))
+    levels = Image.fromarray(grey_levels(array, signed))
     if levels.size != image.size:
         levels = levels.resize(image.size, Image.Resampling.BILINEAR)
-    levels.putpalette(_palettes()[colormap])
+    levels.putpalette(_palettes()[DIVERGING if signed else colormap])
     return Image.blend(image.convert("RGB"), levels.convert("RGB"), opacity)
 
 
-def grey_levels(array: np.ndarray) -> np.ndarray:
-    """Returns round(255 * map) as uint8."""
+def grey_levels(array: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Returns round(255 * map) as uint8; round(127.5 * (map + 1)) of a signed map, whose 0 is 128."""
+    array = (array + np.float32(1)) / 2 if signed else array
     return np.asarray((array.astype(np.float32, copy=False) * np.float32(255)).round().astype(np.uint8))
 
 
@@ -69,7 +76,7 @@ def _palettes() -> dict[str, bytes]:
     data = resources.files("camserve.finalise").joinpath("colormaps.png").read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         rows = np.asarray(image.convert("RGB"))
-    return {name: row.tobytes() for name, row in zip(COLORMAPS, rows, strict=True)}
+    return {name: row.tobytes() for name, row in zip((*COLORMAPS, DIVERGING), rows, strict=True)}
 
 
 def file_stem(photo: str, saliency: SaliencyMap) -> str:

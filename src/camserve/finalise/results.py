@@ -80,7 +80,7 @@ class Snapshot:
             return ranked.sums
         if (partial := self.partials.get(position)) is None:
             return np.zeros((targets, *part.sums_size(self.opening.view.size)))
-        return finished(part.method, partial)
+        return finished(part.method, partial, self.fitted.request.output.signed)
 
     def faithfulness(self, number: int) -> Faithfulness | None:
         """Returns both curves of the map of this number, if all their points are there."""
@@ -131,6 +131,7 @@ def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | No
                 size=size,
                 boxes=boxes,
                 complete=fraction == 1,
+                signed=output.signed,
             )
             choice = fitted.choices.get(index, "")
             yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number), **said)

@@ -41,6 +41,7 @@ from camserve.wording import shown
 __all__ = [
     "AUTO",
     "METHODS",
+    "SIGNED",
     "AblationCam",
     "AttentionRollout",
     "Auto",
@@ -107,6 +108,9 @@ METHODS: Mapping[str, type[MethodSpec]] = {
     )
 }
 """Every method of the catalogue by its name."""
+
+SIGNED = tuple(name for name, method in METHODS.items() if not method().unsigned)
+"""Names of the methods that, with default parameters, have negative evidence to show as well."""
 
 AUTO = method_name(Auto)
 """Name that stands for a method of the server's choice."""

@@ -21,6 +21,7 @@ class AttentionRollout(_Attention):
     """Multiplies attention through all layers; the map is the same for every class."""
 
     title = "Attention rollout"
+    positive = "attention is never negative"
     paper = "Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, https://arxiv.org/abs/2005.00928"
 
 
@@ -29,5 +30,6 @@ class GradientWeightedAttention(_Attention):
     """Weights attention by its positive gradients and adds it up through all layers."""
 
     title = "Gradient-weighted attention"
+    positive = "it takes positive parts alone"
     kind = "pixel_gradient"
     paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"

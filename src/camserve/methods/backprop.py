@@ -38,6 +38,7 @@ class GuidedBackprop(_OnePass, _OfInput):
     """Takes the gradient of the input, with only positive gradients through active ReLUs."""
 
     title = "Guided backpropagation"
+    positive = "it takes absolute values"
     paper = "Springenberg et al., Striving for Simplicity, 2014, https://arxiv.org/abs/1412.6806"
     needs = "ReLU"
 
@@ -47,6 +48,7 @@ class Deconvolution(_OnePass, _OfInput):
     """Takes the gradient of the input, with only positive gradients through all ReLUs."""
 
     title = "Deconvolution"
+    positive = "it takes absolute values"
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
     needs = "ReLU"
 
@@ -56,6 +58,7 @@ class GuidedGradCam(_OnePass):
     """Multiplies guided backpropagation with upsampled Grad-CAM."""
 
     title = "Guided Grad-CAM"
+    positive = "it takes absolute values"
     paper = "Selvaraju et al., Grad-CAM, 2017, https://arxiv.org/abs/1610.02391"
     resolution = "input"
     needs = "ReLU"
@@ -68,6 +71,7 @@ class IntegratedGradients(_OfInput):
     """Integrates gradients on the way from a baseline to the image, times their difference."""
 
     title = "Integrated Gradients"
+    positive = ""
     paper = "Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017, https://arxiv.org/abs/1703.01365"
 
     steps: int = number(50, 1, 1000, "Points of the Gauss-Legendre quadrature.")
@@ -85,6 +89,7 @@ class SmoothGrad(_OfColours):
     """Averages the gradient of the input over noisy copies of the image."""
 
     title = "SmoothGrad"
+    positive = "it takes absolute values"
     paper = "Smilkov et al., SmoothGrad, 2017, https://arxiv.org/abs/1706.03825"
 
     samples: int = number(25, 1, 1000, "Number of noisy copies.")
@@ -101,6 +106,7 @@ class Xrai(_OfColours):
     """Ranks Integrated Gradients over overlapping segments of the image."""
 
     title = "XRAI"
+    positive = "it ranks regions by what speaks for them"
     ranked = True
     paper = "Kapishnikov et al., XRAI: Better Attributions Through Regions, 2019, https://arxiv.org/abs/1906.02825"
 

@@ -27,6 +27,7 @@ class Cam(MethodSpec):
     """Maps class activations of networks whose head is global average pooling and one linear layer."""
 
     title = "CAM"
+    positive = ""
     paper = (
         "Zhou et al., Learning Deep Features for Discriminative Localization, 2016, https://arxiv.org/abs/1512.04150"
     )
@@ -39,6 +40,7 @@ class GradCam(_OfGradients):
     """Weights channels by the mean of their gradients."""
 
     title = "Grad-CAM"
+    positive = ""
     paper = "Selvaraju et al., Grad-CAM, 2017, https://arxiv.org/abs/1610.02391"
 
 
@@ -47,6 +49,7 @@ class HiresCam(_OfGradients):
     """Multiplies activations with gradients, each cell by itself."""
 
     title = "HiResCAM"
+    positive = ""
     paper = "Draelos and Carin, Use HiResCAM instead of Grad-CAM, 2020, https://arxiv.org/abs/2011.08891"
 
 
@@ -55,6 +58,7 @@ class GradCamPlusPlus(_OfGradients):
     """Weights channels by their positive gradients, each cell by its share in the higher derivatives."""
 
     title = "Grad-CAM++"
+    positive = "its weights come of positive gradients alone"
     paper = "Chattopadhyay et al., Grad-CAM++, 2018, https://arxiv.org/abs/1710.11063"
 
     variant: str = choice(
@@ -69,6 +73,7 @@ class SmoothGradCamPlusPlus(_OfGradients):
     """Makes Grad-CAM++ with derivatives averaged over noisy copies of the image."""
 
     title = "Smooth Grad-CAM++"
+    positive = "its weights come of positive gradients alone"
     paper = "Omeiza et al., Smooth Grad-CAM++, 2019, https://arxiv.org/abs/1908.01224"
 
     samples: int = number(25, 1, 1000, "Number of noisy copies.")
@@ -93,6 +98,7 @@ class XgradCam(_OfGradients):
     """Weights channels by the sum of gradient times activation, relative to the activation."""
 
     title = "XGrad-CAM"
+    positive = ""
     paper = "Fu et al., Axiom-based Grad-CAM, 2020, https://arxiv.org/abs/2008.02312"
 
 
@@ -101,6 +107,7 @@ class LayerCam(_OfGradients):
     """Multiplies activations with their positive gradients, each cell by itself."""
 
     title = "LayerCAM"
+    positive = "it takes positive gradients alone"
     paper = "Jiang et al., LayerCAM, 2021, https://doi.org/10.1109/TIP.2021.3089943"
 
 
@@ -117,6 +124,11 @@ class IntegratedGradCam(_OfGradients):
         "reference",
         description="paper: gradients times the activations' difference to black; reference: the authors' notebook.",
     )
+
+    @property
+    def unsigned(self) -> str:
+        """Returns the reason for which the variant reference has no negative evidence to show."""
+        return "" if self.variant == "paper" else "its variant reference adds up positive parts alone"
 
     @property
     def images(self) -> int:
@@ -137,5 +149,6 @@ class EigenCam(MethodSpec):
     """Takes the first principal component of the activations; the map is the same for every class."""
 
     title = "Eigen-CAM"
+    positive = "a principal component speaks neither for nor against anything"
     kind = "closed_form"
     paper = "Muhammad and Yeasin, Eigen-CAM, 2020, https://arxiv.org/abs/2008.00299"

@@ -47,6 +47,11 @@ class GroupCam(_Baseline):
         description="chunk: channels in order; the others cluster the weighted channels.",
     )
 
+    @property
+    def unsigned(self) -> str:
+        """Returns the reason for which the variant reference has no negative evidence to show."""
+        return "" if self.variant == "paper" else "its variant reference leaves out groups that speak against a class"
+
     def queries(self, channels: int, targets: int) -> int:
         """Returns `groups` for each target, because the masks follow the target's gradients."""
         if self.groups > channels:
@@ -68,6 +73,7 @@ class ScoreCam(_OneQueryPerChannel):
     """Makes every channel a mask, weighted by what the masked image keeps of the class."""
 
     title = "Score-CAM"
+    positive = "its weights are what masked images keep, which is nothing against a class"
     paper = "Wang et al., Score-CAM, 2020, https://arxiv.org/abs/1910.01279"
 
     variant: str = choice(
@@ -113,6 +119,7 @@ class SsCam(_Sampled):
     """Makes Score-CAM with each channel's logit averaged over noisy masks."""
 
     title = "SS-CAM"
+    positive = "its weights are exponentials, which are positive"
     paper = "Wang et al., SS-CAM: Smoothed Score-CAM, 2020, https://arxiv.org/abs/2006.14255"
 
     samples: int = number(35, 1, 1000, "Noisy masks for each channel; each is a masked forward pass.")
@@ -125,6 +132,7 @@ class IsCam(_Sampled):
     """Makes Score-CAM with each channel's logit averaged over integrated masks."""
 
     title = "IS-CAM"
+    positive = "its weights are exponentials, which are positive"
     paper = "Naidu et al., IS-CAM: Integrated Score-CAM, 2020, https://arxiv.org/abs/2010.03023"
 
     samples: int = number(10, 1, 1000, "Integration steps for each channel; each is a masked forward pass.")
@@ -135,6 +143,7 @@ class Rise(MethodSpec):
     """Weights random masks by the probability that they keep."""
 
     title = "RISE"
+    positive = ""
     paper = "Petsiuk et al., RISE, 2018, https://arxiv.org/abs/1806.07421"
     resolution = "input"
     uses_layer = False
@@ -154,6 +163,7 @@ class AblationCam(_Baseline, _OneQueryPerChannel):
     """Weights channels by how much of the logit is lost without them. Only the tail after the layer is run."""
 
     title = "Ablation-CAM"
+    positive = ""
     kind = "tail"
     paper = "Desai and Ramaswamy, Ablation-CAM, 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
 
@@ -167,6 +177,7 @@ class Occlusion(_Baseline):
     """Slides a window of zeros over the image; a pixel counts by the probability lost while it is hidden."""
 
     title = "Occlusion"
+    positive = ""
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
     resolution = "input"
     uses_layer = False

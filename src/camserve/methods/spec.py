@@ -66,6 +66,9 @@ class MethodSpec:
     needs: ClassVar[str] = ""
     """Requirement that a network must meet for the method: "GAP head", "ReLU", "ViT"; empty: any will do."""
 
+    positive: ClassVar[str] = "it shows positive evidence alone"
+    """Reason for which the method has no negative evidence; empty for one that adds up evidence of both signs."""
+
     def __post_init__(self) -> None:
         for parameter in self.parameters():
             object.__setattr__(self, parameter.name, _checked(self.name, parameter, getattr(self, parameter.name)))
@@ -90,6 +93,11 @@ class MethodSpec:
             InvalidOption: the parameters do not fit the layer.
         """
         return 0
+
+    @property
+    def unsigned(self) -> str:
+        """Returns the reason for which the method has no negative evidence to show; "" for one that has."""
+        return self.positive
 
     @property
     def block(self) -> int:

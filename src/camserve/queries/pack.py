@@ -42,10 +42,10 @@ def ask(
     micro_batch: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
-    """Returns the scores of every set's classes for every set's queries: softmax probabilities, or logits where asked.
+    """Returns the scores of every set's targets for every set's queries.
 
     Args:
-        network: (n, 3, H, W) to logits (n, classes).
+        network: (n, 3, H, W) to outputs (n, numbers).
         sets: the queries; inputs of one size and device.
         micro_batch: how many queries one forward pass takes at most.
         on_progress: called with (done, total) after each micro-batch.
@@ -54,16 +54,16 @@ def ask(
         For each set (N, K), in the dtype of its queries.
     """
     total, done = sum(map(len, sets)), 0
-    scores = [queries.blend(0, 0).new_empty(len(queries), len(queries.columns)) for queries in sets]
+    scores = [queries.blend(0, 0).new_empty(len(queries), len(queries.targets)) for queries in sets]
     for batch in micro_batches([len(queries) for queries in sets], micro_batch):
         images = [sets[which].blend(start, stop) for which, start, stop in batch]
         joined = torch.cat(images) if len(images) > 1 else images[0]
-        logits = network(joined.contiguous(memory_format=torch.channels_last))
+        outputs = network(joined.contiguous(memory_format=torch.channels_last))
         row = 0
         for which, start, stop in batch:
-            rows = logits[row : row + stop - start].to(scores[which].dtype)
-            rows = rows if sets[which].logits else rows.softmax(dim=1)
-            scores[which][start:stop] = rows[:, sets[which].columns]
+            rows = outputs[row : row + stop - start].to(scores[which].dtype)
+            targets = sets[which].targets
+            scores[which][start:stop] = targets.value(rows) if sets[which].by_value else targets.query_value(rows)
             row += stop - start
         done += row
         if on_progress is not None:

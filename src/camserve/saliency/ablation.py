@@ -11,15 +11,16 @@ from torch import Tensor
 from camserve.errors import Unsupported
 from camserve.methods import AblationCam
 from camserve.saliency.features import Features
-from camserve.saliency.gradient import pooled_linear_weight
+from camserve.saliency.gradient import pooled_linear_rows
 from camserve.saliency.masks import loss
 
 
 def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tensor:
     """Returns sum_k w_k A_k over the channels of these numbers, w_k = (S_c - S_c without channel k) / S_c: eq. 1.
 
-    The positive factor 1 / |S_c| is left out, its sign is not: where S_c is negative, so is every weight of a channel
-    that speaks for the class. That is the definition.
+    The positive factor 1 / |S_c| is left out, its sign is not: where the logit of a class is negative, so is every
+    weight of a channel that speaks for the class. That is the definition. Scores with a sign of their own, such as a
+    number that is to go down, are not divided by: the share of the opposite score is the same share.
 
     Returns:
         (K, u, v), to be upsampled and cut at 0.
@@ -29,7 +30,7 @@ def ablation_cam(features: Features, spec: AblationCam, numbers: Tensor) -> Tens
         features.passes.count("closed_form", len(numbers))
     except Unsupported:
         lost = lost_by_running(features, numbers)
-    weights = lost * features.logits[features.targets].sign()[:, None]
+    weights = lost * features.targets.measured_by(features.logits[None])[0, :, None]
     return torch.einsum("kc,cuv->kuv", weights, features.activations[numbers])
 
 
@@ -37,9 +38,9 @@ def _lost_in_closed_form(features: Features) -> Tensor:
     """Returns W_ck gap(A_k), (K, C): what a head of global average pooling and one linear layer loses.
 
     Raises:
-        Unsupported: the network has another head.
+        Unsupported: the network has another head, or the scores are not linear in its outputs.
     """
-    return pooled_linear_weight(features)[features.targets] * features.activations.mean(dim=(-2, -1))
+    return pooled_linear_rows(features) * features.activations.mean(dim=(-2, -1))
 
 
 def lost_by_running(features: Features, numbers: Tensor) -> Tensor:
@@ -51,9 +52,9 @@ def lost_by_running(features: Features, numbers: Tensor) -> Tensor:
     channel = torch.arange(len(features.activations), device=features.activations.device)
     # No channel has the number -1, so the first run ablates none: the losses are measured from it.
     ablated = torch.cat([channel.new_full((1,), -1), numbers])
-    logits = []
+    scores = []
     for first, last in features.passes.runs(0, len(ablated)):
         absent = (ablated[first:last, None] == channel)[:, :, None, None]
-        logits.append(run(features.activations.masked_fill(absent, 0))[:, features.targets])
-    found = torch.cat(logits)
-    return loss(found[:1], found[1:]).T
+        scores.append(features.targets.value(run(features.activations.masked_fill(absent, 0))))
+    found = torch.cat(scores)
+    return loss(found[:1], found[1:], features.targets.size(features.logits[None])).T

@@ -59,7 +59,7 @@ def gradient_weighted_attention(features: Features, spec: GradientWeightedAttent
     transformer = _transformer(features)
     logits, weights = _run(features, transformer)
     features.passes.count("pixel_gradient", len(features.targets), images=1)
-    return torch.stack([_map(_relevance(logits[0, target], weights), transformer) for target in features.targets])
+    return torch.stack([_map(_relevance(score, weights), transformer) for score in features.targets.value(logits)[0]])
 
 
 def _relevance(score: Tensor, weights: list[Tensor]) -> Tensor:

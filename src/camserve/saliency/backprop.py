@@ -71,7 +71,7 @@ def guided_grad_cam(features: Features, spec: GuidedGradCam) -> Tensor:
 def _ruled_gradients(features: Features, rule: Rule) -> Tensor:
     """Returns dS_c/dx by a rule, (K, 3, H, W), from one forward pass for all targets."""
     with ReluRule(rule) as relus:
-        gradients = list(features.passes.input_gradients(features.input[None], features.targets[None]))
+        gradients = list(features.passes.input_gradients(features.input[None], features.targets))
     if not relus.applied:
         raise Unsupported(f"{rule} gradients are a rule for ReLUs, and this network has none on the way to its logits")
     return torch.cat(gradients)
@@ -117,8 +117,7 @@ def gradients_along(
     gradient goes; in float32 a pass of one image may round otherwise than a pass of many.
     """
     for first, last in features.passes.runs(start, stop):
-        classes = features.targets.expand(last - first, -1)
-        for row, gradients in enumerate(features.passes.input_gradients(images(first, last), classes)):
+        for row, gradients in enumerate(features.passes.input_gradients(images(first, last), features.targets)):
             yield first, last, row, gradients
 
 

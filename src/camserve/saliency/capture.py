@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from camserve.errors import InvalidOption, Unsupported
 from camserve.saliency.arrangement import PLANES, Arrangement
 from camserve.saliency.head import constant_gradients, is_pooled_linear
+from camserve.scores import Targets
 
 ACTIVATIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), "relu"),
@@ -59,12 +60,12 @@ class Capture:
         """Returns the layer's raw output, without graph."""
         return self._leaf.detach()
 
-    def gradients(self, classes: Tensor) -> Tensor:
-        """Returns dS_c/dA for each image's classes, in closed form behind global average pooling and one linear layer.
+    def gradients(self, targets: Targets) -> Tensor:
+        """Returns dS/dA for each image's targets, in closed form behind global average pooling and one linear layer.
 
         Args:
-            classes: (B, K) class indices; column k is one backward pass of the tail for all images at once, which is
-                exact because images of a batch do not interact in eval mode.
+            targets: K targets, the same for all images or K for each; each of them is one backward pass of the tail for
+                all images at once, which is exact because images of a batch do not interact in eval mode.
 
         Returns:
             (B, K, C, u, v).
@@ -75,20 +76,20 @@ class Capture:
         if not self._output.requires_grad:
             raise InvalidOption("the logits do not depend on this layer")
         pooled = is_pooled_linear(self._classifier, self.activations, self.logits)
-        if self._classifier is None or not pooled.any():
-            return self._differentiated(classes)
-        closed = constant_gradients(self._classifier, classes, self.activations.shape[-2:])
+        if self._classifier is None or not targets.score.linear or not pooled.any():
+            return self._differentiated(targets)
+        closed = constant_gradients(self._classifier, targets, self.activations.shape[-2:])
         if pooled.all():
-            return closed
-        return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(classes))
+            return closed.expand(len(self.logits), -1, -1, -1, -1)
+        return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(targets))
 
-    def each_gradient(self, classes: Tensor) -> Iterator[Tensor]:
+    def each_gradient(self, targets: Targets) -> Iterator[Tensor]:
         """Yields the columns of `gradients`, (B, C, u, v), so that no more than one need be in memory."""
-        for column in classes.unbind(1):
-            yield self.gradients(column[:, None])[:, 0]
+        for target in targets.columns():
+            yield self.gradients(target)[:, 0]
 
-    def _differentiated(self, classes: Tensor) -> Tensor:
-        columns = [self._output.gather(1, column[:, None]).sum() for column in classes.unbind(1)]
+    def _differentiated(self, targets: Targets) -> Tensor:
+        columns = [target.value(self._output).sum() for target in targets.columns()]
         found = [torch.autograd.grad(column, self._leaf, retain_graph=True, allow_unused=True)[0] for column in columns]
         if found[0] is None:
             raise InvalidOption("the logits do not depend on this layer")

@@ -1,4 +1,4 @@
-"""Follows the class's probability while pixels go (deletion) or come (insertion) in order of their saliency.
+"""Follows the score of a target while pixels go (deletion) or come (insertion) in order of their saliency.
 
 A point of a curve is a masked query: pixel by pixel the image or what replaces it, by comparing the pixel's rank with
 the number of pixels changed so far. The comparison is made for one micro-batch at a time, on the device.
@@ -6,7 +6,8 @@ the number of pixels changed so far. The comparison is made for one micro-batch 
     deletion   starts with the image; its pixels become zero in normalised space, the most salient first.
     insertion  starts with the blurred image; its pixels become those of the image, the most salient first.
 
-The score is the softmax probability of the class explained. AUCs of different protocols must not be compared.
+The score is that of masked queries: the probability of a class, a difference of some, a number, a cosine. AUCs of
+different protocols must not be compared.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from camserve.errors import InvalidOption
 from camserve.saliency.features import Features
 from camserve.saliency.group_cam import BLUR_KERNEL_PX, BLUR_SIGMA_PX
 from camserve.saliency.masks import gaussian_blur
+from camserve.scores import Targets
 from camserve.types import DEFAULT_CURVE_STEPS, MapCurves
 
 
@@ -95,10 +97,9 @@ class Curve:
     rank: Tensor
     """Rank of each pixel in the order of change, (H, W), from 0."""
     step_px: int
-    columns: Tensor
-    """The class whose probability is asked, (1,)."""
-    logits: ClassVar[bool] = False
-    """Probabilities are asked."""
+    targets: Targets
+    """The one target whose score is asked."""
+    by_value: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return -(-self.rank.numel() // self.step_px) + 1
@@ -121,16 +122,16 @@ def saliency_rank(saliency: Tensor) -> Tensor:
     return rank.reshape(saliency.shape)
 
 
-def deletion(image: Tensor, saliency: Tensor, column: Tensor, protocol: Protocol) -> Curve:
-    """Returns the deletion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
+def deletion(image: Tensor, saliency: Tensor, target: Targets, protocol: Protocol) -> Curve:
+    """Returns the deletion curve of a normalised image (3, H, W), a map (H, W) and one target."""
     step_px = protocol.step_px(saliency.numel())
-    return Curve(image, torch.zeros_like(image), saliency_rank(saliency), step_px, column)
+    return Curve(image, torch.zeros_like(image), saliency_rank(saliency), step_px, target)
 
 
-def insertion(image: Tensor, saliency: Tensor, column: Tensor, protocol: Protocol) -> Curve:
-    """Returns the insertion curve of a normalised image (3, H, W), a map (H, W) and a class (1,)."""
+def insertion(image: Tensor, saliency: Tensor, target: Targets, protocol: Protocol) -> Curve:
+    """Returns the insertion curve of a normalised image (3, H, W), a map (H, W) and one target."""
     step_px = protocol.step_px(saliency.numel())
-    return Curve(protocol.blur(image), image, saliency_rank(saliency), step_px, column)
+    return Curve(protocol.blur(image), image, saliency_rank(saliency), step_px, target)
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,12 @@ class BothCurves:
     curves: tuple[Curve, Curve]
     numbers: Tensor
     """Numbers of the points, (N,)."""
-    logits: ClassVar[bool] = False
+    by_value: ClassVar[bool] = False
 
     @property
-    def columns(self) -> Tensor:
-        """Returns the class whose probability is asked, (1,)."""
-        return self.curves[0].columns
+    def targets(self) -> Targets:
+        """Returns the one target whose score is asked."""
+        return self.curves[0].targets
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -161,23 +162,20 @@ def masks(features: Features, spec: MapCurves, numbers: Tensor) -> BothCurves:
     """Returns the queries of these numbers, of a map's deletion and insertion by the RISE protocol.
 
     Raises:
-        InvalidOption: the map has not the input's size, or there is no such class.
+        InvalidOption: the map has not the input's size, or explains a class that the network has not.
     """
-    image, index = features.input, spec.target.classes[0].index
-    if spec.saliency.shape != image.shape[1:] or index is None or not 0 <= index < len(features.logits):
-        raise InvalidOption(
-            f"a map of {spec.saliency.shape} for class {index} does not fit an input of {tuple(image.shape[1:])} "
-            f"and {len(features.logits)} classes"
-        )
+    image = features.input
+    if spec.saliency.shape != image.shape[1:]:
+        raise InvalidOption(f"a map of {spec.saliency.shape} does not fit an input of {tuple(image.shape[1:])}")
     saliency = torch.from_numpy(np.array(spec.saliency, np.float32)).to(image.device)
-    column = torch.tensor([index], device=image.device)
+    target = features.targets.other(spec.target, features.logits)
     protocol = replace(PROTOCOLS["rise"], steps=spec.steps)
-    both = (deletion(image, saliency, column, protocol), insertion(image, saliency, column, protocol))
+    both = (deletion(image, saliency, target, protocol), insertion(image, saliency, target, protocol))
     return BothCurves(both, numbers)
 
 
 def reduce(scores: Tensor, queries: BothCurves, spec: MapCurves) -> Tensor:
-    """Returns (1, 2, points): the probabilities (N, 1) at the points of their queries, zeros elsewhere."""
+    """Returns (1, 2, points): the scores (N, 1) at the points of their queries, zeros elsewhere."""
     found = scores.new_zeros(2 * spec.points)
     found[queries.numbers] = scores[:, 0]
     return found.reshape(1, 2, spec.points)

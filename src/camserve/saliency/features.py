@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from camserve.saliency.passes import Passes
+from camserve.scores import Targets
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class Features:
     """The layer's maps A (C, u, v)."""
     logits: Tensor
     """Logits (classes,) of the image."""
-    targets: Tensor
-    """Class indices (K,) of the targets."""
+    targets: Targets
+    """The K targets, which ask their scores of outputs."""
     gradients: Tensor | None
-    """Gradients dS_c/dA (K, C, u, v); None when no method of the request asks for them."""
+    """Gradients dS/dA (K, C, u, v) of the scores; None when no method of the request asks for them."""
     classifier: nn.Linear | None
     """The network's last linear layer, if it ends in one."""
     passes: Passes

@@ -18,7 +18,7 @@ XGRAD_EPSILON = 1e-7
 
 
 def grad_cam(features: Features, spec: GradCam) -> Tensor:
-    """Returns ReLU(sum_k gap(g_k) A_k): Grad-CAM (https://arxiv.org/abs/1610.02391), eq. 1 and 2.
+    """Returns sum_k gap(g_k) A_k: Grad-CAM (https://arxiv.org/abs/1610.02391), eq. 1 and 2; the finish takes ReLU.
 
     Returns:
         (K, u, v).
@@ -27,16 +27,18 @@ def grad_cam(features: Features, spec: GradCam) -> Tensor:
 
 
 def hires_cam(features: Features, spec: HiresCam) -> Tensor:
-    """Returns ReLU(sum_k g_k A_k), each location by itself: HiResCAM (https://arxiv.org/abs/2011.08891).
+    """Returns sum_k g_k A_k, each location by itself; the finish takes ReLU.
+
+    Source: HiResCAM, https://arxiv.org/abs/2011.08891.
 
     Returns:
         (K, u, v).
     """
-    return torch.einsum("kcuv,cuv->kuv", gradients_of(features), features.activations).relu()
+    return torch.einsum("kcuv,cuv->kuv", gradients_of(features), features.activations)
 
 
 def xgrad_cam(features: Features, spec: XgradCam) -> Tensor:
-    """Returns ReLU(sum_k w_k A_k) with w_k = sum(g_k A_k) / (sum(A_k) + 1e-7): XGrad-CAM.
+    """Returns sum_k w_k A_k with w_k = sum(g_k A_k) / (sum(A_k) + 1e-7): XGrad-CAM; the finish takes ReLU.
 
     Source: https://arxiv.org/abs/2008.02312. Where a layer has negative values, a channel's sum may be nearly 0 and its
     weight enormous: that is the definition.
@@ -70,8 +72,8 @@ def gradients_of(features: Features) -> Tensor:
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """Returns ReLU(sum_k w_k A_k): (K, C) and (C, u, v) to (K, u, v)."""
-    return torch.einsum("kc,cuv->kuv", weights, activations).relu()
+    """Returns sum_k w_k A_k: (K, C) and (C, u, v) to (K, u, v)."""
+    return torch.einsum("kc,cuv->kuv", weights, activations)
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -80,27 +82,26 @@ def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def cam(features: Features, spec: Cam) -> Tensor:
-    """Returns sum_k W_ck A_k, its negative evidence cut off: class activation mapping.
+    """Returns sum_k W_ck A_k: class activation mapping; the finish takes ReLU.
 
-    Source: https://arxiv.org/abs/1512.04150, eq. 2.
+    Source: https://arxiv.org/abs/1512.04150, eq. 2. A target that weighs several classes weighs their rows of W.
 
     Returns:
         (K, u, v).
 
     Raises:
-        Unsupported: the logits are not a linear layer of the layer's spatial means.
+        Unsupported: the scores are not linear in the layer's spatial means.
     """
-    weight = pooled_linear_weight(features)
-    return weighted(weight[features.targets], features.activations)
+    return weighted(pooled_linear_rows(features), features.activations)
 
 
-def pooled_linear_weight(features: Features) -> Tensor:
-    """Returns the head's weight (classes, C), once its logits have been seen to be W gap(A) + b.
+def pooled_linear_rows(features: Features) -> Tensor:
+    """Returns how the scores depend on the layer's spatial means, (K, C): for a class its row of the head's weight.
 
     Raises:
-        Unsupported: the logits are not that.
+        Unsupported: the outputs have not been seen to be W gap(A) + b, or the scores are not linear in them.
     """
     linear, activations = features.classifier, features.activations[None]
     if linear is None or not is_pooled_linear(linear, activations, features.logits[None]).all():
         raise Unsupported("CAM needs a head of global average pooling and one linear layer; here is another")
-    return linear.weight.detach()
+    return features.targets.through(linear.weight.detach())[0]

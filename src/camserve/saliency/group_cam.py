@@ -58,7 +58,7 @@ def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:
     Returns:
         (K, u, v), to be upsampled.
     """
-    gain = -loss(scores[:1], scores[1:])
+    gain = -loss(scores[:1], scores[1:], masks.targets.query_size)
     own = F.one_hot(masks.owners[1:], scores.shape[1]).to(gain)  # a query counts for its own target only
     if spec.variant == "paper":
         return torch.einsum("nk,nuv->kuv", gain * own, masks.normalised()[1:])

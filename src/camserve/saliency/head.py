@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from camserve.scores import Targets
+
 ROUNDING = 100
 """Units in the last place, of the largest logit, by which logits may differ from W gap(A) + b: sums of some thousand
 products in another order differ by fewer than 10."""
@@ -41,15 +43,18 @@ def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tens
     return apart <= min(ROUNDING * torch.finfo(logits.dtype).eps, 1e-3) * added.abs().amax(dim=1)
 
 
-def constant_gradients(linear: nn.Linear, classes: Tensor, size: torch.Size) -> Tensor:
-    """Returns dS_c/dA of a head of global average pooling and one linear layer: W_ck / (u v) everywhere.
+def constant_gradients(linear: nn.Linear, targets: Targets, size: torch.Size) -> Tensor:
+    """Returns dS/dA of a head of global average pooling and one linear layer: for a class W_ck / (u v) everywhere.
 
     Args:
         linear: the head's linear layer.
-        classes: (B, K), class indices.
+        targets: K targets, or K for each of B images.
         size: (u, v).
 
     Returns:
-        (B, K, C, u, v), without graph; a view that takes the memory of (B, K, C).
+        (B or 1, K, C, u, v), without graph; a view that takes the memory of (B or 1, K, C).
+
+    Raises:
+        Unsupported: the scores are no linear function of the outputs.
     """
-    return (linear.weight.detach()[classes] / size.numel())[..., None, None].expand(*classes.shape, -1, *size)
+    return (targets.through(linear.weight.detach()) / size.numel())[..., None, None].expand(-1, -1, -1, *size)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camserve.errors import Unsupported
+from camserve.scores import Targets
 
 ROUNDING = 16
 """Units in the last place by which the values of a constant map may differ."""
@@ -24,12 +25,12 @@ class Queries(Protocol):
     """Describes altered versions of one image, numbered from 0, and what is asked about each."""
 
     @property
-    def columns(self) -> Tensor:
-        """Returns the classes (K,) whose scores are asked."""
+    def targets(self) -> Targets:
+        """Returns the K targets whose scores are asked."""
 
     @property
-    def logits(self) -> bool:
-        """Tells whether a score is the logit of a class, or its softmax probability."""
+    def by_value(self) -> bool:
+        """Tells whether `Targets.value` is asked (a logit, say), or `Targets.query_value` (a probability)."""
 
     def __len__(self) -> int:
         """Returns the number of queries."""
@@ -50,18 +51,18 @@ class Masks:
     """Value of each mask (N,) that becomes 0: its minimum after upsampling, or before it (see `live_maps`)."""
     high: Tensor
     """Value of each mask (N,) that becomes 1: its maximum after upsampling, or before it (see `live_maps`)."""
-    columns: Tensor
-    """Classes (K,) whose scores are asked."""
+    targets: Targets
+    """Targets whose scores are asked."""
     owners: Tensor
     """Index (N,) among the K targets of the one that a mask belongs to; 0 where one mask serves all."""
     baseline: Tensor | None = None
     """Image (3, H, W) that shows where the mask is 0; None is zeros."""
     reference: Tensor | None = None
-    """Logits (K,) of the unmasked image, where logits are asked; None: probabilities are asked."""
+    """Values (K,) of the unmasked image, where `Targets.value` is asked; None: `Targets.query_value` is asked."""
 
     @property
-    def logits(self) -> bool:
-        """Tells whether a score is a logit, or a probability."""
+    def by_value(self) -> bool:
+        """Tells whether `Targets.value` is asked."""
         return self.reference is not None
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class Masks:
 def make_masks(
     image: Tensor,
     values: Tensor,
-    columns: Tensor,
+    targets: Targets,
     owners: Tensor | None = None,
     baseline: Tensor | None = None,
 ) -> Masks:
@@ -107,13 +108,13 @@ def make_masks(
     Args:
         image: (3, H, W), normalised.
         values: (N, u, v).
-        columns: (K,) classes asked.
+        targets: whose scores are asked.
         owners: (N,) which target each map belongs to.
         baseline: (3, H, W) or None.
     """
     live, low, high = live_maps(values, (image.shape[-2], image.shape[-1]))
     owners = torch.zeros_like(live) if owners is None else owners[live]
-    return Masks(image, values[live], low, high, columns, owners, baseline)
+    return Masks(image, values[live], low, high, targets, owners, baseline)
 
 
 def live_maps(values: Tensor, size: tuple[int, int], normalise: str = "after") -> tuple[Tensor, Tensor, Tensor]:
@@ -172,14 +173,20 @@ def _edge_rows(source: int, target: int) -> Tensor:
     return matrix[first | last]
 
 
-def loss(before: Tensor, after: Tensor) -> Tensor:
+def loss(before: Tensor, after: Tensor, size: Tensor) -> Tensor:
     """Returns before - after; 0 where they differ by no more than rounding between passes of different sizes.
 
     So a network that answers all queries alike has no map of rounding errors, which would be scaled up to 1.
+
+    Args:
+        before: (1, K) scores.
+        after: (n, K) scores.
+        size: (1 or B, K), least size of the numbers that a score is a sum of: their rounding is also that of a small
+            difference.
     """
     difference = before - after
     # A softmax of logits of 20 multiplies 1 ulp by 20.
-    rounding = 64 * torch.finfo(after.dtype).eps * before.abs()
+    rounding = 64 * torch.finfo(after.dtype).eps * torch.maximum(before.abs(), size.to(before))
     return difference.masked_fill(difference.abs() <= rounding, 0)
 
 

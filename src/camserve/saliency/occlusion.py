@@ -17,6 +17,7 @@ from torch import Tensor
 from camserve.methods import Occlusion
 from camserve.saliency.features import Features
 from camserve.saliency.masks import loss
+from camserve.scores import Targets
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Windows:
 
     input: Tensor
     """The normalised input (3, H, W)."""
-    columns: Tensor
-    """Classes (K,) whose probabilities are asked."""
+    targets: Targets
+    """Targets whose scores are asked."""
     spec: Occlusion
     numbers: Tensor
     """Numbers of the windows that are hidden, (N,)."""
     micro_batch: int
     """Number of windows whose losses are added up at a time."""
-    logits: ClassVar[bool] = False
+    by_value: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return 1 + len(self.numbers)
@@ -71,20 +72,20 @@ def masks(features: Features, spec: Occlusion, numbers: Tensor) -> Windows:
 
 
 def reduce(scores: Tensor, windows: Windows, spec: Occlusion) -> Tensor:
-    """Returns the mean over the windows that lie on a pixel of p_c(x) - p_c(x without the window).
+    """Returns the mean over the windows that lie on a pixel of s(x) - s(x without the window).
 
     A pixel's sum is divided by its `coverage`, which is known beforehand and the same for every range of windows: so
     the sums of disjoint ranges add up.
 
     Args:
-        scores: (1 + N, K) probabilities, first those of the image itself.
+        scores: (1 + N, K), first those of the image itself.
         windows: the N windows.
         spec: the method.
 
     Returns:
         (K, H, W).
     """
-    lost = loss(scores[:1], scores)  # (1 + N, K)
+    lost = loss(scores[:1], scores, windows.targets.query_size)  # (1 + N, K)
     total = scores.new_zeros(scores.shape[1], *windows.input.shape[1:])
     for start in range(0, len(windows), windows.micro_batch):
         stop = min(len(windows), start + windows.micro_batch)

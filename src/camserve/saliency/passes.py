@@ -17,6 +17,7 @@ from camserve.methods.work import Kind
 from camserve.saliency.arrangement import Arrangement
 from camserve.saliency.capture import Capture, capture, with_output
 from camserve.saliency.tail import find_tail
+from camserve.scores import Targets
 
 
 class Passes:
@@ -76,36 +77,36 @@ class Passes:
         self.count("masked_forward", len(x), images=len(x))
         return self._capture(x)
 
-    def layer_gradients(self, x: Tensor, classes: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
-        """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, and a backward pass for each class.
+    def layer_gradients(self, x: Tensor, targets: Targets) -> tuple[Tensor, Iterator[Tensor]]:
+        """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, and a backward pass for each target.
 
         Returns:
-            The activations (n, C, u, v), and dS_c/dA (n, C, u, v) for each of the classes (K,), one after the other.
+            The activations (n, C, u, v), and dS/dA (n, C, u, v) for each of the targets, one after the other.
         """
-        self.count("layer_gradient", len(x) * len(classes), images=len(x))
+        self.count("layer_gradient", len(x) * len(targets), images=len(x))
         captured = self._capture(x)
-        return captured.activations, captured.each_gradient(classes.expand(len(x), -1))
+        return captured.activations, captured.each_gradient(targets)
 
-    def input_gradients(self, x: Tensor, classes: Tensor) -> Iterator[Tensor]:
-        """Yields dS_c/dx, (n, 3, H, W), of n images, at most the micro-batch, one class after the other.
+    def input_gradients(self, x: Tensor, targets: Targets) -> Iterator[Tensor]:
+        """Yields dS/dx, (n, 3, H, W), of n images, at most the micro-batch, one target after the other.
 
         All of them together take K times the memory of the images: they should be added up as they come.
 
         Args:
             x: (n, 3, H, W), the images.
-            classes: (n, K), the classes of each image.
+            targets: the targets, the same for each image.
 
         Raises:
             Unsupported: gradients do not reach the input.
         """
-        self.count("pixel_gradient", classes.numel(), images=len(x))
+        self.count("pixel_gradient", len(x) * len(targets), images=len(x))
         x = x.detach().clone().requires_grad_()
         # The network gets a copy, because autograd forbids in-place operations on a leaf.
         logits = self.module(x.clone())
         if not logits.requires_grad:
             raise Unsupported("gradients of this network do not reach its input")
-        for column in classes.unbind(1):
-            score = logits.gather(1, column[:, None]).sum()
+        for target in targets.columns():
+            score = target.value(logits).sum()
             gradients = torch.autograd.grad(score, x, retain_graph=True, allow_unused=True)[0]
             if gradients is None:
                 raise Unsupported("gradients of this network do not reach its input")

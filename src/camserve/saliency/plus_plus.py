@@ -34,8 +34,8 @@ def grad_cam_plus_plus(features: Features, spec: GradCamPlusPlus) -> Tensor:
     square, cube = gradients**2, gradients**3
     if spec.variant == "product":
         cubic = (activations * cube).sum(dim=(-2, -1), keepdim=True)
-        return weighted(_weights(gradients, square, cubic + PRODUCT_EPSILON), activations)
-    return weighted(_weights(gradients, square, _paper_term(activations, cube)), activations)
+        return weighted(_weights(gradients, square, cubic + PRODUCT_EPSILON), activations).relu()
+    return weighted(_weights(gradients, square, _paper_term(activations, cube)), activations).relu()
 
 
 def smooth_grad_cam_plus_plus(features: Features, spec: SmoothGradCamPlusPlus, numbers: Tensor) -> Tensor:

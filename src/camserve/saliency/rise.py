@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from camserve.methods import Rise
 from camserve.saliency.counter import uniform
 from camserve.saliency.features import Features
+from camserve.scores import Targets
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class RandomMasks:
 
     input: Tensor
     """The normalised input (3, H, W)."""
-    columns: Tensor
-    """Classes (K,) whose probabilities are asked."""
+    targets: Targets
+    """Targets whose scores are asked."""
     spec: Rise
     numbers: Tensor
     """Numbers of the masks, (N,)."""
     micro_batch: int
     """Number of masks made at a time when they are added up."""
-    logits: ClassVar[bool] = False
+    level: Tensor
+    """Scores (K,) from which those of masked images are measured."""
+    by_value: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -66,16 +69,21 @@ class RandomMasks:
 
 def masks(features: Features, spec: Rise, numbers: Tensor) -> RandomMasks:
     """Returns the queries of these numbers, of `spec.masks`."""
-    return RandomMasks(features.input, features.targets, spec, numbers, features.passes.micro_batch)
+    level = features.targets.level(features.logits[None])[0]
+    return RandomMasks(features.input, features.targets, spec, numbers, features.passes.micro_batch, level)
 
 
 def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
-    """Returns sum_i p_c(x m_i) m_i: eq. 6, without its positive factor 1 / (N p).
+    """Returns sum_i (s(x m_i) - level) m_i: eq. 6, without its positive factor 1 / (N p).
+
+    The score s is the probability of the class in the paper, and the level 0. Masks do not lie equally often on every
+    pixel: a score that is far from 0 on all of them would make a map of how often that is. So other scores are measured
+    from that of the image itself.
 
     All masks look alike on the whole, so a map is a small difference of large sums: they are added up in float64.
 
     Args:
-        scores: (N, K) probabilities.
+        scores: (N, K) scores.
         masks: the N masks.
         spec: the method.
 
@@ -85,7 +93,7 @@ def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
     total = scores.new_zeros(scores.shape[1], *masks.input.shape[1:], dtype=torch.float64)
     for start in range(0, len(masks), masks.micro_batch):
         stop = min(len(masks), start + masks.micro_batch)
-        total += torch.einsum("nk,nhw->khw", scores[start:stop], masks.masks(start, stop))
+        total += torch.einsum("nk,nhw->khw", scores[start:stop] - masks.level, masks.masks(start, stop))
     return total.to(scores.dtype)
 
 

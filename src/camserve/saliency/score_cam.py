@@ -19,12 +19,17 @@ from torch import Tensor
 from camserve.methods import AblationCam, IsCam, ScoreCam, SsCam
 from camserve.saliency.counter import normal
 from camserve.saliency.features import Features
-from camserve.saliency.masks import Masks, live_maps
+from camserve.saliency.masks import Masks, live_maps, loss
+from camserve.scores import Targets
 
 
 def masks(features: Features, spec: ScoreCam, numbers: Tensor) -> Masks:
-    """Returns the queries of these numbers: the input times the upsampled, normalised channels of the same numbers."""
-    return _channels(features, numbers, spec.normalise, asks_logits=spec.variant == "logit")[0]
+    """Returns the queries of these numbers: the input times the upsampled, normalised channels of the same numbers.
+
+    Where scores have no zero of their own, they stand behind a query of the baseline, of which nothing is seen.
+    """
+    found = _channels(features, numbers, spec.normalise, by_value=spec.variant == "logit")[0]
+    return found.with_anchor() if _is_anchored(features.targets, spec) else found
 
 
 def order(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> Tensor:
@@ -37,7 +42,8 @@ def order(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> T
 def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:
     """Returns sum_k w_k A_k, with the positive factor of a softmax over channels left out.
 
-    REFERENCE, the authors' code: w_k = p_c(query k).
+    REFERENCE, the authors' code: w_k = p_c(query k). A number or a cosine has no zero of its own: there it is the gain
+    over the baseline (definition 3 of the paper), which may be negative, as is a difference of probabilities.
     PAPER, eq. 3 and algorithm 1: softmax over channels of p_c(query k) - p_c(black). The black image's probability is
     the same for all channels and cancels, so w_k = exp(p_c(query k)).
     LOGIT, as torchcam 0.5.0: softmax over channels of S_c(query k) - S_c(x), so w_k = exp(S_c(query k) - S_c(x)).
@@ -46,19 +52,27 @@ def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:
     latter variants hardly differ from the mean activation where masking changes little.
 
     Args:
-        scores: (N, K) probabilities, or logits for LOGIT.
+        scores: (N, K), for LOGIT values.
         masks: the N masks.
         spec: which variant.
 
     Returns:
         (K, u, v), to be upsampled and cut at 0.
     """
+    values = masks.values
+    if _is_anchored(masks.targets, spec):
+        values, scores = values[1:], -loss(scores[:1], scores[1:], masks.targets.query_size)
     weights = scores
     if spec.variant == "paper":
-        weights = scores.exp()
+        weights = _exponential(scores)
     elif masks.reference is not None:
         weights = _exponential(scores - masks.reference)
-    return torch.einsum("nk,nuv->kuv", weights, masks.values)
+    return torch.einsum("nk,nuv->kuv", weights, values)
+
+
+def _is_anchored(targets: Targets, spec: ScoreCam) -> bool:
+    """Tells whether scores are measured from a query of the baseline; values are measured from that of the image."""
+    return not targets.score.has_zero and spec.variant != "logit"
 
 
 @dataclass(frozen=True)
@@ -79,12 +93,12 @@ class Samples:
     """Function (masks (n, H, W), numbers (n,)) -> altered masks (n, H, W)."""
     on_cpu: tuple[int, ...]
     """Copy of `mask_index`, so that blending need not wait for the device."""
-    logits: ClassVar[bool] = True
+    by_value: ClassVar[bool] = True
 
     @property
-    def columns(self) -> Tensor:
-        """Returns the classes (K,) whose logits are asked."""
-        return self.masks.columns
+    def targets(self) -> Targets:
+        """Returns the targets whose values are asked."""
+        return self.masks.targets
 
     @property
     def channels(self) -> Tensor:
@@ -153,11 +167,11 @@ def reduce_samples(scores: Tensor, samples: Samples, spec: SsCam | IsCam) -> Ten
     return rows.new_zeros(len(rows), samples.all_channels).index_add_(1, samples.channels, rows)
 
 
-def _channels(features: Features, numbers: Tensor, normalise: str, asks_logits: bool) -> tuple[Masks, Tensor]:
+def _channels(features: Features, numbers: Tensor, normalise: str, by_value: bool) -> tuple[Masks, Tensor]:
     """Returns the channels of these numbers that are not constant, as masks, and their numbers."""
     values, (height, width) = features.activations[numbers], features.input.shape[-2:]
     live, low, high = live_maps(values, (height, width), normalise)
-    reference = features.logits[features.targets] if asks_logits else None
+    reference = features.targets.value(features.logits[None])[0] if by_value else None
     owners = torch.zeros_like(live)  # one mask serves all targets
     found = Masks(features.input, values[live], low, high, features.targets, owners, reference=reference)
     return found, numbers[live]
@@ -167,7 +181,7 @@ def _samples(features: Features, numbers: Tensor, each: int, alter: Callable[[Te
     """Returns the queries of these numbers but those of constant channels; masks are normalised at the layer's size."""
     numbers = numbers.sort().values
     own = numbers // each
-    found, live = _channels(features, torch.unique(own), "before", asks_logits=True)
+    found, live = _channels(features, torch.unique(own), "before", by_value=True)
     kept = torch.isin(own, live)
     mask_index = torch.searchsorted(live, own[kept])
     return Samples(found, mask_index, numbers[kept], each, len(features.activations), alter, tuple(mask_index.tolist()))

@@ -163,7 +163,7 @@ class SaliencyMap:
 
         if self.image is None:
             raise InvalidOption("this map has no image to lie on: ask for size input or original")
-        return overlay(self.image, self.array, colormap=colormap, opacity=opacity)
+        return overlay(self.image, self.array, colormap=colormap, opacity=opacity, signed=self.signed)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from camserve import images
 from camserve.errors import InvalidImage, InvalidOption, NotFound
 from camserve.images import ImageContent, ImageLike, read_image
-from camserve.methods import Auto, GradCam, MethodLike, MethodSpec, as_method
+from camserve.methods import SIGNED, Auto, GradCam, MethodLike, MethodSpec, as_method
 from camserve.types import (
     DEFAULT_CURVE_STEPS,
     ENCODINGS,
@@ -63,6 +63,8 @@ class OutputOptions:
     colormap: str = "jet"
     opacity: float = 0.5
     boxes: BoxOptions | None = None
+    signed: bool = False
+    """Whether maps have negative evidence as well, in [-1, 1], scaled by the largest absolute value."""
     stacked: bool = False
     """Whether all maps must have one size, because they travel as one array."""
 
@@ -174,6 +176,11 @@ class ExplainRequest:
             raise InvalidOption(f"top_predictions must be at least 0, got {shown(self.top_predictions)}")
         if not 1 <= self.evaluation_steps <= MAX_CURVE_STEPS:
             raise InvalidOption(f"evaluation_steps must be 1..{MAX_CURVE_STEPS}, got {shown(self.evaluation_steps)}")
+        for method in self.methods if self.output.signed else ():
+            if method.unsigned:
+                raise InvalidOption(
+                    f"{method.name} has no signed maps: {method.unsigned}; these methods have some: {', '.join(SIGNED)}"
+                )
 
     def fit(self, model: ModelInfo, limits: RequestLimits = UNBOUNDED) -> FittedRequest:
         """Returns the request fitted to a model. It reads the image's header: a server calls it in a thread.

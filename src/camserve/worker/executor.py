@@ -33,6 +33,7 @@ from camserve.errors import (
     Unavailable,
     Unsupported,
 )
+from camserve.images import read_image
 from camserve.methods import GradCam, MethodSpec, ScoreCam
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
@@ -52,6 +53,7 @@ from camserve.types import (
     StepResult,
     Target,
     Task,
+    Vector,
 )
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
@@ -63,6 +65,9 @@ log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 256 * 2**20
 """Number of bytes that a worker keeps of recent images, unless it is told otherwise."""
+
+DEFAULT_TARGETS = (Target(top_k=1),)
+"""Targets where nobody names any: the most probable class."""
 
 Progress = Callable[[int, int], None]
 
@@ -81,6 +86,8 @@ class _Job:
     seen: Seen | None = None
     features: dict[str, Features] = field(default_factory=dict)
     """Features by layer."""
+    wanted: tuple[AnyTarget, ...] = ()
+    """Targets by index, each of any number of maps; a reference image is the vector that the network makes of it."""
     predictions: tuple[Prediction, ...] = ()
     targets: tuple[Explained, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
@@ -238,8 +245,7 @@ class Executor:
         info = self.network.info
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
-        for target in job.item.targets:
-            _class_target(target.resolved(info.labels))
+        job.wanted = tuple(self._known(target.resolved(info.labels)) for target in job.item.targets or DEFAULT_TARGETS)
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image)
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
@@ -261,7 +267,7 @@ class Executor:
 
     def _forward(self, layer: str, jobs: Sequence[_Job]) -> None:
         wanted = [
-            Wanted(job.digest, job.seen, partial(self._classes, job), self._needs_gradients(job, layer))
+            Wanted(job.digest, job.seen, partial(self._targets, job), self._needs_gradients(job, layer))
             for job in jobs
             if job.seen is not None
         ]
@@ -269,14 +275,17 @@ class Executor:
             self._take(job, layer, passed)
 
     def _take(self, job: _Job, layer: str, passed: Passed) -> None:
-        classes = self._classes(job, passed.logits)
+        if job.error is not None or (error := _not_finite(passed, layer)) is not None:
+            job.error = job.error or error
+            return
+        targets = self._targets(job, passed.logits)
         needed = self._needs_gradients(job, layer)
         job.features[layer] = Features(
             input=passed.input,
             activations=passed.activations,
             logits=passed.logits,
-            targets=torch.tensor(classes, device=passed.logits.device),
-            gradients=torch.stack([passed.gradients[index] for index in classes]) if needed else None,
+            targets=self.network.score.targets(targets, passed.logits.device),
+            gradients=torch.stack([passed.gradients[target] for target in targets]) if needed else None,
             classifier=self.network.classifier,
             passes=self.network.passes(layer, job.work, self.micro_batch.size),
         )
@@ -287,25 +296,30 @@ class Executor:
         tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
         return any(REGISTRY[type(task.method)].needs_gradients or _ordering(task) is not None for task in tasks)
 
-    def _classes(self, job: _Job, logits: Tensor) -> list[int]:
-        """Returns the item's targets as class indices, in order, each once; without targets the most probable class."""
-        ranked = logits.argsort(descending=True, stable=True)
-        found: dict[int, None] = {}
-        for target in job.item.targets or (Target(top_k=1),):
-            target = _class_target(target.resolved(self.network.info.labels))
-            found.update(dict.fromkeys([target.index] if target.index is not None else ranked[: target.top_k].tolist()))
-        return list(found)
+    def _known(self, target: AnyTarget) -> AnyTarget:
+        """Returns the target, for a reference image the vector that the network makes of it."""
+        if not isinstance(target, Vector) or target.image is None:
+            return target
+        _, seen = self._images.seen(b"", read_image(target.image))
+        outputs = self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
+        if not outputs.isfinite().all():
+            raise Unsupported("the network's outputs for the reference image are not finite")
+        return Vector(outputs.detach().cpu().numpy())
 
-    def _predict(self, job: _Job, logits: Tensor) -> None:
-        targets, probabilities = job.features[job.layers[0]].targets, logits.softmax(dim=0)
-        # A stable sort of the logits, as for the targets: `topk` leaves open which of equal ones comes first, and
-        # probabilities below the smallest number are all equal.
-        top = logits.argsort(descending=True, stable=True)[: job.item.top_predictions]
-        job.predictions = _predictions(top, probabilities[top])
-        job.targets = tuple(
-            Explained(Target(index=one.index), one.probability or 0.0, (one,))
-            for one in _predictions(targets, probabilities[targets])
-        )
+    def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
+        """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""
+        score = self.network.score
+        return tuple(dict.fromkeys(each for target in job.wanted for each in score.resolved(target, outputs)))
+
+    def _predict(self, job: _Job, outputs: Tensor) -> None:
+        targets = job.features[job.layers[0]].targets
+        said = self.network.score.predictions(outputs)
+        job.predictions = said.top(job.item.top_predictions)
+        classes = [
+            said.of([each.index for each in target.classes if each.index is not None]) for target in targets.each
+        ]
+        scores = targets.query_value(outputs[None])[0].tolist()
+        job.targets = tuple(map(Explained, targets.each, scores, classes))
 
     def _work(self, job: _Job) -> None:
         """Makes the partials of tasks without pooled queries, and the masks of the others."""
@@ -355,7 +369,7 @@ class Executor:
             job.partials[index] = self._as_partial(job, index, len(masks), sums)
 
     def _scores(self, x: Tensor, precision: Precision) -> Tensor:
-        """Returns the logits (n, classes) of masked images; where memory runs out it goes on with smaller passes."""
+        """Returns the outputs (n, numbers) of masked images; where memory runs out it goes on with smaller passes."""
         logits: list[Tensor] = []
         done = 0
         while done < len(x) or not logits:
@@ -424,12 +438,6 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
     return torch.arange(start, stop, device=device), ()
 
 
-def _class_target(target: AnyTarget) -> Target:
-    if isinstance(target, Target):
-        return target
-    raise Unsupported(f"this worker explains classes alone, not {target.text()}")
-
-
 def _most_targets(item: Item) -> int:
     """Returns the largest number of classes that the item's targets may stand for."""
     return sum(target.maps for target in item.targets) or 1
@@ -453,9 +461,14 @@ def _typed(error: Exception) -> CamserveError:
     return Internal(INTERNAL_MESSAGE)
 
 
-def _predictions(indices: Tensor, probabilities: Tensor) -> tuple[Prediction, ...]:
-    pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
-    return tuple(Prediction(index, "", probability) for index, probability in pairs)
+def _not_finite(passed: Passed, layer: str) -> Unsupported | None:
+    """Returns an error where a pass has NaN or infinite numbers: every map of it would be nonsense."""
+    finite = torch.stack([passed.logits.isfinite().all(), passed.activations.isfinite().all()])
+    outputs, activations = finite.tolist()
+    if outputs and activations:
+        return None
+    what = f"activations at layer {layer!r}" if outputs else "outputs"
+    return Unsupported(f"the network's {what} are not finite for this image: NaN or infinite")
 
 
 def _outcome(job: _Job) -> ItemResult | CamserveError:

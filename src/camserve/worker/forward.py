@@ -13,6 +13,8 @@ from camserve import images
 from camserve.errors import ImageMissing
 from camserve.images import ImageContent
 from camserve.methods.work import Kind
+from camserve.scores import Targets
+from camserve.types import AnyTarget
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
 
@@ -23,14 +25,14 @@ class Wanted:
 
     digest: bytes
     seen: Seen
-    classes: Callable[[Tensor], Sequence[int]]
-    """Function from the logits (classes,) to the classes explained."""
+    targets: Callable[[Tensor], Sequence[AnyTarget]]
+    """Function from the outputs (numbers,) to the targets, resolved."""
     gradients: bool
-    """Whether the gradients of those classes are needed."""
+    """Whether the gradients of those targets' scores are needed."""
 
     def suffices(self, passed: Passed) -> bool:
         """Returns whether a pass has all that is needed."""
-        return not self.gradients or set(self.classes(passed.logits)) <= set(passed.gradients)
+        return not self.gradients or set(self.targets(passed.logits)) <= set(passed.gradients)
 
 
 class Forward:
@@ -79,23 +81,24 @@ class Forward:
         return passed if passed is not None and wanted.suffices(passed) else None
 
     def _make(self, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
-        """Makes one forward pass for all, and where gradients are needed one backward for each column of classes."""
+        """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
         x = torch.cat([self._network.normalise(one.seen.pixels[None]) for one in wanted])
         captured = self._network.capture(x, layer)
         work["opening"] += len(wanted)
-        # An image without gradients gets no classes: its number of classes must not widen the gradients of the others.
-        classes = [
-            one.classes(logits) if one.gradients else () for one, logits in zip(wanted, captured.logits, strict=True)
+        # An image without gradients gets no targets: their number must not widen the gradients of the others.
+        each = [
+            tuple(one.targets(outputs)) if one.gradients else ()
+            for one, outputs in zip(wanted, captured.logits, strict=True)
         ]
         gradients: Sequence[Tensor] = ()
         if any(one.gradients for one in wanted):
-            columns = [torch.tensor(some, dtype=torch.long, device=x.device) for some in classes]
-            padded = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
-            gradients = list(captured.gradients(padded))
-            work["layer_gradient"] += padded.numel()
+            score = self._network.score
+            targets = Targets.stacked([score.targets(some, x.device) for some in each])
+            gradients = list(captured.gradients(targets))
+            work["layer_gradient"] += len(x) * len(targets)
         made = []
         for row, one in enumerate(wanted):
-            own = dict(zip(classes[row], gradients[row], strict=False)) if gradients else {}
+            own = dict(zip(each[row], gradients[row], strict=False)) if gradients else {}
             passed = Passed(x[row], captured.activations[row], captured.logits[row], own)
             # A slice kept in memory would keep the tensors of the whole batch.
             passed = passed.alone() if len(wanted) > 1 and self._memory.keeps else passed

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camserve.types import InputView
+from camserve.types import AnyTarget, InputView
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Passed:
     """(C, u, v) activations of the layer."""
     logits: Tensor
     """(classes,) logits."""
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    """(C, u, v) gradients by class, for the classes for which they were made."""
+    gradients: dict[AnyTarget, Tensor] = field(default_factory=dict)
+    """(C, u, v) gradients by resolved target, for the targets for which they were made."""
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +48,7 @@ class Passed:
 
     def alone(self) -> Passed:
         """Returns a copy that holds no memory of other images that shared the pass."""
-        gradients = {index: gradient.clone() for index, gradient in self.gradients.items()}
+        gradients = {target: gradient.clone() for target, gradient in self.gradients.items()}
         return Passed(self.input.clone(), self.activations.clone(), self.logits.clone(), gradients)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ from camserve.saliency.capture import Capture, capture
 from camserve.saliency.head import is_pooled_linear
 from camserve.saliency.layers import FoundLayer, find_layers
 from camserve.saliency.passes import Passes
-from camserve.types import ModelInfo, Precision, Preprocessing
+from camserve.scores import Score, find_outputs, make_score
+from camserve.scores.returned import select
+from camserve.types import ModelInfo, Outputs, Precision, Preprocessing
 
 DEFAULT_MICRO_BATCH = {"cpu": 4, "cuda": 128}
 """Number of queries per forward pass by type of device. It is small on CPUs: glibc gives blocks above 32 MB back to the
@@ -32,9 +35,13 @@ class Network:
     """Holds one module and never changes it for good: modes and hooks are entered in a `with` and gone afterwards.
 
     Args:
-        module: maps (n, 3, H, W) to logits (n, classes).
+        module: maps (n, 3, H, W) to numbers (n, C), or to something that holds them.
         preprocessing: how an image becomes its input.
         labels: name of each class by index; empty means "class 0", "class 1", ...
+        outputs: kind of the numbers, see `camserve.scores`; None: found, where numbers tell.
+        output: which of the tensors that the module returns: see `camserve.scores.returned.select`.
+        units: unit of each number of outputs "value"; one is that of all.
+        references: (R, C), vectors that the outputs "embedding" are compared to; `labels` are their names.
         name: name of the model.
         version: version of the model.
         layer: default layer; None means the one that `find_layers` chooses.
@@ -46,8 +53,9 @@ class Network:
         micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`.
 
     Raises:
-        InvalidOption: labels that do not fit the outputs, an unknown layer or micro-batch below 1.
-        Unsupported: the network has no spatial layer.
+        InvalidOption: labels, kind or units that do not fit the outputs, an unknown layer or micro-batch below 1; a
+            network of one output whose kind is not said.
+        Unsupported: the network has no spatial layer, or returns no numbers for each image.
     """
 
     def __init__(
@@ -58,6 +66,10 @@ class Network:
         labels: Sequence[str] = (),
         name: str = "model",
         version: str = "1.0",
+        outputs: Outputs | None = None,
+        output: str | int | None = None,
+        units: Sequence[str] = (),
+        references: np.ndarray | None = None,
         layer: str | None = None,
         source: str = "",
         licence: str = "",
@@ -69,7 +81,7 @@ class Network:
         if micro_batch is not None and micro_batch < 1:
             raise InvalidOption(f"micro_batch must be at least 1, got {micro_batch}")
         self.module = module if device is None else module.to(device)
-        weight = next(module.parameters(), torch.zeros(()))
+        weight = next(self.module.parameters(), torch.zeros(()))
         self.device, self.dtype = weight.device, weight.dtype
         self.preprocessing = preprocessing
         self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
@@ -79,18 +91,19 @@ class Network:
             example = torch.zeros(
                 1, preprocessing.channels, *preprocessing.crop_px, device=self.device, dtype=self.dtype
             )
-            found, default = find_layers(module, example)
+            returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None)
+            self.score = make_score(outputs or find_outputs(returned), references)
+            """Score of the network: turns its outputs and a target into the number that is explained."""
+            self.score.check(returned)
+            found, default = find_layers(self.module, example)
             layers = tuple(map(self._with_head, found))
-            with torch.no_grad():
-                classes = module(example).shape[1]
-        if labels and len(labels) != classes:
-            raise InvalidOption(f"the network has {classes} classes, got {len(labels)} labels")
+        numbers = returned.shape[1]
         self._tails: dict[str, nn.Module | None] = {}
         self._layers: dict[str, FoundLayer] = {each.layer.name: each for each in layers}
         self.info = ModelInfo(
             name=name,
             version=version,
-            labels=tuple(labels) or tuple(f"class {index}" for index in range(classes)),
+            labels=_labels(labels, self.score, numbers),
             input_size=preprocessing.crop_px,
             layers=tuple(each.layer for each in layers),
             default_layer=layer or default,
@@ -99,6 +112,9 @@ class Network:
             evaluation=evaluation or {},
             weights=weights,
             channels=preprocessing.channels,
+            outputs=self.score.kind,
+            units=_units(units, self.score, numbers),
+            dimension=numbers if self.score.kind == "embedding" else 0,
         )
         self.info.layer("")  # the default layer exists
 
@@ -107,6 +123,18 @@ class Network:
         """The last linear layer; None where the module has none."""
         linear = [child for child in self.module.modules() if isinstance(child, nn.Linear)]
         return linear[-1] if linear else None
+
+    def _select(self, output: str | int | None, wanted: int | None) -> Tensor:
+        """Makes the module one that returns (n, C), and returns the outputs of two images that differ."""
+        # No plain image: a network that divides by the image's own deviation would answer with NaN.
+        images = self.normalise(self._random_pixels(2))
+        found = select(self.module, images, None if output is None else str(output), wanted)
+        self.module, self.output, self.other_outputs = found.network, found.output, found.others
+        return found.outputs
+
+    def _random_pixels(self, images: int = 1) -> Tensor:
+        size = (images, *self.preprocessing.crop_px, self.preprocessing.channels)
+        return torch.rand(size, generator=torch.Generator().manual_seed(0))
 
     def _with_head(self, found: FoundLayer) -> FoundLayer:
         """Returns the layer, which now says whether global average pooling and one linear layer follow it.
@@ -118,9 +146,8 @@ class Network:
         linear = self.classifier
         if linear is None or found.layer.channels != linear.in_features or found.arrangement.grid is not None:
             return found
-        size = (*self.preprocessing.crop_px, self.preprocessing.channels)
-        pixels = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
-        captured = capture(self.module, self.normalise(pixels), found.layer.name, found.calls, found.arrangement)
+        x = self.normalise(self._random_pixels())
+        captured = capture(self.module, x, found.layer.name, found.calls, found.arrangement)
         pooled = bool(is_pooled_linear(linear, captured.activations, captured.logits).all())
         return replace(found, layer=replace(found.layer, pooled_head=pooled))
 
@@ -163,10 +190,41 @@ class Network:
         )
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
-        """Returns the logits (n, classes) of masked images."""
+        """Returns the outputs (n, numbers) of masked images."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            logits: Tensor = self.module(x)
-        return logits
+            outputs: Tensor = self.module(x)
+        return outputs
+
+
+_ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value")
+"""Kinds of outputs that have a label for each number."""
+
+
+def _labels(labels: Sequence[str], score: Score, numbers: int) -> tuple[str, ...]:
+    """Returns the labels, where there are none those of the score.
+
+    Raises:
+        InvalidOption: there are not as many as needed.
+    """
+    wanted = score.classes(numbers)
+    if labels and len(labels) != wanted:
+        what = {"value": "numbers", "embedding": "references"}.get(score.kind, "classes")
+        raise InvalidOption(f"the network has {wanted} {what}, got {len(labels)} labels")
+    return tuple(labels) or score.names(numbers)
+
+
+def _units(units: Sequence[str], score: Score, numbers: int) -> tuple[str, ...]:
+    """Returns the unit of each number; none where there are none.
+
+    Raises:
+        InvalidOption: there are not as many as needed, or the outputs are no numbers.
+    """
+    units = (units,) if isinstance(units, str) else tuple(units)
+    if units and score.kind != "value":
+        raise InvalidOption(f"numbers of outputs value have units, and outputs {score.kind} have none")
+    if len(units) not in (0, 1, numbers):
+        raise InvalidOption(f"the network has {numbers} numbers, got {len(units)} units")
+    return units * numbers if len(units) == 1 else units
 
 
 def load_network(path: str | Path, device: str | torch.device | None = None, micro_batch: int | None = None) -> Network:

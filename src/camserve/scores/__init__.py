@@ -1,0 +1,56 @@
+"""Turns outputs and a target into the number that is explained: one small class for each kind of outputs.
+
+Methods, curves and metrics ask a score through `Targets`, and none of them knows a softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from camserve.errors import InvalidOption
+from camserve.scores.classes import ONE_OUTPUT, Binary, Probabilities, Sigmoid, Softmax, sum_to_one
+from camserve.scores.embedding import Embedding
+from camserve.scores.score import Predictions, Score
+from camserve.scores.targets import Targets
+from camserve.scores.value import Values
+from camserve.types import OUTPUTS, Outputs
+from camserve.wording import shown
+
+__all__ = ["SCORES", "Predictions", "Score", "Targets", "find_outputs", "make_score"]
+
+SCORES: Mapping[Outputs, type[Score]] = {
+    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding)
+}
+"""Every kind of outputs with its class."""
+
+
+def make_score(outputs: Outputs, references: np.ndarray | None = None) -> Score:
+    """Returns the score of a kind of outputs.
+
+    Args:
+        outputs: the kind.
+        references: (R, D), for "embedding" alone.
+
+    Raises:
+        InvalidOption: there is no such kind.
+    """
+    if outputs not in SCORES:
+        raise InvalidOption(f"outputs must be one of {', '.join(OUTPUTS)}, got {shown(outputs)}")
+    return Embedding(references) if outputs == "embedding" else SCORES[outputs]()
+
+
+def find_outputs(outputs: Tensor) -> Outputs:
+    """Returns the kind of outputs that a network has as far as numbers tell: "softmax", or "probabilities".
+
+    Args:
+        outputs: (n, numbers) of images that differ.
+
+    Raises:
+        InvalidOption: there is one output, which may be a logit as well as a number.
+    """
+    if outputs.shape[1] == 1:
+        raise InvalidOption(f"the network has one output: {ONE_OUTPUT}")
+    return "probabilities" if sum_to_one(outputs) else "softmax"

@@ -1,0 +1,197 @@
+"""Finds the numbers that are explained among what a network returns: a tensor, or something that holds some.
+
+Tuples, lists, dicts, dataclasses and Hugging Face's `ModelOutput` are gone through. A tensor of numbers for each image
+is (B,), (B, C) or (B, C, 1, ...). Which one it is, and its C, is found out once, with two images and with one, as a
+network may take away axes of length 1. From then on `Selected` is the network: it returns (B, C).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camserve.errors import InvalidOption, Unsupported
+from camserve.wording import shown
+
+LOGITS = "logits"
+"""Name of the field that is taken before others."""
+
+_MOST_SHOWN = 8
+"""Number of tensors that a text lists."""
+
+Path = tuple[str | int, ...]
+"""Keys, field names and indices that lead to a tensor; empty for what is itself the tensor."""
+
+
+class Selected(nn.Module):
+    """Makes of a network one that returns one of its outputs alone, (B, C); everything else is the network's own.
+
+    Its submodules have the names that they have in the network; its modes and hooks are those of the network.
+
+    Args:
+        network: the network.
+        path: where the output is in what it returns.
+        numbers: C.
+    """
+
+    _network: nn.Module
+
+    def __init__(self, network: nn.Module, path: Path, numbers: int) -> None:
+        super().__init__()
+        self.__dict__["_network"] = network  # no submodule: it would put its name before theirs
+        self._modules, self._parameters, self._buffers = network._modules, network._parameters, network._buffers
+        self.path, self.numbers = path, numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the output, (B, C), of images (B, 3, H, W)."""
+        # Not by the number of images: a tail must not depend on the image in another way than through its layer.
+        found: Tensor = _at(self._network(x), self.path)
+        return found.reshape(-1, self.numbers)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Yields the modules of the network, itself first."""
+        return iter(self._network.named_modules(*args, **kwargs))
+
+    def train(self, mode: bool = True) -> Selected:
+        """Sets the network's mode."""
+        self._network.train(mode)
+        return self
+
+
+def select(network: nn.Module, images: Tensor, output: str | None = None, wanted: int | None = None) -> Found:
+    """Returns the network as one that returns (B, C), the network itself where it does.
+
+    Args:
+        network: in eval mode.
+        images: two that differ, (2, channels, H, W).
+        output: names of the fields, or indices, that lead to the output, joined by dots; None: `logits`, or else the
+            first tensor of a shape that fits.
+        wanted: C where it is known; a tensor with as many numbers is taken before others.
+
+    Raises:
+        InvalidOption: there is no such output.
+        Unsupported: no output has a shape that fits, or the named one has not.
+    """
+    with torch.no_grad():
+        two, one = network(images), network(images[:1])
+    path = _path(two, output, len(images), wanted)
+    found = _at(two, path)
+    numbers = found.numel() // len(images)
+    selected = network if _is_plain(two) and _is_plain(one) else Selected(network, path, numbers)
+    others = [_named(other) for other, tensor in _tensors(two) if other != path and _fits(tensor, len(images))]
+    return Found(selected, found.reshape(-1, numbers), _named(path), tuple(others))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Holds a network that returns one output alone, with how that was found."""
+
+    network: nn.Module
+    outputs: Tensor
+    """Outputs (2, C) of the two images."""
+    output: str
+    """Name of the output; "" for a network that returns nothing else."""
+    others: tuple[str, ...]
+    """Names of the other outputs that would fit."""
+
+
+def _is_plain(returned: Any) -> bool:
+    return isinstance(returned, Tensor) and returned.dim() == 2
+
+
+def _path(returned: Any, output: str | None, batch: int, wanted: int | None) -> Path:
+    tensors = list(_tensors(returned))
+    if output is not None:
+        return _named_path(tensors, returned, output, batch)
+    fitting = [(path, tensor) for path, tensor in tensors if _fits(tensor, batch)]
+    if not fitting:
+        raise Unsupported(f"{_WANTED} for {batch} images; it returned {_described(returned)}")
+
+    def order(entry: tuple[Path, Tensor]) -> tuple[bool, bool]:
+        path, tensor = entry
+        return path[-1:] != (LOGITS,), tensor.numel() != batch * (wanted or 0)
+
+    return min(fitting, key=order)[0]  # the first of those that are first
+
+
+def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, batch: int) -> Path:
+    path = next((path for path, _ in tensors if _named(path) == output), None) or _by_position(returned, output)
+    tensor = None if path is None else _at(returned, path)
+    if path is None or not isinstance(tensor, Tensor):
+        raise InvalidOption(f"the network has no output {shown(output)}; it returned {_described(returned)}")
+    if not _fits(tensor, batch):
+        raise Unsupported(f"{_WANTED} for {batch} images; output {shown(output)} is {_shape(tensor)}")
+    return path
+
+
+def _by_position(returned: Any, output: str) -> Path | None:
+    """Returns the path of an output that is named by indices, of fields as well; None where there is none."""
+    path: Path = ()
+    for index in output.split("."):
+        items = list(_items(returned))
+        if not index.isdecimal() or int(index) >= len(items):
+            return None
+        key, returned = items[int(index)]
+        path = (*path, key)
+    return path
+
+
+_WANTED = "a network must return a tensor (images,), (images, numbers) or (images, numbers, 1, 1), or hold one,"
+
+
+def _fits(tensor: Tensor, batch: int) -> bool:
+    """Tells whether a tensor has some numbers for each image, and nothing else."""
+    shape = tensor.shape
+    numbers = tensor.is_floating_point() and tensor.numel() > 0
+    return numbers and shape[:1] == (batch,) and math.prod(shape[2:]) == 1
+
+
+def _tensors(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yields the tensors in what a network returned, in order, each with its path."""
+    if isinstance(returned, Tensor):
+        yield path, returned
+    for key, value in _items(returned):
+        yield from _tensors(value, (*path, key))
+
+
+def _items(returned: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(returned, Mapping):  # ModelOutput is one, and a dataclass as well
+        yield from ((key, value) for key, value in returned.items() if isinstance(key, str | int))
+    elif dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        yield from ((field.name, getattr(returned, field.name)) for field in dataclasses.fields(returned))
+    elif isinstance(returned, tuple) and hasattr(returned, "_fields"):
+        yield from zip(returned._fields, returned, strict=True)
+    elif isinstance(returned, tuple | list):
+        yield from enumerate(returned)
+
+
+def _at(returned: Any, path: Path) -> Any:
+    for key in path:
+        if isinstance(returned, Mapping | tuple | list) and not (isinstance(key, str) and hasattr(returned, "_fields")):
+            returned = returned[key]  # type: ignore[index]  # the path was found in it
+        else:
+            returned = getattr(returned, str(key))
+    return returned
+
+
+def _named(path: Path) -> str:
+    return ".".join(map(str, path))
+
+
+def _described(returned: Any) -> str:
+    """Returns what people read of it: `dict of 'features' (2, 512) float32, 'scores' (2, 10) float32`."""
+    if isinstance(returned, Tensor):
+        return f"a tensor {_shape(returned)}"
+    tensors = [f"{_named(path)!r} {_shape(tensor)}" for path, tensor in _tensors(returned)]
+    more = f" and {len(tensors) - _MOST_SHOWN} more" if len(tensors) > _MOST_SHOWN else ""
+    holding = f" of {', '.join(tensors[:_MOST_SHOWN])}{more}" if tensors else ""
+    return f"{type(returned).__name__}{holding}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,126 @@
+"""Defines what a score is: it turns a network's outputs and a target into the number that a map is a map of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from camserve.errors import Unsupported
+from camserve.scores.targets import Targets
+from camserve.types import AnyTarget, Outputs, Prediction
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Holds what a network says of every class, number or reference for one image."""
+
+    order: Tensor
+    """Indices (C,), first the one that is explained where nobody names any."""
+    numbers: Tensor
+    """Numbers (C,) that it says, by index."""
+    what: Literal["probability", "value", "similarity"]
+    """Name of these numbers."""
+
+    def of(self, indices: Sequence[int]) -> tuple[Prediction, ...]:
+        """Returns the predictions of these indices, without labels."""
+        chosen = self.numbers[torch.tensor(indices, dtype=torch.long, device=self.numbers.device)].tolist()
+        pairs = zip(indices, chosen, strict=True)
+        return tuple(Prediction(index, "", **{self.what: number}) for index, number in pairs)
+
+    def top(self, most: int) -> tuple[Prediction, ...]:
+        """Returns the first predictions in order; `most` is their largest number."""
+        return self.of(self.order[:most].tolist())
+
+
+QUERY_SIZE = 1 / 16
+"""Least size at which differences of probabilities, and cosines, are compared: 4 ulp of 1 then count as the same."""
+
+
+class Score(ABC):
+    """Describes one kind of outputs (n, numbers). A number may be infinite nowhere: callers check that before.
+
+    `value` is differentiated, and is what the variants of masked queries that ask logits ask. `query_value` is what all
+    other masked queries and curves ask.
+    """
+
+    kind: ClassVar[Outputs]
+    linear: ClassVar[bool] = True
+    """Whether `value` is a linear function of the outputs, so that a linear head has a closed form."""
+
+    has_zero: ClassVar[bool] = True
+    """Whether 0 means that nothing speaks for the target, as with probabilities and their differences."""
+
+    @abstractmethod
+    def check(self, outputs: Tensor) -> None:
+        """Raises InvalidOption where outputs (n, numbers) are not of this kind."""
+
+    @abstractmethod
+    def classes(self, numbers: int) -> int:
+        """Returns how many classes, numbers or references there are to be named, for outputs (n, numbers)."""
+
+    def names(self, numbers: int) -> tuple[str, ...]:
+        """Returns the names of those where nobody gives any."""
+        return tuple(f"class {index}" for index in range(self.classes(numbers)))
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Predictions:
+        """Returns what the outputs (numbers,) of one image say."""
+
+    @abstractmethod
+    def value(self, outputs: Tensor, asked: Any) -> Tensor:
+        """Returns the scores (n, K) that are differentiated, of outputs (n, numbers)."""
+
+    @abstractmethod
+    def query_value(self, outputs: Tensor, asked: Any) -> Tensor:
+        """Returns the scores (n, K) of masked images' outputs (n, numbers)."""
+
+    def through(self, weight: Tensor, asked: Any) -> Tensor:
+        """Returns the derivative of the scores by x, (B or 1, K, n), where outputs are weight (numbers, n) times x + b.
+
+        Raises:
+            Unsupported: the scores are no linear function of the outputs.
+        """
+        raise Unsupported(f"outputs {self.kind} have a score that is not linear in them")
+
+    def measured_by(self, outputs: Tensor, asked: Any) -> Tensor:
+        """Returns the sign (n, K) of what Ablation-CAM's loss is a share of; 1 where the loss is taken as it is.
+
+        A share of the score itself has lost the sign of a target that is against a class, or of a number going down.
+        """
+        return torch.ones_like(self.value(outputs, asked))
+
+    @abstractmethod
+    def is_class(self, asked: Any) -> Tensor:
+        """Tells which targets (1, K) are a class alone: their `query_value` is a probability, which starts at 0."""
+
+    @abstractmethod
+    def size(self, outputs: Tensor, asked: Any) -> Tensor:
+        """Returns the sizes (n, K) of the numbers whose sum `value` is; 0 for a single one.
+
+        Numbers that cancel leave a small score with the rounding of large ones.
+        """
+
+    @abstractmethod
+    def query_size(self, asked: Any) -> Tensor:
+        """Returns the least sizes (1, K) at which `query_value` is compared; 0 for a single number."""
+
+    @abstractmethod
+    def ask(self, targets: Sequence[AnyTarget], device: torch.device) -> Any:
+        """Returns what resolved targets ask of outputs on a device: an `Asked`.
+
+        Raises:
+            Unsupported: a target that the kind does not know.
+        """
+
+    def targets(self, targets: Sequence[AnyTarget], device: torch.device | str = "cpu") -> Targets:
+        """Returns resolved targets bound to this score."""
+        return Targets(self, tuple(targets), self.ask(targets, torch.device(device)))
+
+    @abstractmethod
+    def resolved(self, target: AnyTarget, outputs: Tensor) -> tuple[AnyTarget, ...]:
+        """Returns the targets of one map each that a target stands for, given the outputs (numbers,) of its image."""
