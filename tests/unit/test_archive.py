@@ -108,7 +108,7 @@ def test_labels_may_be_a_json_list(tmp_path, state_file):
 def test_labels_must_be_as_many_as_the_outputs(tmp_path, state_file, text):
     labels = tmp_path / "labels"
     labels.write_text(text)
-    with pytest.raises(InvalidInput, match=r"squeezenet1_1, [24] labels: .*size mismatch"):
+    with pytest.raises(InvalidInput, match=r"squeezenet1_1, [24] outputs: .*size mismatch"):
         build_archive(SMALL, store=tmp_path, weights=str(state_file), labels=labels)
     assert not list(tmp_path.glob("*.mar"))
 

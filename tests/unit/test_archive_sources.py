@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from camserve import Engine
@@ -13,8 +14,10 @@ from camserve.archive import build_archive, load_package, read_card
 from camserve.archive.package import WEIGHTS
 from camserve.archive.sources import count_classes
 from camserve.archive.untrusted import read_member
-from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
+from camserve.cli.commands import camserve
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable, Unsupported
 from camserve.types import Preprocessing
+from camserve.worker.network import load_network
 
 TIMM = "timm:vit_tiny_patch16_224"
 
@@ -125,6 +128,27 @@ def nothing():
 
 def maps():
     return Net().features
+
+
+class Ended(Net):
+    def __init__(self, end):
+        super().__init__()
+        self.end = end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
+def one():
+    return Ended(lambda z: z[:, 0])
+
+
+def probabilities():
+    return Ended(lambda z: z.softmax(dim=1))
+
+
+def several():
+    return Ended(lambda z: {"aux": z[:, :2], "logits": z})
 """
 
 
@@ -189,7 +213,7 @@ def test_a_function_of_ones_own_that_sets_its_weights(tmp_path):
 def test_labels_of_a_function_of_ones_own_must_fit(tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("tit\nwren\n")
-    with pytest.raises(InvalidInput, match=r"2 labels need outputs \(1, 2\), got \(1, 3\)"):
+    with pytest.raises(InvalidOption, match="the network has 3 classes, got 2 labels"):
         build_archive("birds.models:build", store=tmp_path, labels=labels)
 
 
@@ -198,7 +222,7 @@ def test_labels_of_a_function_of_ones_own_must_fit(tmp_path):
     ("source", "kind", "text"),
     [
         ("birds.models:nothing", InvalidInput, "must return a torch.nn.Module, got NoneType"),
-        ("birds.models:maps", InvalidInput, r"logits of shape \(batch, classes\), got Tensor"),
+        ("birds.models:maps", Unsupported, r"\(images, numbers\).* for 2 images; it returned a tensor \(2, 4, "),
         ("birds.models:fly", NotFound, "birds.models:fly cannot be imported .*PYTHONPATH"),
         ("no_such_package.models:build", NotFound, "No module named 'no_such_package'.*PYTHONPATH"),
     ],
@@ -206,6 +230,88 @@ def test_labels_of_a_function_of_ones_own_must_fit(tmp_path):
 def test_unusable_functions_are_refused_with_the_reason(tmp_path, source, kind, text):
     with pytest.raises(kind, match=text):
         build_archive(source, store=tmp_path)
+
+
+# Outputs
+
+
+def packed(tmp_path, source: str, **options):
+    """Returns the card of a packed function, and the network that its archive gives."""
+    path = build_archive(f"birds.models:{source}", store=tmp_path, **options)
+    return read_card(path), load_network(path, device="cpu")
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("source", "options", "labels"),
+    [
+        ("build", {"outputs": "sigmoid"}, ("class 0", "class 1", "class 2")),
+        ("build", {"outputs": "value", "units": "px"}, ("value 0", "value 1", "value 2")),
+        ("build", {"outputs": "embedding"}, ()),
+        ("one", {"outputs": "binary"}, ("no", "yes")),
+        ("one", {"outputs": "value", "units": ["years"]}, ("value",)),
+        ("probabilities", {}, ("class 0", "class 1", "class 2")),
+        ("several", {}, ("class 0", "class 1", "class 2")),
+        ("several", {"output": "aux"}, ("class 0", "class 1")),
+        ("several", {"output": "0", "outputs": "sigmoid"}, ("class 0", "class 1")),
+    ],
+)
+def test_the_outputs_of_a_network_are_packed_with_it(tmp_path, source, options, labels):
+    card, network = packed(tmp_path, source, **options)
+    found = "probabilities" if source == "probabilities" else "softmax"
+    output = {"build": None, "one": "", "probabilities": None}.get(source, "aux" if "output" in options else "logits")
+    units = ("px",) * 3 if options.get("units") == "px" else tuple(options.get("units", ()))
+    assert (card.outputs, card.output or None, card.units) == (options.get("outputs", found), output or None, units)
+    assert card.labels == labels
+    info = network.info
+    assert (info.outputs, info.labels, info.units) == (card.outputs, labels, units)
+    assert info.dimension == (3 if card.outputs == "embedding" else 0)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_what_is_found_out_about_the_outputs_is_said(tmp_path, caplog):
+    packed(tmp_path, "probabilities")
+    assert "the outputs sum to 1: they are packed as probabilities (--outputs probabilities)" in caplog.text
+    packed(tmp_path, "several")
+    assert "output 'logits' is explained; --output may name another: 'aux'" in caplog.text
+    caplog.clear()
+    packed(tmp_path, "probabilities", outputs="probabilities")
+    packed(tmp_path, "several", output="logits")
+    packed(tmp_path, "build")
+    assert not caplog.text
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("source", "options", "text"),
+    [
+        ("one", {}, r"one output: say whether .* --outputs binary\|value"),
+        ("one", {"outputs": "softmax"}, "a softmax of one is always 1"),
+        ("build", {"outputs": "binary"}, "this network has 3 outputs"),
+        ("build", {"outputs": "probabilities"}, r"probabilities are numbers in 0\.\.1"),
+        ("build", {"units": "px"}, "outputs softmax have none"),
+        ("several", {"output": "boxes"}, "no output 'boxes'; it returned dict of 'aux'"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_when_packing(tmp_path, source, options, text):
+    with pytest.raises(InvalidOption, match=text):
+        build_archive(f"birds.models:{source}", store=tmp_path, **options)
+    assert not list(tmp_path.glob("*.mar"))
+
+
+def test_a_network_of_torchvision_gets_the_head_that_its_outputs_need(tmp_path):
+    path = build_archive("torchvision:squeezenet1_1", store=tmp_path, weights="random", outputs="binary")
+    assert read_card(path).labels == ("no", "yes")
+    network = load_network(path, device="cpu")
+    assert network.scores(torch.rand(2, 3, 224, 224), "exact").shape == (2, 1)
+
+
+def test_the_command_line_says_outputs_and_units(tmp_path, own_package):
+    words = ["archive", "birds.models:build", "--store", str(tmp_path), "--outputs", "value", "--units", "px, kg,m"]
+    answer = CliRunner().invoke(camserve, words)
+    assert answer.exit_code == 0, answer.output
+    card = read_card(tmp_path / "build.mar")
+    assert (card.outputs, card.units) == ("value", ("px", "kg", "m"))
 
 
 @pytest.mark.usefixtures("own_package")

@@ -12,13 +12,16 @@ from typing import Any, get_args, get_type_hints
 
 from camserve.archive.untrusted import ARCHIVE, parse_json, read_member, reading, short
 from camserve.errors import InvalidOption
-from camserve.types import Preprocessing
+from camserve.types import OUTPUTS, Outputs, Preprocessing
 
 CARD = "model.json"
 LABELS = "labels.json"
 
 MAX_LABEL_LENGTH = 256
 """Characters of a class name; those of ImageNet have 131 at most."""
+
+MAX_UNIT_LENGTH = 32
+"""Characters of the unit of a number."""
 
 MAX_TEXT_LENGTH = 4096
 """Characters of any other text of a card."""
@@ -56,6 +59,17 @@ class ModelCard:
     """Licence of the weights; empty when unknown."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Overall score (insertion - deletion) of methods by title, as `camserve evaluate` found it."""
+    outputs: Outputs = "softmax"
+    """Kind of the network's outputs: see `camserve.scores`. `labels` names its classes, or the numbers of "value"."""
+    output: str | None = None
+    """Name of the tensor that is explained, among those that the network returns; None where it returns one."""
+    units: tuple[str, ...] = ()
+    """Unit of each number of "value"; empty where they have none."""
+
+    @property
+    def head(self) -> int:
+        """Number of outputs with which a source builds the network; 0: without a head."""
+        return {"binary": 1, "embedding": 0}.get(self.outputs, len(self.labels))
 
     def __post_init__(self) -> None:
         check_name("model name", self.name)
@@ -64,8 +78,13 @@ class ModelCard:
             _check_text("class name", label, MAX_LABEL_LENGTH)
         for what, text in (("architecture", self.architecture), ("source", self.source), ("licence", self.licence)):
             _check_text(what, text, MAX_TEXT_LENGTH)
-        if self.layer is not None:
-            _check_text("layer", self.layer, MAX_TEXT_LENGTH)
+        for what, some in (("layer", self.layer), ("output", self.output)):
+            if some is not None:
+                _check_text(what, some, MAX_TEXT_LENGTH)
+        if self.outputs not in OUTPUTS:
+            raise InvalidOption(f"outputs must be one of {', '.join(OUTPUTS)}, got {short(repr(self.outputs))}")
+        for unit in self.units:
+            _check_text("unit", unit, MAX_UNIT_LENGTH)
         channels = self.preprocessing.channels
         if not isinstance(channels, int) or channels > MAX_CHANNELS:
             raise InvalidOption(f"the channels of the input must be 1..{MAX_CHANNELS}, got {channels!r}")
@@ -127,4 +146,7 @@ def _card(content: dict[str, Any], labels: list[str]) -> ModelCard:
     if values.get("interpolation", "bicubic") not in get_args(get_type_hints(Preprocessing)["interpolation"]):
         raise ValueError("unknown interpolation")
     content["evaluation"] = {str(key): float(value) for key, value in content.get("evaluation", {}).items()}
+    if not isinstance(units := content.get("units", []), list):
+        raise TypeError("units must be a list")
+    content["units"] = tuple(units)
     return ModelCard(**content, preprocessing=Preprocessing(**values), labels=tuple(labels))

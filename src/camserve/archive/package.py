@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,10 @@ from camserve.types import Preprocessing
 
 if TYPE_CHECKING:
     import torch
+
+    from camserve.types import Outputs
+
+_log = logging.getLogger(__name__)
 
 HANDLER = "saliency_handler.py"
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -52,6 +58,9 @@ def build_archive(
     weights: str | None = None,
     weights_sha256: str | None = None,
     labels: Path | None = None,
+    outputs: Outputs | None = None,
+    output: str | None = None,
+    units: Sequence[str] = (),
     layer: str | None = None,
     preprocessing: Preprocessing | None = None,
     licence: str | None = None,
@@ -67,6 +76,10 @@ def build_archive(
         weights: the weights, as `sources.find_weights` takes them.
         weights_sha256: SHA-256 that the file of the weights must have, in hexadecimal; None: not checked.
         labels: file of class names; None: those known of the weights, else "class 0", "class 1", ...
+        outputs: kind of the network's outputs, see `camserve.scores`; None: found, where the numbers tell.
+        output: name or index of the tensor that is explained, among those that the network returns; None: `logits`, or
+            else the first that fits.
+        units: unit of each number of outputs "value"; one is that of all.
         layer: default layer: a module's name, or `name:relu` for a function applied to its output; None: found
             automatically.
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
@@ -75,8 +88,9 @@ def build_archive(
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
 
     Raises:
-        InvalidOption: a bad name or version; an unknown source, weights or layer.
-        InvalidInput: the weights do not fit the source or their SHA-256, or the labels do not fit the weights.
+        InvalidOption: a bad name or version; an unknown source, weights, output or layer; outputs, units or labels that
+            do not fit the network; a network of one output whose kind is not said.
+        InvalidInput: the weights do not fit the source or their SHA-256.
         NotFound: a file or a package is missing.
         Unavailable: the download of the weights failed.
         Unsupported: a layer is named, but the network has no spatial one.
@@ -85,20 +99,22 @@ def build_archive(
         check_name("model name", name)  # before the work of finding weights
     found = find_weights(source, weights)
     _check_sha256(found, weights_sha256)
-    seen = preprocessing or found.preprocessing
     card = ModelCard(
         name=name or default_name(source),
         version=version,
         architecture=source,
-        preprocessing=seen,
-        labels=_labels(source, found, labels, seen.crop_px),
+        preprocessing=preprocessing or found.preprocessing,
+        labels=_labels(source, found, labels, outputs),
         layer=layer,
         source=found.origin,
         licence=found.licence if licence is None else licence,
         evaluation={} if evaluation is None else _evaluation(evaluation),
+        outputs=outputs or "softmax",
+        output=output,
+        units=(units,) if isinstance(units, str) else tuple(units),
     )
     module = _filled_module(card, found.state)
-    _check(module, card)
+    card = _checked(module, card, outputs)
     path = store / f"{card.name}.mar"
     _write_zip(path, _members(card, module))
     return path
@@ -161,38 +177,55 @@ def _check_sha256(weights: Weights, expected: str | None) -> None:
         raise InvalidInput(f"the weights ({weights.origin}) must have sha256 {expected}, got {got}")
 
 
-def _labels(source: str, weights: Weights, path: Path | None, input_size: tuple[int, int]) -> tuple[str, ...]:
+def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs | None) -> tuple[str, ...]:
+    """Returns the labels as far as they are known before the network runs; where they are not, as many as it needs."""
     if path is not None:
         return read_labels(path)
-    classes = range(0 if weights.labels else count_classes(source, weights.state, input_size))
-    return weights.labels or tuple(f"class {index}" for index in classes)
+    if outputs in ("binary", "embedding"):
+        return ()
+    if weights.labels:
+        return weights.labels
+    from camserve.scores import make_score
+
+    numbers = count_classes(source, weights.state)
+    return make_score(outputs or "softmax").names(numbers) if numbers else ()
 
 
 def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) -> torch.nn.Module:
-    module = build_module(card.architecture, len(card.labels))
+    module = build_module(card.architecture, card.head)
     if state is not None:
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:400]  # it lists every key, which can be hundreds
-            raise InvalidInput(
-                f"the weights do not fit {card.architecture}, {len(card.labels)} labels: {reason}"
-            ) from None
+            raise InvalidInput(f"the weights do not fit {card.architecture}, {card.head} outputs: {reason}") from None
     return module.eval().requires_grad_(False)
 
 
-def _check(module: torch.nn.Module, card: ModelCard) -> None:
+def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> ModelCard:
+    """Returns the card with what the network says of its outputs, once it has been seen to fit its card."""
     import torch
 
-    example = torch.zeros(1, 3, *card.preprocessing.crop_px)
+    from camserve.worker.network import Network
+
     if card.layer is not None:
-        _check_layer(module, card, example)
-    with torch.inference_mode():
-        outputs = module(example)
-    if tuple(outputs.shape) != (1, len(card.labels)):
-        raise InvalidInput(
-            f"{len(card.labels)} labels need outputs (1, {len(card.labels)}), got {tuple(outputs.shape)}"
-        )
+        _check_layer(module, card, torch.zeros(1, card.preprocessing.channels, *card.preprocessing.crop_px))
+    network = Network(
+        module,
+        preprocessing=card.preprocessing,
+        labels=card.labels,
+        outputs=outputs,
+        output=card.output,
+        units=card.units,
+        layer=card.layer,
+    )
+    found = network.info
+    if outputs is None and found.outputs != "softmax":
+        _log.warning("%s: the outputs sum to 1: they are packed as probabilities (--outputs probabilities)", card.name)
+    if card.output is None and network.other_outputs:
+        others = ", ".join(map(repr, network.other_outputs))
+        _log.warning("%s: output %r is explained; --output may name another: %s", card.name, network.output, others)
+    return replace(card, labels=found.labels, outputs=found.outputs, output=network.output or None, units=found.units)
 
 
 def _check_layer(module: torch.nn.Module, card: ModelCard, example: torch.Tensor) -> None:

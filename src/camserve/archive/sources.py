@@ -106,19 +106,17 @@ def default_name(architecture: str) -> str:
     return architecture.rpartition(":")[2]
 
 
-def count_classes(
-    architecture: str, state: Mapping[str, torch.Tensor] | None, input_size: tuple[int, int] = (224, 224)
-) -> int:
+def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -> int:
     """Returns the number of classes of a state dict; 1000 for None.
 
     It is the size in which modules of different class numbers differ. A function of one's own knows its number of
-    classes: there it is that of the outputs for `input_size`.
+    classes: there it is 0.
 
     Raises:
-        InvalidInput: the state dict is not of this architecture, or the outputs are no logits.
+        InvalidInput: the state dict is not of this architecture.
     """
     if _is_function(architecture):
-        return _count_outputs(build_module(architecture, 0), input_size)
+        return 0
     if state is None:
         return 1000
     # Which key is the classifier's differs between architectures; the only axes that change with the classes are its.
@@ -139,16 +137,6 @@ def _shapes(architecture: str, classes: int) -> dict[str, torch.Size]:
     except (NotImplementedError, RuntimeError):  # a constructor that computes with its numbers, as RegNet's
         module = _construct(architecture, classes)
     return {key: tensor.shape for key, tensor in module.state_dict().items()}
-
-
-def _count_outputs(module: torch.nn.Module, input_size: tuple[int, int]) -> int:
-    import torch
-
-    with torch.inference_mode():
-        outputs = module.eval()(torch.zeros(1, 3, *input_size))
-    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
-        raise InvalidInput(f"a network must return logits of shape (batch, classes), got {_some(outputs)}")
-    return outputs.shape[1]
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from camserve.archive.card import check_name, read_card
 from camserve.archive.package import CONFIG, HANDLER, MODEL_CONFIG, build_archive, handler_source, source_tree
 from camserve.archive.untrusted import is_file, read_member, read_text, reading
 from camserve.errors import CamserveError, NotFound
+from camserve.types import Outputs
 
 MANIFEST = "models.toml"
 STORE_VARIABLE = "CAMSERVE_MODEL_STORE"
@@ -38,6 +39,10 @@ class ListedModel:
     """The weights, as `build_archive` takes them."""
     layer: str | None = None
     """Address of the default layer; None: found automatically."""
+    outputs: Outputs = "softmax"
+    """Kind of the network's outputs: see `camserve.scores`."""
+    units: tuple[str, ...] = ()
+    """Unit of each number of outputs "value"; one is that of all."""
 
 
 def model_store(path: str | Path | None = None) -> Path:
@@ -89,6 +94,8 @@ def _build(name: str, model: ListedModel, store: Path) -> Path:
         store=store,
         weights=model.weights,
         weights_sha256=model.weights_sha256,
+        outputs=model.outputs,
+        units=model.units,
         layer=model.layer,
         licence=model.licence,
     )
@@ -100,8 +107,9 @@ def _is_current(path: Path, model: ListedModel) -> bool:
         same_files = read_member(path, HANDLER) == handler_source() and read_member(path, CONFIG) == MODEL_CONFIG
     except CamserveError:
         return False
-    made_from = (card.architecture, card.version, card.layer, card.licence)
-    return same_files and made_from == (model.source, model.version, model.layer, model.licence)
+    made_from = (card.architecture, card.version, card.layer, card.licence, card.outputs, set(card.units))
+    listed = (model.source, model.version, model.layer, model.licence, model.outputs, set(model.units))
+    return same_files and made_from == listed
 
 
 def _shipped() -> Path:
@@ -117,4 +125,4 @@ def _read_manifest(path: Path) -> dict[str, ListedModel]:
 
 def _listed(table: dict[str, Any]) -> ListedModel:
     height, width = table.pop("input_px")
-    return ListedModel(input_px=(height, width), **table)
+    return ListedModel(input_px=(height, width), units=tuple(table.pop("units", ())), **table)

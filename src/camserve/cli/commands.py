@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
-from camserve.types import AnyTarget, BoxOptions, Explanation, Preprocessing
+from camserve.types import OUTPUTS, AnyTarget, BoxOptions, Explanation, Preprocessing
 from camserve.types.targets import parse_target
 from camserve.wording import shown
 
@@ -428,6 +428,13 @@ def _is_number(text: str) -> bool:
 @click.option("--version", default="1.0", show_default=True, help="Of the served model.")
 @click.option("--weights", help="DEFAULT, a name of torchvision's weights, or a file (safetensors or a state dict).")
 @click.option("--labels", type=click.Path(path_type=Path), help="File of class names.")
+@click.option(
+    "--outputs",
+    type=click.Choice(OUTPUTS),
+    help="What the network's numbers are.  [default: probabilities where they sum to 1, else softmax]",
+)
+@click.option("--output", metavar="NAME|INDEX", help="Which of the tensors that the network returns is explained.")
+@click.option("--units", metavar="UNIT,...", help="Of the numbers of --outputs value; one is that of all.")
 @click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
 @click.option("--licence", help="Of the weights.  [default: what is known of them]")
 @click.option(
@@ -449,6 +456,7 @@ def archive(
     mean: str | None,
     std: str | None,
     interpolation: Any,
+    units: str | None,
     **options: Any,
 ) -> None:
     """Pack models for serving.
@@ -458,10 +466,15 @@ def archive(
 
     --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights. With one
     number for --mean and --std the network takes grey images, with three RGB, with any other number float32 tensors.
+
+    --outputs says what the numbers are: softmax (logits of classes of which one is true), sigmoid (of which several may
+    be), binary (one logit of yes or no), probabilities, value (any numbers) or embedding (a vector). A network of one
+    output must say it.
     """
     if name is not None and len(sources) > 1:
         raise InvalidOption(f"--name is for one source, got {len(sources)}")
     options["preprocessing"] = _preprocessing(resize, crop, mean, std, interpolation)
+    options["units"] = tuple(unit.strip() for unit in units.split(",")) if units else ()
     with needs_extra("worker"):
         from camserve.archive import build_archive, model_store
 

@@ -234,25 +234,30 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
         labels=card.labels,
+        outputs=card.outputs,
+        output=card.output,
+        units=card.units,
         name=card.name,
         version=card.version,
         layer=card.layer,
         source=card.source,
         licence=card.licence,
         evaluation=card.evaluation,
-        weights=weights_hash(module, card.preprocessing),
+        weights=weights_hash(module, card.preprocessing, card.outputs, card.output),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         micro_batch=micro_batch,
     )
 
 
-def weights_hash(module: nn.Module, preprocessing: Preprocessing) -> str:
-    """Returns a hash of all parameters and buffers with their names, and of how an image becomes their input.
+def weights_hash(
+    module: nn.Module, preprocessing: Preprocessing, outputs: Outputs = "softmax", output: str | None = None
+) -> str:
+    """Returns a hash of all parameters and buffers with their names, and of how inputs and outputs are read.
 
     Returns:
         BLAKE2b of 16 bytes, hexadecimal.
     """
-    found = hashlib.blake2b(repr(preprocessing).encode(), digest_size=16)
+    found = hashlib.blake2b(repr((preprocessing, outputs, output)).encode(), digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
