@@ -218,7 +218,11 @@ def test_what_is_empty_is_the_default():
             "explain_evaluate, explain_evaluation_steps, explain_allow_partial, priority, timeout",
         ),
         ("explain_method", number(3), "explain_method must be a text, got 3"),
-        ("explain_targets", oip.InferParameter(bool_param=True), "explain_targets: a target is a class index, a label"),
+        (
+            "explain_targets",
+            oip.InferParameter(bool_param=True),
+            "explain_targets: a target is a class index, a text",
+        ),
         ("explain_layers", oip.InferParameter(), "explain_layers must be a text, got nothing"),
         ("explain_boxes", text("large"), "explain_boxes must be true, false or a threshold, perhaps followed by all, "),
         ("explain_boxes", text("0.1 0.2"), "explain_boxes must be true, false or a threshold"),

@@ -34,6 +34,7 @@ from camserve.types import (
     Target,
 )
 from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.target_forms import target_forms
 from camserve.v1 import explain_pb2 as pb
 
 ROOM = 2**20
@@ -443,7 +444,8 @@ def test_a_served_model_arrives_with_every_method_and_what_it_costs_and_needs(re
         for name, spec in METHODS.items()
     )
     values = {field.name: getattr(MODEL, field.name) for field in dataclasses.fields(MODEL)}
-    assert received == Model(**values, ready=ready, methods=offered)
+    assert received == Model(**values, ready=ready, methods=offered, targets=target_forms(MODEL))
+    assert [form.name for form in received.targets] == ["class", "contrast", "finer", "against"]
 
 
 def test_the_costs_of_methods_are_these():

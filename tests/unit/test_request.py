@@ -14,7 +14,7 @@ from PIL import Image
 from camserve import images
 from camserve.errors import CamserveError, InvalidImage, InvalidOption, NotFound
 from camserve.methods import METHODS, Auto, GradCam, GroupCam, Rise, ScoreCam, SmoothGrad, Xrai
-from camserve.types import BoxOptions, Layer, ModelInfo, StreamOptions, Target
+from camserve.types import BoxOptions, Layer, ModelInfo, StreamOptions, Target, Vector
 from camserve.types.request import (
     ExplainRequest,
     OutputOptions,
@@ -404,3 +404,61 @@ def test_methods_that_a_server_chose_take_the_place_of_auto():
     small = fit(limits=RequestLimits(auto=True, map_pixels=24), methods=(Auto(),), output=OutputOptions(size="layer"))
     with pytest.raises(InvalidOption, match="1 maps of 32 x 48 have 1536"):
         small.with_methods([Rise()], {})
+
+
+# What Python callers pass where several are meant, or nothing
+
+
+@pytest.mark.parametrize(
+    ("methods", "targets", "found"),
+    [
+        (None, None, ((GradCam(),), ())),
+        ("score_cam", 2, ((ScoreCam(),), (Target(index=2),))),
+        (("group_cam", {"groups": 8}), "maillot", ((GroupCam(groups=8),), (Target(label="maillot"),))),
+        (ScoreCam(), Target(top_k=2), ((ScoreCam(),), (Target(top_k=2),))),
+        (("cam", "score_cam"), {3}, ((METHODS["cam"](), ScoreCam()), (Target(index=3),))),
+        ([], np.array([1, 2]), ((), (Target(index=1), Target(index=2)))),
+        ((m for m in ["cam"]), (t for t in ["top2"]), ((METHODS["cam"](),), (Target(top_k=2),))),
+    ],
+)
+def test_a_lone_value_is_itself_and_none_is_the_default(methods, targets, found):
+    request = make_request(b"image", methods, targets)
+    assert (request.methods, request.targets) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"targets": 1.5}, "a target is a class index, a text such as"),
+        ({"targets": [[1]]}, r"target of camserve\.types; got \[1\]"),
+        ({"targets": {"index": 1}}, "a target is a class index"),
+        ({"targets": b"tabby"}, "got b'tabby'"),
+        ({"methods": 2}, r"a method is a name, \(name, parameters\) or a method of camserve\.methods; got 2"),
+        ({"methods": [("cam", 3)]}, r"got \('cam', 3\)"),
+        ({"methods": {"groups": 3}}, "a method is a name"),
+        ({"target": "tabby"}, "unknown option 'target'; there are model, version, layer, fusion"),
+        ({"layer": 3}, "a layer is named by a text, got 3"),
+        ({"layer": [3]}, "a layer is named by a text, got 3"),
+        ({"size": ["input"]}, r"size must be one of input, layer, original, got \['input'\]"),
+        ({"boxes": 0.3}, r"boxes must be True, False or BoxOptions, got 0\.3"),
+        ({"top_predictions": "5"}, "top_predictions must be a whole number, got '5'"),
+        ({"evaluation_steps": 2.5}, r"evaluation_steps must be a whole number, got 2\.5"),
+        ({"model": None}, "model must be a text, got None"),
+        ({"version": 2}, "version must be a text, got 2"),
+        ({"stream": True}, "stream must be StreamOptions, got True"),
+        ({"precision": None}, "precision must be one of exact, bfloat16, got None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_what_is_meant(asked, text):
+    with pytest.raises(InvalidOption, match=text):
+        make_request(b"image", **asked)
+
+
+def test_a_reference_that_is_a_path_is_read_once(tmp_path):
+    path = tmp_path / "face.png"
+    path.write_bytes(PHOTO)
+    (target,) = make_request(b"image", targets=Vector(image=path)).targets
+    path.unlink()
+    assert target == Vector(image=PHOTO)
+    with pytest.raises(InvalidImage, match=r"cannot read .*face\.png"):
+        make_request(b"image", targets=[Vector(image=str(path))])

@@ -8,7 +8,8 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
 
     method, methods     NAME[:KEY=VALUE,...], several by spaces or `;`, or a list of those and of
                         {"name": ..., parameter: ...}; the parameters of a single method may stand beside it
-    target, targets     class index, label, or "top3"; several by commas, or a list
+    target, targets     class index, label, "top3" or another text form (see camserve.types.targets); several by commas
+                        or `;`, or a list of those and of objects (see camserve.codecs.target_json)
     layer, layers       name, several by commas or a list, whose maps are fused by `fusion` (mean or max)
     size                size of the maps: input, layer or original
     boxes               true, or a threshold in 0..1: adds bounding boxes; `all` behind it: a box around each component

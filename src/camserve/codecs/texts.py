@@ -6,17 +6,19 @@ how the value of each becomes a field of the request.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from camserve.codecs.target_json import check_targets, read_target
 from camserve.errors import InvalidOption
 from camserve.images import ImageContent
 from camserve.methods import GradCam, MethodSpec, number_or_text, parse_method, parse_method_text
-from camserve.types import AnyTarget, BoxOptions, Cost, Prediction, SaliencyMap, Target
+from camserve.types import BoxOptions, Cost, Prediction, SaliencyMap
 from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
-from camserve.types.targets import parse_target
+from camserve.types.targets import split_targets
 from camserve.wording import shown
 
 _OF_OUTPUT = ("size", "boxes")
@@ -49,7 +51,10 @@ def _field(field: str, name: str, value: Any, limits: RequestLimits) -> Any:
     split, read = LISTS[field]
     entries = split(name, value)
     limits.check_counts(**{field: len(entries)})
-    limits.check_names(entry for entry in entries if isinstance(entry, str))
+    if field == "targets":  # some are texts of several names
+        check_targets(entries, limits)
+    else:
+        limits.check_names(entry for entry in entries if isinstance(entry, str))
     return tuple(read(name, entry) for entry in entries) or _DEFAULTS.get(field, ())
 
 
@@ -72,17 +77,21 @@ def _method(name: str, value: Any) -> MethodSpec:
 
 
 def _targets(name: str, value: Any) -> list[Any]:
-    """Returns the entries of `281,tabby,top3`, or of a list of class indices and such texts."""
-    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    """Returns the entries of `281,tabby;contrast:tabby>lynx`, or of a list of those, of indices and of objects.
+
+    A text that begins like JSON is read as JSON: some clients can only send texts.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = _json(name, value)
+    values = split_targets(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [each for each in values if not (isinstance(each, str) and not each.strip())]
 
 
-def _target(name: str, value: Any) -> AnyTarget:
-    if isinstance(value, str):
-        return parse_target(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Target(index=value)
-    raise InvalidOption(f"{name}: a target is a class index, a label or topK, got {_shown(value)}")
+def _json(name: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidOption(f"{name}: a text that begins with {value.lstrip()[0]} must be JSON: {error}") from None
 
 
 def _layers(name: str, value: Any) -> list[Any]:
@@ -97,7 +106,7 @@ def _layer(name: str, value: Any) -> str:
 
 LISTS: Mapping[str, tuple[Callable[[str, Any], list[Any]], Callable[[str, Any], Any]]] = {
     "methods": (_methods, _method),
-    "targets": (_targets, _target),
+    "targets": (_targets, read_target),
     "layers": (_layers, _layer),
 }
 """Functions by field that split the value of an option into entries, and that read one entry."""

@@ -48,6 +48,7 @@ from camserve.types import (
     Vector,
 )
 from camserve.types.request import DEFAULT_PREDICTIONS, UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
+from camserve.types.target_forms import TargetForm, target_forms
 from camserve.v1 import explain_pb2 as pb
 from camserve.wording import shown
 
@@ -287,6 +288,7 @@ def served_model_to_proto(info: ModelInfo, ready: bool) -> pb.Model:
     """Returns the message of a model with its methods, each with its cost at the default layer."""
     message = model_to_proto(info)
     message.ready = ready
+    message.targets.extend(to_message(pb.TargetForm, form) for form in target_forms(info))
     channels = info.layer("").channels
     message.methods.extend(_method_to_proto(name, spec, channels) for name, spec in methods.METHODS.items())
     return message
@@ -297,7 +299,8 @@ def served_model_from_proto(message: pb.Model) -> Model:
     info = model_from_proto(message)
     values = {each.name: getattr(info, each.name) for each in dataclasses.fields(info)}
     offered = tuple(_method_info_from_proto(method) for method in message.methods)
-    return Model(**values, ready=message.ready, methods=offered)
+    targets = tuple(from_message(TargetForm, form) for form in message.targets)
+    return Model(**values, ready=message.ready, methods=offered, targets=targets)
 
 
 def _method_to_proto(name: str, spec: type[methods.MethodSpec], channels: int) -> pb.Method:

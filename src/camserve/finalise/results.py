@@ -20,7 +20,7 @@ import numpy as np
 
 from camserve.finalise.finish import finished, ranking_of
 from camserve.finalise.maps import faithfulness, final_map
-from camserve.images import size_bytes
+from camserve.images import read_image, size_bytes
 from camserve.types import (
     BoxOptions,
     Cost,
@@ -36,6 +36,7 @@ from camserve.types import (
     Ranking,
     SaliencyMap,
     Task,
+    Vector,
 )
 from camserve.types.request import FittedRequest
 
@@ -266,7 +267,9 @@ class Results:
 
     def sent(self, item: Item) -> None:
         """Counts the image bytes of an item on its way to a worker; an item may travel without its image."""
-        self._image_bytes += 0 if item.image is None else size_bytes(item.image)
+        references = [target.image for target in item.targets if isinstance(target, Vector)]
+        sent = [image for image in (item.image, *references) if image is not None]
+        self._image_bytes += sum(size_bytes(read_image(image)) for image in sent)
 
     def spent(self, stage_seconds: Mapping[str, float], worker: str) -> None:
         """Counts a step that had a slice of the request, and adds up its stages."""

@@ -139,9 +139,14 @@ MethodLike = MethodSpec | str | tuple[str, Mapping[str, Any]]
 
 def as_method(value: MethodLike) -> MethodSpec:
     """Returns the spec of a method, checked."""
-    if isinstance(value, MethodSpec):
-        return value
-    return parse_method(value) if isinstance(value, str) else parse_method(*value)
+    match value:
+        case MethodSpec():
+            return value
+        case str():
+            return parse_method(value)
+        case (str(), Mapping()):
+            return parse_method(*value)
+    raise InvalidOption(f"a method is a name, (name, parameters) or a method of camserve.methods; got {shown(value)}")
 
 
 def parse_method_text(text: str) -> MethodSpec:

@@ -12,6 +12,7 @@ from camserve.wording import close_to, shown
 
 if TYPE_CHECKING:
     from camserve.methods import Parameter
+    from camserve.types.target_forms import TargetForm
 
 
 Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding"]
@@ -151,3 +152,5 @@ class Model(ModelInfo):
 
     ready: bool = False
     methods: tuple[MethodInfo, ...] = ()
+    targets: tuple[TargetForm, ...] = ()
+    """Kinds of targets that it takes, each with an example."""

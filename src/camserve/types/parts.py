@@ -13,6 +13,7 @@ from camserve.errors import InvalidOption
 from camserve.methods import MethodSpec
 from camserve.methods.work import Work
 from camserve.types import Fusion, Layer, MapSize, ModelInfo
+from camserve.wording import shown
 
 
 @dataclass(frozen=True)
@@ -109,5 +110,8 @@ def make_parts(
 
 def layer_names(layer: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the names in what callers may pass as a layer: a name, several, or "" for the default layer."""
-    names = (layer,) if isinstance(layer, str) else tuple(layer)
+    try:
+        names = (layer,) if isinstance(layer, str) else tuple(layer)
+    except TypeError:
+        raise InvalidOption(f"a layer is named by a text, got {shown(layer)}") from None
     return () if names == ("",) else names

@@ -8,10 +8,11 @@ things with the same words.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, TypedDict, TypeVar, Unpack, cast
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -35,17 +36,16 @@ from camserve.types import (
     Precision,
     Priority,
     StreamOptions,
-    Target,
     TargetLike,
+    Vector,
     as_target,
     check_overlay,
     curve_points,
     is_final,
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
+from camserve.types.target_forms import default_target, fitted_target
 from camserve.wording import shown
-
-_T = TypeVar("_T")
 
 DEFAULT_PREDICTIONS = 5
 
@@ -72,6 +72,8 @@ class OutputOptions:
         _check_choice("size", self.size, MAP_SIZES)
         _check_choice("encoding", self.encoding, tuple(ENCODINGS))
         check_overlay(self.colormap, self.opacity)
+        if self.boxes is not None and not isinstance(self.boxes, BoxOptions):
+            raise InvalidOption(f"boxes must be True, False or BoxOptions, got {shown(self.boxes)}")
         if self.overlay and self.size == "layer":
             raise InvalidOption("an overlay has size input or original, not layer")
 
@@ -172,6 +174,7 @@ class ExplainRequest:
         _check_choice("fusion", self.fusion, FUSIONS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("priority", self.priority, PRIORITIES)
+        _check_types(self)
         if self.top_predictions < 0:
             raise InvalidOption(f"top_predictions must be at least 0, got {shown(self.top_predictions)}")
         if not 1 <= self.evaluation_steps <= MAX_CURVE_STEPS:
@@ -284,10 +287,11 @@ class FittedRequest:
 
     @property
     def step_bytes(self) -> int:
-        """Number of bytes that the request adds to a step and its answer: image, sums, and maps that go to a worker."""
+        """Number of bytes that the request adds to a step and its answer: images, vectors, sums, maps for curves."""
         height, width = self.model.input_size
         maps_bytes = 4 * height * width * self.max_maps if self.request.evaluate else 0
-        return images.size_bytes(self.request.image) + self.sums_bytes + maps_bytes
+        sent = images.size_bytes(self.request.image) + targets_bytes(self.targets)
+        return sent + self.sums_bytes + maps_bytes
 
     def map_size(self, method: MethodSpec) -> tuple[int, int]:
         """Returns the (height, width) of the map of a method."""
@@ -329,6 +333,13 @@ class FittedRequest:
             raise InvalidOption(
                 f"{self.max_maps} maps at {layers} are too large: ask for fewer classes, or for a later layer"
             )
+
+
+def targets_bytes(targets: Iterable[AnyTarget]) -> int:
+    """Returns the number of bytes that the vectors and reference images among targets have."""
+    vectors = [target for target in targets if isinstance(target, Vector)]
+    references = [read_image(one.image) for one in vectors if one.image is not None]
+    return sum(map(images.size_bytes, references)) + sum(one.values.nbytes for one in vectors if one.values is not None)
 
 
 def max_targets(targets: Sequence[AnyTarget]) -> int:
@@ -379,46 +390,98 @@ _OUTPUT_OPTIONS = tuple(each.name for each in fields(OutputOptions))
 
 def make_request(
     image: ImageLike,
-    methods: Sequence[MethodLike] = ("grad_cam",),
-    targets: Sequence[TargetLike] = (),
+    methods: Sequence[MethodLike] | MethodLike | None = None,
+    targets: Sequence[TargetLike] | TargetLike | None = None,
     **options: Unpack[Options],
 ) -> ExplainRequest:
     """Returns the request of a Python caller.
+
+    Args:
+        image: a path, a file's bytes, a PIL image or an array.
+        methods: several, or one: names, (name, parameters) or method specs; None means Grad-CAM.
+        targets: several, or one: class indices, text forms or targets; None means the most probable class.
+        options: see `Options`.
 
     Raises:
         InvalidInput: what is wrong, what was allowed and what came, as far as it shows without the model.
     """
     given: dict[str, Any] = dict(options)
+    for name in given:
+        if name not in Options.__annotations__:
+            raise InvalidOption(f"unknown option {shown(name)}; there are {', '.join(Options.__annotations__)}")
     if "boxes" in given:
         given["boxes"] = BoxOptions() if given["boxes"] is True else given["boxes"] or None
     output = OutputOptions(**{name: given.pop(name) for name in _OUTPUT_OPTIONS if name in given})
     return ExplainRequest(
         image=read_image(image),
-        methods=tuple(as_method(method) for method in _several(methods)),
-        targets=tuple(as_target(target) for target in _several(targets)),
-        layers=layer_names(given.pop("layer", "")),
+        methods=tuple(as_method(method) for method in _several(methods, (GradCam(),), _is_method)),
+        targets=tuple(_with_image_read(as_target(target)) for target in _several(targets, ())),
+        layers=layer_names(given.pop("layer", None) or ()),
         output=output,
         **given,
     )
 
 
-def _several(values: Sequence[_T]) -> Sequence[_T]:
-    """Returns the values; a lone string means itself, not its letters."""
-    return cast("Sequence[_T]", (values,)) if isinstance(values, str) else values
+def _with_image_read(target: AnyTarget) -> AnyTarget:
+    """Returns the target; a reference image that is a path is read once, here."""
+    if isinstance(target, Vector) and isinstance(target.image, (str, Path)):
+        return Vector(image=read_image(target.image))
+    return target
+
+
+def _several(values: Any, default: tuple[Any, ...], is_one: Callable[[Any], bool] = lambda value: False) -> list[Any]:
+    """Returns the values in what callers may pass: several, a lone one (a text is one, not its letters), or None."""
+    if values is None:
+        return list(default)
+    try:
+        return [values] if isinstance(values, (str, bytes, Mapping)) or is_one(values) else list(values)
+    except TypeError:  # it cannot be iterated, so it is one
+        return [values]
+
+
+def _is_method(value: Any) -> bool:
+    """Tells a (name, parameters) from a pair of methods."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping)
+
+
+def _check_types(request: ExplainRequest) -> None:
+    """Raises InvalidOption where a Python caller has passed a value of another type than its option has."""
+    for name, kind, what in (
+        ("model", str, "a text"),
+        ("version", str, "a text"),
+        ("top_predictions", int, "a whole number"),
+        ("evaluation_steps", int, "a whole number"),
+        ("stream", StreamOptions, "StreamOptions"),
+    ):
+        value = getattr(request, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InvalidOption(f"{name} must be {what}, got {shown(value)}")
+    for layer in request.layers:
+        if not isinstance(layer, str):
+            raise InvalidOption(f"a layer is named by a text, got {shown(layer)}")
 
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
 def _resolved_targets(targets: Sequence[AnyTarget], model: ModelInfo, limits: RequestLimits) -> tuple[AnyTarget, ...]:
-    distinct: tuple[AnyTarget, ...] = tuple(dict.fromkeys(target.resolved(model.labels) for target in targets))
-    distinct = distinct or (Target(top_k=1),)
+    for target in targets:
+        _check_reference(target, model, limits)
+    distinct = tuple(dict.fromkeys(fitted_target(target, model) for target in targets)) or (default_target(model),)
     number = max_targets(distinct)
     if number > limits.targets:
         raise InvalidOption(f"a request explains at most {limits.targets} classes, got {number}")
     return distinct
+
+
+def _check_reference(target: AnyTarget, model: ModelInfo, limits: RequestLimits) -> None:
+    if isinstance(target, Vector) and target.image is not None:
+        try:
+            _checked_image(read_image(target.image), model, limits)
+        except InvalidImage as error:
+            raise InvalidImage(f"reference: {error}") from None
 
 
 def _checked_image(image: ImageContent, model: ModelInfo, limits: RequestLimits) -> tuple[int, int]:

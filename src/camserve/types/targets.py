@@ -24,6 +24,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
@@ -322,7 +323,7 @@ class Vector:
         if self.values is not None:
             object.__setattr__(self, "values", _vector(self.values))
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """Name of the vector by its values, or by its image's content: 16 bytes."""
         if self.image is None:
@@ -484,6 +485,14 @@ def split_targets(text: str) -> list[str]:
         found += (before if contrast and alone else part).split(",")
         found += [contrast + rest] if contrast and alone else []
     return [each.strip() for each in found if each.strip()]
+
+
+def class_texts(text: str) -> list[str]:
+    """Returns the parts of a text form that name classes; they can be counted and measured before the text is read."""
+    word, colon, rest = text.partition(":")
+    if not colon or word.strip() not in _FORMS:
+        return [text]
+    return re.split("[>,]", rest) if word.strip() == "contrast" else [rest]
 
 
 def _in_list(target: Target, labels: Sequence[str]) -> str:

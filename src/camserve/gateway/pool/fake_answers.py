@@ -230,9 +230,10 @@ def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Expla
             score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
         case Vector():
             score = 0.25
+        case Against():
+            score = 1 - said[0]
         case _:
-            opposite = isinstance(target, Against) or (isinstance(target, Value) and target.direction == "down")
-            score = -said[0] if opposite else said[0]
+            score = -said[0] if isinstance(target, Value) and target.direction == "down" else said[0]
     return Explained(target, score, classes)
 
 

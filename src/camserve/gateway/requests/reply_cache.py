@@ -45,7 +45,7 @@ class ReplyCache:
         request, model = fitted.request, fitted.model
         return (
             "" if self._shared else caller,
-            (model.name, model.version, model.weights, model.labels),
+            (model.name, model.version, model.weights, model.labels, model.outputs, model.units),
             fitted.digest,
             fitted.parts,
             fitted.targets,

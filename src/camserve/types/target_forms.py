@@ -1,0 +1,111 @@
+"""Says which targets a model takes, by the kind of its outputs, and holds a target against a model.
+
+Every door comes through `fitted_target`, so that all refuse the same targets with the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from camserve.errors import InvalidOption
+from camserve.types.model import ModelInfo
+from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Value, Vector
+from camserve.wording import shown
+
+_GIVES = {
+    "softmax": "classes",
+    "sigmoid": "classes",
+    "binary": "two classes",
+    "probabilities": "classes",
+    "value": "numbers",
+    "embedding": "vectors",
+}
+"""Words for what a model of each kind of outputs gives."""
+
+_FEWEST = {"contrast": 2, "finer": 2}
+"""Number of classes that a model must have for a target, where it is more than one."""
+
+
+@dataclass(frozen=True)
+class TargetForm:
+    """Describes a kind of target that a model takes."""
+
+    name: str
+    """Name of the target's field in the proto; index, label and top_k go by the name "class"."""
+    description: str
+    example: str
+    """Text form of one that the model takes. The file of a vector or a reference is read by the command line alone."""
+
+
+def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
+    """Returns the kinds of targets that a model takes, each with an example in the model's own labels."""
+    first, second = (Target(index=index) for index in range(2))
+    number = Value(first).text(model.labels)
+    forms = {
+        "class": TargetForm("class", "What speaks for a class.", first.text(model.labels)),
+        "contrast": TargetForm(
+            "contrast", "Why a class and not others.", Contrast(first, (second,)).text(model.labels)
+        ),
+        "finer": TargetForm(
+            "finer", "What tells a class from those whose scores are nearest.", Finer(first).text(model.labels)
+        ),
+        "against": TargetForm("against", "What speaks against a class.", Against(first).text(model.labels)),
+        "value": TargetForm("value", "What makes a number go up, or with down: go down.", number),
+        "vector": TargetForm(
+            "vector", f"What makes the image similar to a vector of {model.dimension} numbers.", "vector:face.npy"
+        ),
+        "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
+    }
+    return tuple(forms[name] for name in _taken(model))
+
+
+def _taken(model: ModelInfo) -> tuple[str, ...]:
+    if model.outputs == "value":
+        return ("value",)
+    if model.outputs == "embedding":  # a class is the vector of a packed reference
+        return ("vector", "reference", *(("class",) if model.labels else ()))
+    names = ("class", "contrast", "finer", "against")
+    return tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
+
+
+def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
+    """Returns a target that the model takes, resolved; a class of a model that gives numbers is the number going up.
+
+    Raises:
+        InvalidOption: the model takes no such target, a class does not exist, or a vector has another length than the
+            model's. The text says what it takes, with examples.
+    """
+    if model.outputs == "value" and isinstance(target, Target) and target.top_k is None:
+        target = Value(target)
+    if _name(target) not in _taken(model):
+        forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
+        raise InvalidOption(
+            f"model {model.name} gives {_GIVES[model.outputs]}, and its targets are {forms}; got {shown(target.text())}"
+        )
+    if isinstance(target, Vector) and target.values is not None and len(target.values) != model.dimension:
+        raise InvalidOption(f"a vector of model {model.name} has {model.dimension} numbers, got {len(target.values)}")
+    return target.resolved(model.labels)
+
+
+def default_target(model: ModelInfo) -> AnyTarget:
+    """Returns what a request without targets explains: the most probable class, or the first number going up.
+
+    Raises:
+        InvalidOption: the model gives vectors, and has no packed references: it must be said what to be similar to.
+    """
+    if model.outputs == "value":
+        return Value(Target(index=0))
+    if "class" in _taken(model):
+        return Target(top_k=1)
+    forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
+    raise InvalidOption(f"model {model.name} gives vectors: say what to be similar to, by {forms}")
+
+
+def _name(target: AnyTarget) -> str:
+    match target:
+        case Target():
+            return "class"
+        case Vector():
+            return "vector" if target.image is None else "reference"
+        case _:
+            return type(target).__name__.lower()
