@@ -225,6 +225,28 @@ TARGETS = (
     BadRequest("negative index", {"target": -1}, "class index must be 0..5, got -1", FREE),
     BadRequest("top 0", {"target": "top0"}, "top_k must be at least 1, got 0"),
     BadRequest("more than all classes", {"target": "top7"}, "top_k must be 1..6, got 7"),
+    BadRequest("unknown label in a contrast", {"target": "contrast:1>zeppelin"}, "unknown label 'zeppelin'"),
+    BadRequest("misspelt label to be finer", {"target": "finer:tabi cat"}, "close to it: 'tabby cat'"),
+    BadRequest("index out of range, against", {"target": "against:6"}, "class index must be 0..5, got 6"),
+    BadRequest("more than all classes, finer", {"target": "finer:top7"}, "top_k must be 1..6, got 7"),
+    BadRequest(
+        "a class against itself", {"target": "contrast:1>0,1"}, "contrast names each class once, got tiger cat twice"
+    ),
+    BadRequest(
+        "a good target and a class against itself",
+        {"target": ("1", "contrast:tiger cat>2,1")},
+        "contrast names each class once, got tiger cat twice",
+    ),
+    BadRequest(
+        "a number of a model of classes",
+        {"target": "up:1"},
+        "gives classes, and its targets are class ('tabby cat'), contrast ('contrast:tabby cat>tiger cat'), finer "
+        "('finer:tabby cat'), against ('against:tabby cat'); got 'up:1'",
+    ),
+    BadRequest("a contrast with nothing", {"target": "contrast:1>"}, "such as 'contrast:tabby>lynx', got", TEXTS),
+    BadRequest("a contrast with the top", {"target": "contrast:1>top2"}, "named ones, got top2", TEXTS),
+    BadRequest("too much gamma", {"target": "contrast:1>11*2"}, "gamma must be 0..10, got 11.0", TEXTS),
+    BadRequest("finer than nothing", {"target": "finer:"}, "finer: what of? For example 'finer:tabby'", TEXTS),
 )
 
 LAYERS = (
@@ -322,6 +344,11 @@ _STEPS = FREE | {Door.V1}
 _OVERLAYS = frozenset({Door.V1, Door.PLAIN})
 
 OPTIONS = (
+    BadRequest(
+        "a signed map of a method without negative evidence",
+        {"method": ("grad_cam", "eigen_cam"), "signed": True},
+        "eigen_cam has no signed maps: a principal component speaks neither for nor against anything; these methods",
+    ),
     BadRequest("unknown size", {"size": "huge"}, "size must be one of input, layer, original, got 'huge'", FREE),
     BadRequest("size in capitals", {"size": "INPUT"}, "size must be one of input, layer, original, got 'INPUT'", FREE),
     BadRequest(
@@ -387,6 +414,12 @@ TOO_MUCH = (
     BadRequest("many layers", {"layer": ("0", "2", "4")}, "a request has at most 2 layers, got 3", SERVERS),
     BadRequest("many targets", {"target": ("top5", "top4")}, "a request explains at most 8 classes, got 9", SERVERS),
     BadRequest(
+        "many classes in a contrast",
+        {"target": ("contrast:0>1,2,3,4,5,6", "finer:0", "no label")},
+        "the targets of a request name at most 8 classes, got 9",
+        SERVERS,
+    ),
+    BadRequest(
         "many pixels",
         {"target": "top6"},
         "all maps together may have at most 16000 pixels; 6 maps of 48 x 64 have 18432: "
@@ -417,7 +450,7 @@ def our_target(value: str | int) -> AnyTarget:
 def to_request(bad: BadRequest) -> ExplainRequest:
     """Returns the request as our own type, which no door has touched; it may raise."""
     given = bad.changes
-    output = {key: given[key] for key in ("size", "encoding", "colormap", "opacity") if key in given}
+    output = {key: given[key] for key in ("size", "encoding", "colormap", "opacity", "signed") if key in given}
     output |= {"boxes": BoxOptions(given["boxes"])} if "boxes" in given else {}
     output["stacked"] = bad.doors == {Door.OIP}
     names = ("model", "version", "fusion", "precision", "priority", "top_predictions", "evaluate", "evaluation_steps")
@@ -447,7 +480,7 @@ def to_v1(bad: BadRequest) -> pb.ExplainRequest:
     for key in ("size", "encoding"):
         if key in given:
             setattr(request.output, key, getattr(pb.Output, given[key].upper()))
-    for key in ("colormap", "opacity"):
+    for key in ("colormap", "opacity", "signed"):
         if key in given:
             setattr(request.output, key, given[key])
     if "boxes" in given:
@@ -497,7 +530,7 @@ def to_oip(bad: BadRequest) -> oip.ModelInferRequest:
         request.inputs.add(name="image", datatype=datatype, shape=image.shape)
         request.raw_input_contents.append(image.tobytes())
     names = {"method": "explain_method", "target": "explain_targets", "layer": "explain_layers"}
-    separators = {"method": " ", "target": ",", "layer": ","}
+    separators = {"method": " ", "target": ";", "layer": ","}
     for key in given.keys() - {"image", "model", "version"}:
         value = given[key]
         if isinstance(value, tuple):
@@ -512,7 +545,7 @@ def to_plain_fields(bad: BadRequest) -> dict[str, bytes]:
     """Returns the fields of a form, or the entries of `input` over gRPC, or what TorchServe hands to a handler."""
     given = bad.changes
     fields = {"data": given.get("image", PHOTO)}
-    separators = {"method": " ", "target": ",", "layer": ","}
+    separators = {"method": " ", "target": ";", "layer": ","}
     for key in given.keys() - {"image", "encoding"}:
         value = given[key]
         if key == "target" and isinstance(value, int):  # a number, and not its text, needs JSON
@@ -527,7 +560,7 @@ def to_plain_fields(bad: BadRequest) -> dict[str, bytes]:
 def to_engine_kwargs(bad: BadRequest) -> dict[str, Any]:
     """Returns the arguments of `Engine.explain`, and of the clients' `explain`."""
     given = bad.changes
-    same = ("model", "size", "precision", "fusion", "top_predictions", "evaluate", "evaluation_steps")
+    same = ("model", "size", "signed", "precision", "fusion", "top_predictions", "evaluate", "evaluation_steps")
     arguments = {key: given[key] for key in same if key in given}
     arguments["image"] = given.get("image", PHOTO)
     if "method" in given:
@@ -550,5 +583,5 @@ def to_cli_arguments(bad: BadRequest, folder: Path) -> list[str]:
     (folder / "image").write_bytes(given.get("image", PHOTO))
     arguments = ["explain", str(folder / "image"), "--out", str(folder)]
     for key in given.keys() - {"image"}:
-        arguments += [f"--{key}={value}" for value in _several(given, key)]
+        arguments += [f"--{key}" if value is True else f"--{key}={value}" for value in _several(given, key)]
     return arguments

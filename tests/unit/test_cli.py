@@ -13,10 +13,12 @@ from PIL import Image
 from camserve import cli, errors
 from camserve.cli import commands
 from camserve.client import ModelSummary, Progress
+from camserve.errors import InvalidInput, InvalidOption
 from camserve.methods import METHODS, GradCam, GroupCam
 from camserve.types import (
     Box,
     BoxOptions,
+    Contrast,
     Cost,
     Explanation,
     InputView,
@@ -25,6 +27,7 @@ from camserve.types import (
     Prediction,
     SaliencyMap,
     Target,
+    Vector,
 )
 
 CAT, DOG = Prediction(281, "tabby, [small] cat", 0.875), Prediction(5, "dog", 0.1)
@@ -68,6 +71,10 @@ class StandIn:
         for done in (0, 4, 8):
             yield Progress(done, 10, (CAT, DOG), self.maps if done else ())
         yield self.explain(image, methods, targets, on_progress=lambda *_: None, **options)
+
+    def model(self, name):
+        layer = Layer("stem", 4, 2, 2)
+        return ModelInfo(name, "1.0", ("age", "size"), (8, 8), (layer,), "stem", outputs="value", units=("years",))
 
     def models(self):
         if self.failure is not None:
@@ -134,6 +141,7 @@ def test_target_texts(text, target):
 
 def test_explain_asks_the_server(client, tmp_path):
     arguments = ["--method", "group_cam:groups=8", "--method", "cam", "--target", "5", "--target", "top2", "--boxes"]
+    arguments += ["--signed", "--target", "contrast:1>2"]
     arguments += ["--model", "m", "--layer", "l", "--size", "original", "--precision", "bfloat16", "--timeout", "9"]
     arguments += ["--address", "host:1", "--out", str(tmp_path), "--priority", "batch", "--allow-partial"]
     assert cli.run(["explain", "cat.png", *arguments]) == 0
@@ -141,17 +149,61 @@ def test_explain_asks_the_server(client, tmp_path):
     assert client.last.asked == {
         "image": Path("cat.png"),
         "methods": [GroupCam(groups=8), METHODS["cam"]()],
-        "targets": [Target(index=5), Target(top_k=2)],
+        "targets": [Target(index=5), Target(top_k=2), Contrast(Target(index=1), (Target(index=2),))],
         "model": "m",
         "layer": ("l",),
         "fusion": "mean",
         "evaluate": False,
         "size": "original",
+        "signed": True,
         "precision": "bfloat16",
         "boxes": BoxOptions(),
         "priority": "batch",
         "allow_partial": True,
     }
+
+
+def test_the_command_line_reads_the_file_of_a_vector_and_of_a_reference(tmp_path):
+    np.save(tmp_path / "face.npy", np.array([1.0, -2.0]))
+    (tmp_path / "face.jpg").write_bytes(b"a photo")
+    assert commands.read_target(f"vector:{tmp_path}/face.npy") == Vector([1.0, -2.0])
+    assert commands.read_target(f"reference:{tmp_path}/face.jpg") == Vector(image=b"a photo")
+    for text, sentence in (
+        (f"vector:{tmp_path}/none.npy", "cannot read a vector from .*none.npy"),
+        (f"vector:{tmp_path}/face.jpg", "cannot read a vector from .*face.jpg"),
+        (f"reference:{tmp_path}/none.jpg", "cannot read .*none.jpg"),
+        ("vector:", "vector: what of"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            commands.read_target(text)
+
+
+def test_a_pickled_vector_is_not_loaded(tmp_path):
+    np.save(tmp_path / "bad.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(InvalidOption, match="cannot read a vector"):
+        commands.read_target(f"vector:{tmp_path}/bad.npy")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("dog", "cat-grad_cam-dog"),
+        ("5", "cat-grad_cam-dog"),
+        ("contrast:dog>0.6*tabby,7", "cat-grad_cam-contrast-dog-0-6-tabby-7"),
+        ("down:dog", "cat-grad_cam-down-dog"),
+    ],
+)
+def test_a_picture_is_named_by_what_it_explains(text, name, tmp_path):
+    (path,) = cli.write_pictures([saliency(target=DOG, target_text=text)], "cat", tmp_path)
+    assert path.stem == name
+
+
+def test_a_model_is_described_with_an_example_of_each_target(client, capsys):
+    assert cli.run(["models", "ages"]) == 0
+    out = capsys.readouterr().out
+    assert "outputs value: age (years), size" in out
+    assert "--target 'up:age'" in out
+    assert "layers: stem; default stem" in out
 
 
 def test_explain_shows_what_comes_in(client, tmp_path, capsys):
@@ -181,6 +233,7 @@ def test_explain_without_a_server(engine, tmp_path):
         "fusion": "mean",
         "evaluate": False,
         "size": "input",
+        "signed": False,
         "precision": "exact",
         "boxes": None,
     }

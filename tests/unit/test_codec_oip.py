@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from camserve.codecs import texts
-from camserve.codecs.oip import OUTPUTS, PARAMETERS, Inference, decode, encode, metadata, model_name
+from camserve.codecs.oip import PARAMETERS, Inference, decode, encode, metadata, model_name
 from camserve.errors import CamserveError, InvalidInput, InvalidOption
 from camserve.methods import METHODS, Auto, GradCam, GroupCam, ScoreCam
 from camserve.oip import inference_pb2 as oip
@@ -83,7 +83,7 @@ def test_a_plain_request_is_grad_cam_of_an_encoded_file():
     output = OutputOptions(encoding="float32", stacked=True)
     assert found.request.image == PHOTO
     assert fields(found.request) == fields(ExplainRequest(PHOTO, model="fake", version="1.0", output=output))
-    assert (found.timeout_s, found.outputs, found.id, found.raw) == (None, OUTPUTS, "42", True)
+    assert (found.timeout_s, found.outputs, found.id, found.raw) == (None, (), "42", True)
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
@@ -116,6 +116,7 @@ def test_every_parameter_reaches_the_request():
         "explain_layers": text("stem, features"),
         "explain_fusion": text("max"),
         "explain_size": text("original"),
+        "explain_signed": oip.InferParameter(bool_param=False),
         "explain_boxes": oip.InferParameter(double_param=0.25),
         "explain_precision": text("bfloat16"),
         "explain_top_predictions": number(7),
@@ -145,12 +146,18 @@ def test_every_parameter_reaches_the_request():
     assert found.timeout_s == 2.5
 
 
+def test_signed_maps_are_asked_for_by_a_switch_or_its_text():
+    for value in (oip.InferParameter(bool_param=True), text("true")):
+        assert asked(infer(explain_signed=value)).request.output == OutputOptions(signed=True, stacked=True)
+
+
 def test_every_option_of_a_request_has_a_parameter():
     """Model, version and image have places of their own; there is no stream, and maps come as float32."""
     assert set(PARAMETERS.values()) | {"version"} == {*texts.FIELDS, *texts.LISTS}
     assert set(fields(ExplainRequest(b""))) - {"model", "stream", "output"} == {*texts.FIELDS, *texts.LISTS} - {
         "size",
         "boxes",
+        "signed",
     }
 
 
@@ -214,7 +221,7 @@ def test_what_is_empty_is_the_default():
             "explain_colour",
             text("red"),
             "unknown parameter 'explain_colour'; there are explain_method, explain_targets, explain_layers, "
-            "explain_fusion, explain_size, explain_boxes, explain_precision, explain_top_predictions, "
+            "explain_fusion, explain_size, explain_signed, explain_boxes, explain_precision, explain_top_predictions, "
             "explain_evaluate, explain_evaluation_steps, explain_allow_partial, priority, timeout",
         ),
         ("explain_method", number(3), "explain_method must be a text, got 3"),
@@ -504,7 +511,8 @@ def test_the_metadata_are_those_of_what_is_answered():
     assert (found.name, list(found.versions)) == ("fake", ["1.0"])
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs] == [("image", "BYTES", [1])]
     given = arrays(answered(asked(infer())))
-    assert [tensor.name for tensor in found.outputs] == list(OUTPUTS)
+    assert [tensor.name for tensor in found.outputs] == ["probabilities", "class_indices", "labels", "saliency"]
+    assert list(given) == [tensor.name for tensor in found.outputs]
     for tensor in found.outputs:
         datatype, shape, _ = given[tensor.name]
         assert (tensor.datatype, len(tensor.shape)) == (datatype, len(shape))
@@ -521,3 +529,21 @@ def test_the_codecs_need_neither_torch_nor_grpc_nor_the_gateway():
     code = "import sys, camserve.codecs.oip, camserve.codecs.plain; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert not {"torch", "grpc", "scipy", "camserve.gateway", "camserve.worker"} & set(answer.stdout.split())
+
+
+AGE = Prediction(0, "age", value=37.5, unit="years")
+ANN = Prediction(1, "ann", similarity=0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "prediction", "figure"), [("value", "values", AGE, 37.5), ("embedding", "similarities", ANN, 0.25)]
+)
+def test_a_model_of_another_kind_has_an_output_of_another_name(kind, name, prediction, figure):
+    info = replace(MODEL, outputs=kind, dimension=4)
+    assert [tensor.name for tensor in metadata(info).outputs] == [name, "class_indices", "labels", "saliency"]
+    answer = replace(ANSWER, predictions=(prediction,))
+    given = arrays(answered(asked(infer()), answer))
+    assert list(given) == [name, "class_indices", "labels", "saliency"]
+    assert given[name] == ["FP32", [1], [figure]]
+    with pytest.raises(InvalidInput, match=f"the predictions of model fake are {name}, and there are no probabilities"):
+        answered(asked(infer(outputs=("labels", "probabilities"))), answer)

@@ -49,11 +49,12 @@ FORM = {
     "method": b"group_cam",
     "groups": b"8",
     "theta": bytearray(b"62.5"),
-    "variant": "reference",
+    "variant": "paper",
     "target": b"281, tiger cat,top3",
     "layer": b"stem, features",
     "fusion": b"max",
     "size": b"original",
+    "signed": b"true",
     "boxes": b"0.25",
     "precision": b"bfloat16",
     "top_predictions": b"7",
@@ -63,11 +64,12 @@ FORM = {
     "format": b"overlay",
 }
 OBJECT = {
-    "methods": [{"name": "group_cam", "groups": 8, "theta": 62.5, "variant": "reference"}],
+    "methods": [{"name": "group_cam", "groups": 8, "theta": 62.5, "variant": "paper"}],
     "targets": [281, "tiger cat", "top3"],
     "layers": ["stem", "features"],
     "fusion": "max",
     "size": "original",
+    "signed": True,
     "boxes": 0.25,
     "precision": "bfloat16",
     "top_predictions": 7,
@@ -82,13 +84,13 @@ OBJECT = {
 def test_every_option_reaches_the_request(entry: dict[str, Any]):
     default = ExplainRequest(b"")
     assert fields_of(asked(**entry)) == {
-        "methods": (GroupCam(groups=8, theta=62.5, variant="reference"),),
+        "methods": (GroupCam(groups=8, theta=62.5, variant="paper"),),
         "targets": (Target(index=281), Target(label="tiger cat"), Target(top_k=3)),
         "model": "",
         "version": "1.0",
         "layers": ("stem", "features"),
         "fusion": "max",
-        "output": OutputOptions(size="original", encoding="overlay_png", boxes=BoxOptions(0.25)),
+        "output": OutputOptions(size="original", encoding="overlay_png", boxes=BoxOptions(0.25), signed=True),
         "top_predictions": 7,
         "precision": "bfloat16",
         "evaluate": True,
@@ -174,8 +176,9 @@ def test_options_of_the_json_object_win_over_form_fields():
         ({"options": {"format": ["png"]}}, r"format must be one of png, overlay, float, none, got \['png'\]"),
         (
             {"colour": b"red"},
-            "unknown option 'colour'; there are method, methods, target, targets, layer, layers, fusion, size, boxes, "
-            "precision, top_predictions, evaluate, evaluation_steps, version, format, and the parameters of the method",
+            "unknown option 'colour'; there are method, methods, target, targets, layer, layers, fusion, size, "
+            "signed, boxes, precision, top_predictions, evaluate, evaluation_steps, version, format, and the "
+            "parameters of the method",
         ),
         ({"priority": b"batch"}, "unknown option 'priority'"),
         ({"method": b"cam score_cam", "groups": b"4"}, "groups stands beside a single method; here write NAME:KEY"),

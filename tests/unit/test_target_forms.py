@@ -89,20 +89,20 @@ REFUSED = [
     (
         MODEL,
         parse_target("up:cup"),
-        "model m gives classes, and its targets are class ('tabby cat'), contrast (",
+        "this model gives classes, and its targets are class ('tabby cat'), contrast (",
     ),
     (MODEL, Vector([1.0]), "against ('against:tabby cat'); got 'vector:"),
     (MODEL, Vector(image=PHOTO), "; got 'reference:"),
     (
         VALUES,
         parse_target("contrast:0>1"),
-        "model ages gives numbers, and its targets are value ('up:age'); got 'con",
+        "this model gives numbers, and its targets are value ('up:age'); got 'con",
     ),
     (VALUES, parse_target("finer:age"), "got 'finer:age'"),
     (VALUES, parse_target("against:age"), "got 'against:age'"),
     (VALUES, Target(top_k=1), "got 'top1'"),
     (VALUES, Vector([1.0]), "got 'vector:"),
-    (FACES, Target(index=0), "model faces gives vectors, and its targets are vector ('vector:face.npy'), reference"),
+    (FACES, Target(index=0), "this model gives vectors, and its targets are vector ('vector:face.npy'), reference"),
     (FACES, parse_target("up:0"), "reference ('reference:face.jpg'); got 'up:0'"),
     (KNOWN_FACES, parse_target("against:ann"), "class ('ann'); got 'against:ann'"),
     (ALONE, parse_target("finer:cat"), "got 'finer:cat'"),
@@ -113,8 +113,8 @@ REFUSED = [
     ),
     (KNOWN_FACES, Target(index=2), "class index must be 0..1, got 2"),
     (BINARY, parse_target("contrast:seven>1"), "contrast names each class once, got seven twice"),
-    (FACES, Vector([1.0, 2.0]), "a vector of model faces has 3 numbers, got 2"),
-    (FACES, None, "model faces gives vectors: say what to be similar to, by vector ('vector:face.npy'), reference"),
+    (FACES, Vector([1.0, 2.0]), "a vector of this model has 3 numbers, got 2"),
+    (FACES, None, "this model gives vectors: say what to be similar to, by vector ('vector:face.npy'), reference"),
 ]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
-from camserve.types import OUTPUTS, AnyTarget, BoxOptions, Explanation, Preprocessing
+from camserve.types import OUTPUTS, AnyTarget, BoxOptions, Explanation, Preprocessing, Vector
 from camserve.types.targets import parse_target
 from camserve.wording import shown
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from camserve.types import Progress, SaliencyMap
+    from camserve.types import ModelInfo, Progress, SaliencyMap
 
 _CALLERS_FAULT = (InvalidInput, NotFound, Unauthenticated, Unsupported)
 
@@ -133,8 +133,10 @@ for _command in (*serving.COMMANDS, token):
     "--target",
     "targets",
     multiple=True,
-    metavar="INDEX|LABEL|topK",
-    help="A class, or the K most probable ones (top3); may be repeated.  [default: top1]",
+    metavar="TARGET",
+    help="A class by index or label, the K most probable ones (top3), contrast:A>B,C, finer:A, against:A, up:VALUE, "
+    "down:VALUE, vector:FILE.npy or reference:IMAGE, as `camserve models MODEL` lists them; may be repeated.  "
+    "[default: top1]",
 )
 @click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
 @click.option(
@@ -149,6 +151,7 @@ for _command in (*serving.COMMANDS, token):
 )
 @click.option("--evaluate", is_flag=True, help="Also measure deletion and insertion (RISE protocol) of each map.")
 @click.option("--size", type=click.Choice(["input", "layer", "original"]), default="input", show_default=True)
+@click.option("--signed", is_flag=True, help="Also show what speaks against the target, in diverging colours.")
 @click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
 @click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
@@ -167,7 +170,7 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     Prints predictions and costs, writes one picture for each method and target.
     """
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
-    wanted = [parse_target(text) for text in targets]
+    wanted = [read_target(text) for text in targets]
     watch = out if options.pop("watch") else None
     with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
@@ -176,6 +179,28 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
         _show(Console(), image, specs, answer, seconds)
         for path in write_pictures(answer.maps, image.stem, out):
             click.echo(path)
+
+
+def read_target(text: str) -> AnyTarget:
+    """Returns the target of an argument; the command line alone reads the file of a vector or a reference.
+
+    Raises:
+        InvalidOption: there is no such target, or the file of a vector is none.
+        InvalidImage: the file of a reference cannot be read.
+    """
+    kind, _, path = text.partition(":")
+    if not path or kind not in ("vector", "reference"):
+        return parse_target(text)
+    from camserve.images import read_image
+
+    if kind == "reference":
+        return Vector(image=read_image(path))
+    import numpy as np
+
+    try:
+        return Vector(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidOption(f"cannot read a vector from {path}: {error}") from None
 
 
 def _timed_explanation(
@@ -251,7 +276,7 @@ def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Expl
     console.print(costs_table([(", ".join(map(method_text, methods)), seconds, answer.cost)]))
     for saliency in answer.maps:
         for note in _notes(saliency):
-            click.echo(f"{method_text(saliency.method)}, {saliency.target.label}: {note}")
+            click.echo(f"{method_text(saliency.method)}, {saliency.target_text or saliency.target.label}: {note}")
 
 
 def _notes(saliency: SaliencyMap) -> Iterator[str]:
@@ -511,19 +536,50 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 @camserve.command()
+@click.argument("model", required=False)
 @connection_options
 @click.option("--store", type=click.Path(path_type=Path), help="List the archives of this directory instead.")
-def models(connection: Connection, store: Path | None) -> None:
-    """List the models of a server, or those of a model store."""
+def models(model: str | None, connection: Connection, store: Path | None) -> None:
+    """List the models of a server, or those of a model store; of one MODEL, what it gives and what it can explain."""
     with needs_extra("cli"):
         from rich.console import Console
         from rich.table import Table
 
+        if model is not None:
+            for line in _described(model, connection, store):
+                click.echo(line)
+            return
         header, rows = _served(connection) if store is None else _stored(store)
         table = Table(*header)
         for row in rows:
             table.add_row(*row)
         Console().print(table)
+
+
+def _described(name: str, connection: Connection, store: Path | None) -> Iterator[str]:
+    """Yields lines about a model of a server or of a store: outputs, targets with an example each, layers."""
+    if store is None:
+        with connection.client(10) as client:
+            found: ModelInfo = client.model(name)
+    else:
+        with needs_extra("worker"):
+            from camserve.engine import Engine
+
+            found = Engine.load(name, store).info
+    from camserve.types.target_forms import target_forms
+
+    yield f"model {found.name} {found.version}"
+    names = ", ".join(shown_label(found, index) for index in range(min(len(found.labels), 10)))
+    yield f"outputs {found.outputs}: {names}{', ...' if len(found.labels) > 10 else ''}"
+    for form in target_forms(found):
+        yield f"  --target '{form.example}'".ljust(40) + f"  {form.description}"
+    yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"
+
+
+def shown_label(model: ModelInfo, index: int) -> str:
+    """Returns the label of a class, of a number with its unit in brackets."""
+    unit = model.units[index] if index < len(model.units) else ""
+    return f"{model.labels[index]} ({unit})" if unit else model.labels[index]
 
 
 def _served(connection: Connection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

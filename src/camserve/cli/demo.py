@@ -152,4 +152,4 @@ def _seen(photo: Explained) -> Image.Image:
 
 
 def _caption(path: Path, saliency: SaliencyMap) -> str:
-    return f"{path.stem}: {saliency.target.label}, {saliency.target.probability:.0%}"
+    return f"{path.stem}: {saliency.target.label}, {saliency.target.probability or 0:.0%}"

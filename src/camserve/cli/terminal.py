@@ -20,11 +20,12 @@ STAGES = ("queue", "decode", "forward", "queries", "evaluate", "merge", "render"
 
 
 def predictions_table(title: str, predictions: Sequence[Prediction]) -> Table:
-    """Returns a table of the most probable classes."""
-    table = _table(title, "class", "label")
-    table.add_column("probability", justify="right")
+    """Returns a table of the most probable classes, of the numbers, or of the most similar references."""
+    classes = all(prediction.probability is not None for prediction in predictions)
+    table = _table(title, "class" if classes else "number", "label")
+    table.add_column("probability" if classes else "", justify="right")
     for prediction in predictions:
-        table.add_row(str(prediction.index), escape(prediction.label), f"{prediction.probability:.1%}")
+        table.add_row(str(prediction.index), escape(prediction.label), escape(prediction.figure))
     return table
 
 

@@ -19,7 +19,7 @@ from camserve.errors import InvalidImage, InvalidInput, InvalidOption
 from camserve.images import ImageContent
 from camserve.methods import GradCam
 from camserve.oip import inference_pb2 as pb
-from camserve.types import Explanation, ModelInfo
+from camserve.types import Explanation, ModelInfo, Outputs, Prediction
 from camserve.types.request import UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
 from camserve.wording import shown
 
@@ -31,6 +31,7 @@ PARAMETERS: Mapping[str, str] = {
     "explain_layers": "layers",
     "explain_fusion": "fusion",
     "explain_size": "size",
+    "explain_signed": "signed",
     "explain_boxes": "boxes",
     "explain_precision": "precision",
     "explain_top_predictions": "top_predictions",
@@ -58,7 +59,7 @@ class Inference:
     timeout_s: float | None
     """Seconds that the client allows, beside the deadline of the call; None: it says nothing."""
     outputs: tuple[str, ...]
-    """Names of the outputs, in the order of the response."""
+    """Names of the outputs wanted, in the order of the response; none means all that the model has."""
     id: str
     raw: bool
     """Whether arrays come and go as raw contents."""
@@ -78,7 +79,7 @@ def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     request = _request(_image(cut, limits), values, limits)
     request = replace(request, model=message.model_name, version=message.model_version)
     outputs = _outputs(message.outputs)
-    if SALIENCY not in outputs:
+    if outputs and SALIENCY not in outputs:
         request = _cheapest(request)
     return Inference(request, timeout_s, outputs, message.id, bool(message.raw_input_contents))
 
@@ -94,10 +95,11 @@ def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
 def encode(explanation: Explanation, inference: Inference) -> bytes:
     """Returns the bytes of the ModelInferResponse to a request."""
     message = pb.ModelInferResponse(model_name=explanation.model, model_version=explanation.version, id=inference.id)
-    for name in inference.outputs:
+    outputs = _outputs_of(explanation, inference.outputs)
+    for name in outputs:
         _add_output(message, inference.raw, name, _OUTPUTS[name].values(explanation))
     described = {"cost": json.dumps(texts.cost_json(explanation.cost)), "request_id": explanation.request_id}
-    if SALIENCY in inference.outputs:
+    if SALIENCY in outputs:
         described["maps"] = json.dumps([texts.map_json(saliency) for saliency in explanation.maps])
     for key, text in described.items():
         message.parameters[key].string_param = text
@@ -116,6 +118,7 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
         outputs=[
             tensor(name=name, datatype=output.datatype, shape=[-1] * output.dimensions)
             for name, output in _OUTPUTS.items()
+            if name not in _FIGURES or name == _FIGURE_OF.get(info.outputs, "probabilities")
         ],
     )
 
@@ -167,7 +170,17 @@ def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) 
     for tensor in wanted:
         if tensor.parameters:
             raise InvalidInput(f"the output {tensor.name!r} has no parameters, got {shown(sorted(tensor.parameters))}")
-    return tuple(names) or OUTPUTS
+    return tuple(names)
+
+
+def _outputs_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the outputs of a response; raises InvalidInput where one is wanted that the model does not have."""
+    said = explanation.predictions[:1]
+    figure = next((name for name, of in _FIGURES.items() if said and of(said[0]) is not None), "probabilities")
+    for name in wanted:
+        if name in _FIGURES and name != figure:
+            raise InvalidInput(f"the predictions of model {explanation.model} are {figure}, and there are no {name}")
+    return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name == figure)
 
 
 def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageContent:
@@ -269,8 +282,23 @@ class _Output:
     values: Callable[[Explanation], np.ndarray | list[bytes]]
 
 
+_FIGURES: Mapping[str, Callable[[Prediction], float | None]] = {
+    "probabilities": lambda prediction: prediction.probability,
+    "values": lambda prediction: prediction.value,
+    "similarities": lambda prediction: prediction.similarity,
+}
+"""Functions by name of the output that return what is said of a class, a number or a reference; a model has one."""
+
+_FIGURE_OF: Mapping[Outputs, str] = {"value": "values", "embedding": "similarities"}
+"""Name of that output by the kind of the network's outputs, where they are no probabilities."""
+
+
+def _figures(name: str) -> _Output:
+    return _Output("FP32", 1, lambda found: np.array([_FIGURES[name](each) for each in found.predictions], "<f4"))
+
+
 _OUTPUTS = {
-    "probabilities": _Output("FP32", 1, lambda found: np.array([p.probability for p in found.predictions], "<f4")),
+    **{name: _figures(name) for name in _FIGURES},
     "class_indices": _Output("INT64", 1, lambda found: np.array([p.index for p in found.predictions], "<i8")),
     "labels": _Output("BYTES", 1, lambda found: [prediction.label.encode() for prediction in found.predictions]),
     SALIENCY: _Output("FP32", 3, lambda found: np.stack([saliency.array.astype("<f4") for saliency in found.maps])),

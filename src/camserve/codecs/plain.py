@@ -12,6 +12,7 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
                         or `;`, or a list of those and of objects (see camserve.codecs.target_json)
     layer, layers       name, several by commas or a list, whose maps are fused by `fusion` (mean or max)
     size                size of the maps: input, layer or original
+    signed              true: maps in [-1, 1], with the evidence against the target below 0
     boxes               true, or a threshold in 0..1: adds bounding boxes; `all` behind it: a box around each component
     precision           exact or bfloat16
     top_predictions     how many of the most probable classes are listed
@@ -53,6 +54,7 @@ OPTIONS: Mapping[str, str] = {
     "layers": "layers",
     "fusion": "fusion",
     "size": "size",
+    "signed": "signed",
     "boxes": "boxes",
     "precision": "precision",
     "top_predictions": "top_predictions",

@@ -21,7 +21,7 @@ from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
 from camserve.types.targets import split_targets
 from camserve.wording import shown
 
-_OF_OUTPUT = ("size", "boxes")
+_OF_OUTPUT = ("size", "boxes", "signed")
 
 
 def request(
@@ -164,6 +164,7 @@ FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "fusion": _unread,
     "size": _unread,
     "boxes": boxes,
+    "signed": switch,
     "precision": _unread,
     "top_predictions": whole,
     "evaluate": switch,

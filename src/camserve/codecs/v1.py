@@ -154,6 +154,7 @@ def _output_from_proto(message: pb.Output) -> OutputOptions:
         colormap=message.colormap or "jet",
         opacity=message.opacity if message.HasField("opacity") else 0.5,
         boxes=BoxOptions(**_set_fields(message.boxes)) if message.HasField("boxes") else None,
+        signed=message.signed,
     )
 
 

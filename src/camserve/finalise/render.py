@@ -79,9 +79,18 @@ def _palettes() -> dict[str, bytes]:
     return {name: row.tobytes() for name, row in zip((*COLORMAPS, DIVERGING), rows, strict=True)}
 
 
+_NAME_CHARACTERS = 100
+"""Number of characters of what a picture is named by; file systems have a bound."""
+
+
 def file_stem(photo: str, saliency: SaliencyMap) -> str:
-    """Returns the name of a map's picture, `chelsea-grad_cam-tiger-cat`; without a label the class index stands in."""
-    label = re.sub(r"[^a-z0-9]+", "-", saliency.target.label.lower()).strip("-")
+    """Returns the name of a map's picture, `chelsea-grad_cam-tiger-cat`; without a label the class index stands in.
+
+    The map of another target than a class is named by its text: `chelsea-grad_cam-against-tiger-cat`.
+    """
+    label, text = saliency.target.label, saliency.target_text
+    named = label if text in ("", label, str(saliency.target.index)) else text
+    label = re.sub(r"[^a-z0-9]+", "-", named.lower())[:_NAME_CHARACTERS].strip("-")
     return f"{photo}-{saliency.method.name}-{label or saliency.target.index}"
 
 

@@ -365,6 +365,8 @@ class Options(TypedDict, total=False):
     """Fusion of the maps of several layers: "mean" (default) or "max"."""
     size: MapSize
     """Size of the maps: "input" (default), "layer" or "original"."""
+    signed: bool
+    """Whether maps are in [-1, 1] with the evidence against the target below 0, for methods whose sum is linear."""
     encoding: str
     """Encoding in which maps travel: "float32" (default, exact), or "float16", "uint8", "png" for smaller replies."""
     boxes: BoxOptions | bool | None

@@ -80,10 +80,10 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     if _name(target) not in _taken(model):
         forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
         raise InvalidOption(
-            f"model {model.name} gives {_GIVES[model.outputs]}, and its targets are {forms}; got {shown(target.text())}"
+            f"this model gives {_GIVES[model.outputs]}, and its targets are {forms}; got {shown(target.text())}"
         )
     if isinstance(target, Vector) and target.values is not None and len(target.values) != model.dimension:
-        raise InvalidOption(f"a vector of model {model.name} has {model.dimension} numbers, got {len(target.values)}")
+        raise InvalidOption(f"a vector of this model has {model.dimension} numbers, got {len(target.values)}")
     return target.resolved(model.labels)
 
 
@@ -98,7 +98,7 @@ def default_target(model: ModelInfo) -> AnyTarget:
     if "class" in _taken(model):
         return Target(top_k=1)
     forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
-    raise InvalidOption(f"model {model.name} gives vectors: say what to be similar to, by {forms}")
+    raise InvalidOption(f"this model gives vectors: say what to be similar to, by {forms}")
 
 
 def _name(target: AnyTarget) -> str:

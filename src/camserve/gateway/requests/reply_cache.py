@@ -51,7 +51,7 @@ class ReplyCache:
             fitted.targets,
             tuple(sorted(fitted.choices.items())),
             (request.top_predictions, request.precision),
-            (request.output.size, request.output.boxes),
+            (request.output.size, request.output.boxes, request.output.signed),
             request.evaluation_steps if request.evaluate else None,
         )
 
