@@ -1,0 +1,115 @@
+"""What docs/targets.md shows works: its commands run, its Python and JSON are read, its tables name all there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from torch import nn
+
+from camserve import Engine, cli
+from camserve.codecs import texts
+from camserve.types import OUTPUTS, Preprocessing, SaliencyMap
+from camserve.types.request import UNBOUNDED
+from camserve.types.target_forms import target_forms
+
+PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+DIGITS = tuple("0123456789")
+MODELS = {
+    "digits": ("softmax", DIGITS, ()),
+    "digits-multilabel": ("sigmoid", DIGITS, ()),
+    "digits-binary": ("binary", ("no seven", "seven"), ()),
+    "digits-value": ("value", ("sum", "largest"), ("", "px")),
+    "faces": ("embedding", (), ()),
+}
+"""Kind, labels and units of the models that the page speaks of."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def rows(heading: str) -> list[list[str]]:
+    lines = PAGE.partition(f"| {heading} |")[2].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def engine(name: str, *_: object) -> Engine:
+    """Returns an engine of a small seeded network with the outputs, labels and units of a model of the page."""
+    outputs, labels, units = MODELS[name]
+    module = tiny.tiny_module()
+    module[-1] = nn.Linear(16, 1 if outputs == "binary" else len(labels) or 3)
+    preprocessing = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Engine(module, preprocessing=preprocessing, labels=labels, outputs=outputs, units=units)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+
+
+@pytest.fixture
+def at_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("scene.png", "other.png"):
+        Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
+    np.save("face.npy", np.array([0.5, -1.0, 2.0]))
+    monkeypatch.setattr("camserve.engine.Engine.load", engine)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("at_work")
+def test_each_command_runs_and_writes_a_picture_for_each_target(command, capsys):
+    program, *arguments = shlex.split(command)
+    assert program == "camserve"
+    assert cli.run(arguments) == 0
+    written = [line for line in capsys.readouterr().out.splitlines() if line.endswith(".png")]
+    targets = [arguments[place + 1] for place, argument in enumerate(arguments) if argument == "--target"]
+    assert len(set(written)) == sum(2 if target == "top2" else 1 for target in targets)
+    assert all(Path(line).exists() for line in written)
+
+
+def test_there_is_a_command_for_each_kind_of_target():
+    given = [target for command in COMMANDS for target in re.findall(r"--target '?([^' ]+)", command)]
+    kinds = {target.partition(":")[0] for target in given if ":" in target}
+    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference"}
+    assert {"7", "top2"} <= set(given)
+
+
+def test_the_python_example_makes_targets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    names: dict[str, list[object]] = {}
+    exec(example, names)  # the page's own text
+    assert (len(names["targets"]), len(names["ages"]), len(names["faces"])) == (7, 2, 2)
+
+
+def test_the_json_example_is_read():
+    (example,) = blocks("json")
+    found = texts.request(b"", {"targets": "targets"}, {"targets": json.loads(example)}, UNBOUNDED).targets
+    assert len(found) == 10
+    assert found == texts.request(b"", {"targets": "targets"}, {"targets": example}, UNBOUNDED).targets
+
+
+def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
+    described = {outputs: set(re.findall(r"\w+", targets)) for outputs, _, _, targets in rows("outputs")}
+    assert list(described) == list(OUTPUTS)
+    for outputs, labels, _ in MODELS.values():
+        names = {form.name for form in target_forms(engine_info(outputs, labels))}
+        assert names <= described[outputs]
+
+
+def engine_info(outputs, labels):
+    return next(engine(name).info for name, model in MODELS.items() if model[:2] == (outputs, labels))
+
+
+def test_every_target_has_its_row():
+    named = [name for name, *_ in rows("target")]
+    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference"]
+
+
+def test_every_field_that_a_map_says_is_one():
+    assert {name for name, _ in rows("field")} <= set(SaliencyMap.__dataclass_fields__)
