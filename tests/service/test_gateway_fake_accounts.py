@@ -29,6 +29,7 @@ from camserve.errors import Unavailable
 from camserve.finalise.results import Results
 from camserve.gateway.pool.fake import MODEL, FakeBackend, Faults
 from camserve.gateway.requests.rendering import Renderer
+from camserve.gateway.requests.turns import Threads
 from camserve.planning import Fate, Planner
 from camserve.types import Cost, Target
 from camserve.types.request import ExplainRequest, FittedRequest, OutputOptions
@@ -169,7 +170,8 @@ def fitted(**output: Any) -> FittedRequest:
 
 async def test_what_rendering_takes_is_expected_by_the_size_of_the_maps():
     """A mean over all sizes would begin small partial answers too early and large ones too late."""
-    renderer = Renderer(2**30)
+    threads = Threads("test", 2, 2**30)
+    renderer = Renderer(threads)
     small, large = fitted(), fitted(size="original")
 
     class Known:
@@ -182,8 +184,8 @@ async def test_what_rendering_takes_is_expected_by_the_size_of_the_maps():
         return Cost(0, {"render": 0.8}, 1, "exact", "worker")
 
     assert renderer.expected_s(large) == 0
-    await renderer.reply(Known(), encode, cost, None)  # type: ignore[arg-type]  # all of it that is looked at
-    renderer.close()
+    await renderer.reply(Known(), "", encode, cost, None)  # type: ignore[arg-type]  # all of it that is looked at
+    threads.close()
     ratio = (600 * 800) / (32 * 48)
     assert renderer.expected_s(small) == pytest.approx(0.1)
     assert renderer.expected_s(large) == pytest.approx(0.1 * ratio)

@@ -44,6 +44,12 @@ def test_a_method_that_is_made_in_one_go_asks_nothing_and_is_work_of_the_opening
     assert opening_of(request) == (Work("opening", 1), Work("layer_gradient", 3))
 
 
+@pytest.mark.parametrize(("size", "units"), [((1023, 1024), 0), ((1024, 1024), 1), ((3000, 4000), 11)])
+def test_a_large_photo_is_work_by_its_megapixels(size, units):
+    request = ExplainRequest(np.broadcast_to(np.uint8(0), (*size, 3)), (GradCam(),)).fit(MODEL)
+    assert [work.units for work in opening_of(request) if work.kind == "decode"] == [units] * (units > 0)
+
+
 def test_every_layer_has_a_forward_pass_in_the_opening():
     request = fitted(GradCam(), ScoreCam(), layers=["stem", "features"])
     assert opening_of(request) == (Work("opening", 2), Work("layer_gradient", 1), Work("layer_gradient", 1))

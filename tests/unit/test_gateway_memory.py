@@ -74,11 +74,12 @@ async def test_a_gate_lets_through_what_fits_in_order():
 
     async def work(number: int, size: int) -> None:
         nonlocal most
-        async with gate.passing(size):
-            inside.append(number)
-            most = max(most, sum(sizes[each] for each in inside))
-            await go_on[number].wait()
-            inside.remove(number)
+        await gate.enter(size)
+        inside.append(number)
+        most = max(most, sum(sizes[each] for each in inside))
+        await go_on[number].wait()
+        inside.remove(number)
+        gate.leave(size)
 
     sizes = [6, 5, 4, 25, 1]
     tasks = [asyncio.create_task(work(number, size)) for number, size in enumerate(sizes)]
@@ -98,5 +99,21 @@ async def test_a_gate_lets_through_what_fits_in_order():
     go_on[3].set()
     go_on[4].set()
     await asyncio.gather(*tasks[3:])
-    async with asyncio.timeout(30), gate.passing(10):
-        pass
+    async with asyncio.timeout(30):
+        await gate.enter(10)
+
+
+async def test_a_gate_lets_through_at_once_what_needs_hardly_anything():
+    gate = Gate(640)
+    await gate.enter(640)
+    waiting = asyncio.create_task(gate.enter(11))
+    async with asyncio.timeout(30):
+        for _ in range(100):
+            await gate.enter(10)
+    assert not waiting.done()
+    for _ in range(100):
+        gate.leave(10)
+    await asyncio.sleep(0)
+    assert not waiting.done(), "and it is not counted"
+    gate.leave(640)
+    await waiting

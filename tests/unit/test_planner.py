@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -1251,6 +1252,135 @@ def test_refusals_say_nothing_of_when_while_nothing_was_observed():
     with pytest.raises(Overloaded) as refusal:
         ask(plan, [50])
     assert refusal.value.retry_after_s is None
+
+
+# Owners
+
+
+ANN, BOB, CAT = (Owner(name) for name in ("ann", "bob", "cat"))
+
+
+def opened(step: Step) -> list[int]:
+    return [part.request for part in step.slices if part.opening]
+
+
+@pytest.mark.parametrize("priority", CLASSES)
+def test_a_flood_of_one_owner_leaves_another_its_place_in_the_next_step(priority):
+    """Whatever class and deadlines the flood claims."""
+    plan = planner(items=4)
+    flood = [ask(plan, [0], owner=ANN, deadline_s=1.0, priority=priority) for _ in range(50)]
+    other = ask(plan, [0], owner=BOB, deadline_s=100.0)
+    assert set(opened(step_of(plan))) == {*flood[:3], other}
+    assert opened(step_of(plan)) == flood[3:7], "nobody else waits"
+
+
+def test_half_of_a_step_is_so_many_items_bytes_or_seconds():
+    for change, size_bytes, opening in (("items", 0, 0), ("bytes", 30, 0), ("time", 0, 6)):
+        plan = planner(items=8 if change != "items" else 4)
+        teach(plan)
+        work = [Work("masked_forward", opening)] if opening else OPENING
+        options = {"size_bytes": size_bytes, "opening": work, "owner": ANN, "priority": "interactive"}
+        flood = [ask(plan, [0], **options) for _ in range(8)]
+        other = ask(plan, [0], owner=BOB, priority="batch", opening=[Work("masked_forward", 1)])
+        step = opened(step_of(plan))
+        assert step.index(flood[1]) < len(step)
+        assert other in step, change
+
+
+def test_what_does_not_fit_any_more_keeps_nobody_else_out_and_goes_first_in_the_next_step():
+    plan = planner(items=8)
+    small = [ask(plan, [0], owner=BOB, size_bytes=10) for _ in range(5)]
+    large = [ask(plan, [0], owner=ANN, size_bytes=95) for _ in range(2)]
+    assert opened(step_of(plan)) == small
+    assert opened(step_of(plan)) == large[:1]
+    more = [ask(plan, [0], owner=BOB, size_bytes=10) for _ in range(2)]
+    last = [opened(step_of(plan)) for _ in range(2)]
+    assert last == [more, large[1:]]
+
+
+def test_owners_of_a_class_take_turns():
+    plan = planner(items=2)
+    owners = [Owner(f"owner {number}") for number in range(5)]
+    floods = [
+        [ask(plan, [0], owner=owner, deadline_s=1.0 + number) for _ in range(4)] for number, owner in enumerate(owners)
+    ]
+    for turn in range(2):
+        five_steps = {request for _ in range(5) for request in opened(step_of(plan))}
+        assert five_steps == {request for flood in floods for request in flood[2 * turn : 2 * turn + 2]}
+
+
+def test_an_owner_who_had_its_turn_comes_after_those_who_wait():
+    """A client that asks again at once does not go before everybody each time."""
+    plan = planner(items=2, queries=2)
+    ask(plan, [0], owner=ANN)
+    waiting = [ask(plan, [0], owner=owner) for owner in (BOB, CAT)]
+    assert waiting[0] in opened(step_of(plan))
+    again = ask(plan, [0], owner=ANN, deadline_s=1.0)
+    assert set(opened(step_of(plan))) == {waiting[1], again}
+
+
+def test_an_owner_has_its_share_of_the_queries_however_many_requests_it_has():
+    plan = planner(items=8)
+    teach(plan, query_s=0.03)
+    flood = [started(plan, 500, owner=ANN, deadline_s=50.0) for _ in range(5)]
+    other = started(plan, 500, owner=BOB, deadline_s=1000.0)
+    got = Counter()
+    for _ in range(20):
+        step = step_of(plan)
+        got.update(shares(step))
+        finish(plan, step)
+    assert got[other] == pytest.approx(sum(got[each] for each in flood), rel=0.2)
+
+
+def test_what_nobody_else_wants_goes_to_one_owner():
+    plan = planner()
+    request = started(plan, 500, owner=ANN)
+    assert shares(step_of(plan)) == {request: LIMITS.queries}
+
+
+def test_a_prediction_knows_that_owners_take_turns():
+    plan = taught()
+    for _ in range(20):
+        ask(plan, [900], owner=ANN, deadline_s=500.0)
+    mine = plan.predicted_s(demands([100]), deadline_s=1000.0, owner=BOB)
+    like_ann = plan.predicted_s(demands([100]), deadline_s=1000.0, owner=ANN)
+    assert mine == pytest.approx(2 * 100 * 0.01, rel=0.3)
+    assert like_ann > 20 * mine
+
+
+def test_a_prediction_counts_of_the_openings_of_others_one_for_each_of_its_own():
+    plan = planner(backends={"here": 1})
+    for _ in range(100):
+        plan.observe("here", "worker", Load({"opening": 1}, 1), 0.1, 0.0)
+    for _ in range(20):
+        ask(plan, [0], owner=ANN, opening=OPENING)
+    alone_s = plan.predicted_s(demands([0]), opening=OPENING, priority="interactive", owner=BOB)
+    others_s, all_s = (plan.predicted_s(demands([0]), opening=OPENING, owner=owner) - alone_s for owner in (BOB, ANN))
+    assert others_s == pytest.approx(all_s / 20)
+    ask(plan, [0], owner=BOB, opening=OPENING)
+    assert plan.predicted_s(demands([0]), opening=OPENING, owner=BOB) - alone_s == pytest.approx(3 * others_s)
+
+
+def test_queries_that_go_with_an_opening_are_a_turn():
+    """Others who open something new each time do not keep out who is started."""
+    plan = planner(items=8)
+    teach(plan, query_s=0.03)
+    other = started(plan, 500, owner=BOB, deadline_s=1000.0)
+    for owner in (ANN, CAT):
+        ask(plan, [500], owner=owner, deadline_s=10.0)
+    assert shares(step_of(plan)).get(other, 0) == 0
+    for owner in (ANN, CAT):
+        ask(plan, [500], owner=owner, deadline_s=10.0)
+    assert shares(step_of(plan))[other] == 4
+
+
+def test_a_flood_does_not_make_another_owner_late_on_paper():
+    plan = taught()
+    for _ in range(20):
+        ask(plan, [900], owner=ANN, deadline_s=500.0)
+    with pytest.raises(Overloaded):
+        ask(plan, [100], owner=ANN, deadline_s=20.0, priority="batch")
+    assert ask(plan, [100], owner=BOB, deadline_s=20.0, priority="batch")
 
 
 def test_the_backlog_is_the_sum_over_earlier_deadlines():

@@ -146,6 +146,7 @@ def test_a_kind_is_trusted_up_to_twice_of_what_was_seen_of_it():
 # Several kinds of work
 
 COSTS: dict[Kind, float] = {
+    "decode": 0.012,
     "opening": 0.03,
     "masked_forward": 0.001,
     "layer_gradient": 0.002,

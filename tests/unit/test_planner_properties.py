@@ -32,9 +32,10 @@ LIMITS = Limits(
     age_s=4.0,
     lead_s=0.1,
 )
-OWNERS = {"": NOBODY, "ann": Owner("ann", requests=5, waiting_s=3.0)}
+OWNERS = {"": NOBODY, "ann": Owner("ann", requests=5, waiting_s=3.0), "bob": Owner("bob", requests=7, waiting_s=3.0)}
 BACKENDS = ("east", "west")
 COSTS: Mapping[Kind, float] = {
+    "decode": 0.03,
     "opening": 0.03,
     "masked_forward": 0.02,
     "layer_gradient": 0.01,
@@ -186,8 +187,11 @@ def eldest(books: Sequence[Book]) -> Book | None:
     return min(books, key=lambda book: book.number, default=None)
 
 
-def certain(openings: Sequence[Book], started: Sequence[Book], now_s: float) -> list[Book]:
-    """Who is in the next step for sure, straight from the rules: the eldest aged ones, and the first opening."""
+def certain(openings: Sequence[Book], started: Sequence[Book], now_s: float) -> tuple[list[Book], list[Book]]:
+    """Who is in the next step for sure, straight from the rules: the eldest aged ones, and one of the first openings.
+
+    Those are of the best class, one of each owner: whose turn it is the twin does not know.
+    """
     members: list[Book] = []
 
     def fits(book: Book, spare: int = 0) -> bool:
@@ -197,10 +201,12 @@ def certain(openings: Sequence[Book], started: Sequence[Book], now_s: float) -> 
     aged = [book for line in (started, openings) if (book := eldest([each for each in line if each.is_aged(now_s)]))]
     for book in sorted(aged, key=lambda book: book.number):
         members.extend([book] if fits(book) else [])
-    head = first([book for book in openings if book not in members])
-    if head and not any(book in openings for book in members) and fits(head, spare=1 if started else 0):
-        members.append(head)
-    return members
+    left = [book for book in openings if book not in members]
+    best = [book for book in left if book.rank == min(each.rank for each in left)]
+    heads = [head for name in OWNERS if (head := first([book for book in best if book.owner == name]))]
+    if any(book in openings for book in members) or not all(fits(head, spare=1 if started else 0) for head in heads):
+        heads = []
+    return members, heads
 
 
 def queries_of(part: Slice) -> list[Query]:
@@ -217,7 +223,7 @@ late_demands = st.builds(
     lambda kind, most: Demand(kind, None, most), st.sampled_from(KINDS_OF_QUERIES), st.sampled_from([0, 6, 40])
 )
 openings = st.sampled_from(
-    [{"opening": 1}, {"opening": 1, "layer_gradient": 3}, {"opening": 1, "ranking": 1}, {}]
+    [{"opening": 1}, {"opening": 1, "layer_gradient": 3}, {"opening": 1, "ranking": 1}, {"decode": 7, "opening": 1}, {}]
 )  # fmt: skip
 
 
@@ -230,6 +236,8 @@ class Machine(RuleBasedStateMachine):
         self.sent: list[Sent] = []
         self.now_s = 0.0
         self.drift = 1.0
+        self.passed = dict.fromkeys(OWNERS, 0)
+        """In how many steps others of no better class have opened something while an owner waited."""
 
     @initialize(workers=st.tuples(st.integers(1, 2), st.integers(1, 2)), observed=st.sets(st.sampled_from(BACKENDS)))
     def begin(self, workers: tuple[int, int], observed: set[str]) -> None:
@@ -273,7 +281,7 @@ class Machine(RuleBasedStateMachine):
         size=st.integers(0, 12),
         patience_s=st.sampled_from([0.5, 2.0, 30.0, 300.0, math.inf]),
         priority=st.sampled_from(CLASSES),
-        owner=st.sampled_from(["", "", "ann"]),
+        owner=st.sampled_from(["", "", "ann", "bob"]),
     )
     def admit(self, wanted, late, less, split, known, opening, size, patience_s, priority, owner) -> None:
         asked = [*wanted, *late]
@@ -331,7 +339,11 @@ class Machine(RuleBasedStateMachine):
         if bound(asked) and owner.name and (mine or measured) and there_s + more_s > owner.waiting_s:
             return "token_work", (there_s + more_s - owner.waiting_s) / self.workers if observed else None
         seconds = self.planner.predicted_s(
-            asked, opening=options["opening"], priority=options["priority"], deadline_s=options["deadline_s"]
+            asked,
+            opening=options["opening"],
+            priority=options["priority"],
+            deadline_s=options["deadline_s"],
+            owner=owner,
         )
         measured = all(worked_on[kind] for kind in bound(asked) + own)
         if measured and seconds is not None and self.now_s + seconds > options["deadline_s"]:
@@ -435,18 +447,32 @@ class Machine(RuleBasedStateMachine):
     def _check_members(self, step: Step, ready: Sequence[Book]) -> None:
         members = [self.books[part.request] for part in step.slices]
         to_open, started = [book for book in ready if book.to_open], [book for book in ready if book.started]
-        must = certain(to_open, started, self.now_s)
+        must, heads = certain(to_open, started, self.now_s)
         assert {book.number for book in must if book.to_open} <= {book.number for book in members}
+        assert not heads or {book.number for book in heads} & {book.number for book in members}
         assert set(members) <= {*to_open, *started}
         aged = eldest([book for book in to_open if book.is_aged(self.now_s)])
-        in_order = sorted((book for book in to_open if book is not aged), key=Book.urgency)
-        chosen = [book for book in in_order if book in members]
-        assert chosen == in_order[: len(chosen)], "openings come in their order"
+        for name in OWNERS:
+            in_order = sorted((book for book in to_open if book.owner == name and book is not aged), key=Book.urgency)
+            chosen = [book for book in in_order if book in members]
+            assert chosen == in_order[: len(chosen)], "an owner's openings come in their order"
+        self._check_turns(members, to_open)
         if any(book.waiting() for book in members):
             assert step.queries, "one query always goes"
         old = eldest([book for book in started if book.is_aged(self.now_s)])
         if old in must:
             assert old in members, "the eldest aged request takes its share first"
+
+    def _check_turns(self, members: Sequence[Book], to_open: Sequence[Book]) -> None:
+        """An owner waits for a step of each of the others at most, unless for better classes, or aged requests."""
+        chosen = [book for book in members if book.to_open]
+        for name in OWNERS:
+            head = first([book for book in to_open if book.owner == name])
+            if head is None or any(book.owner == name for book in chosen):
+                self.passed[name] = 0
+            elif not any(book.is_aged(self.now_s) for book in members):
+                self.passed[name] += any(book.rank >= head.rank for book in chosen)
+            assert self.passed[name] < len(OWNERS)
 
     def _check_size(self, step: Step) -> None:
         members = [self.books[part.request] for part in step.slices]

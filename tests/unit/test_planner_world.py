@@ -17,6 +17,7 @@ from camserve.methods.work import Kind, Work
 from camserve.planning import Demand, Limits, Load, Planner, Step
 
 CPU: Mapping[Kind, float] = {
+    "decode": 0.01,
     "opening": 0.035,
     "masked_forward": 0.012,
     "layer_gradient": 0.006,
@@ -26,6 +27,7 @@ CPU: Mapping[Kind, float] = {
     "ranking": 0.25,
 }
 ODD: Mapping[Kind, float] = {
+    "decode": 0.04,
     "opening": 0.002,
     "masked_forward": 0.0003,
     "layer_gradient": 0.05,
@@ -52,6 +54,7 @@ def opening(*works: Work) -> list[Work]:
 
 MIX: dict[str, Ask] = {
     "grad_cam": ([], opening(Work("layer_gradient", 3))),
+    "grad_cam of a large photo": ([], opening(Work("decode", 12), Work("layer_gradient", 3))),
     "score_cam": ([known("masked_forward", 1280)], opening()),
     "ss_cam": ([known("masked_forward", 1280 * 35)], opening()),
     "of eight forwards each": ([known("masked_forward", 400, weight=8)], opening()),
@@ -304,7 +307,7 @@ def test_a_gradient_map_never_waits_for_long(beside):
     assert sorted(waits)[98] <= alone_s + 2 * world.target_s
 
 
-@pytest.mark.parametrize("beside", [name for name in MIX if name != "grad_cam"])
+@pytest.mark.parametrize("beside", [name for name in MIX if MIX[name][0]])
 def test_a_gradient_map_mostly_comes_before_a_second_step_is_at_hand(beside):
     """It comes while a step runs, and mostly goes into the next one: that is at hand for the last third of the time."""
     world = World(GPU, 0.03, workers=(1.0,), seed=9, steps_per_worker=2)

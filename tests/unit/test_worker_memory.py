@@ -124,6 +124,14 @@ def test_neighbours_that_are_remembered_and_new_ones_do_not_mix():
         assert [each.index for each in one.predictions] == [each.index for each in other.predictions]
 
 
+def test_a_step_says_how_many_megapixels_it_has_decoded():
+    executor = Counted(2**26)
+    large = Item(np.zeros((2000, 3000, 3), np.uint8), (Target(5),), (Task(0, GradCam(), 0, 0),))
+    small = Item(np.zeros((200, 300, 3), np.uint8), (Target(5),), (Task(0, GradCam(), 0, 0),))
+    assert executor.execute([large, small]).made["decode"] == 5
+    assert "decode" not in executor.execute([large, small]).made
+
+
 def test_a_step_says_what_was_still_there():
     executor = Counted()
     item = Item(picture(0), (Target(5),), (Task(0, GradCam(), 0, 0),))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["opening", "masked_forward", "layer_gradient", "pixel_gradient", "tail", "closed_form", "ranking"]
+Kind = Literal[
+    "decode", "opening", "masked_forward", "layer_gradient", "pixel_gradient", "tail", "closed_form", "ranking"
+]
 """Units of one kind cost about the same on one worker; those of two kinds may differ by a factor of 100.
 
-opening: an image is decoded and goes through the network once, for its predictions and activations.
+decode: a megapixel of a photo is decoded and resized.
+opening: an image goes through the network once, for its predictions and activations.
 masked_forward: a masked image goes through the network.
 layer_gradient: a gradient of one target's score with respect to the layer.
 pixel_gradient: a gradient of one target's score with respect to the pixels, its forward pass included.
@@ -25,3 +28,11 @@ class Work:
 
     kind: Kind
     units: int
+
+
+def decoded_units(size: tuple[int, int]) -> int:
+    """Returns the units of `decode` that an image of (height, width) takes: its whole megapixels, of 2**20 pixels.
+
+    A smaller image takes none: its decoding is part of what any image takes.
+    """
+    return size[0] * size[1] >> 20

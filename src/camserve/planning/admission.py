@@ -52,7 +52,12 @@ class Admission:
         return seconds
 
     def predicted_s(
-        self, demands: Sequence[Demand], opening: Sequence[Work], priority: Priority, deadline_s: float
+        self,
+        demands: Sequence[Demand],
+        opening: Sequence[Work],
+        priority: Priority,
+        deadline_s: float,
+        owner: str = "",
     ) -> float | None:
         """Returns what `Planner.predicted_s` says."""
         known = self._backends.known
@@ -63,16 +68,19 @@ class Admission:
         opening_s, left_s = min(_opening_s(backend, own) for backend in known)
         first_s = min(queries_s, left_s)
         seconds = self._backends.in_flight_s + opening_s + first_s
-        seconds += self.seconds_of(self._ledger.openings_ahead(rank)) / workers
+        openings = self._ledger.openings_ahead(rank, owner)
+        seconds += self.seconds_of(openings.own) / workers
+        seconds += openings.part * self.seconds_of(openings.others) / workers
         if queries_s:
-            ahead_s = self.seconds_of(self._ledger.queries_ahead(rank, deadline_s))
-            rest_s = ahead_s + queries_s
+            queries = self._ledger.queries_ahead(rank, deadline_s, owner)
+            own_s = self.seconds_of(queries.own) + queries_s
             if self._limits.share < 1:
                 # The largest one that goes first takes its share of each step at most, so the others have the rest.
-                beside_s = rest_s - self._largest_ahead_s(rank, deadline_s)
-                rest_s = min(rest_s, beside_s / (1 - self._limits.share))
-            rest_s -= first_s
-            seconds += rest_s / workers
+                beside_s = own_s - self._largest_ahead_s(rank, deadline_s, owner)
+                own_s = min(own_s, beside_s / (1 - self._limits.share))
+            # Each of the other owners has as much of the steps meanwhile, as long as it asks for more.
+            others_s = min(self.seconds_of(queries.others), queries.owners * own_s)
+            seconds += (own_s + others_s - first_s) / workers
         return seconds
 
     def check_number(self, requests: int, owner: Owner) -> None:
@@ -111,9 +119,9 @@ class Admission:
             seconds -= max(0.0, self._each_s(add(request.units.copy(), request.reserved)) - half_s)
         return seconds
 
-    def _largest_ahead_s(self, rank: int, deadline_s: float) -> float:
-        """Returns the seconds of queries that wait of the largest request that would go before one of this urgency."""
-        large = self._ledger.large
+    def _largest_ahead_s(self, rank: int, deadline_s: float, owner: str) -> float:
+        """Returns the seconds of queries that wait of the owner's largest request that is more urgent than that."""
+        large = [each for each in self._ledger.large if each.owner == owner]
         ahead = [each for each in large if (each.rank, each.deadline_s) <= (rank, deadline_s)]
         return max((self.seconds_of(each.units) for each in ahead), default=0.0)
 
@@ -151,11 +159,12 @@ class Admission:
         priority: Priority,
         deadline_s: float,
         now_s: float,
+        owner: str = "",
     ) -> None:
         """Raises Overloaded where the request is predicted to end after its deadline."""
         if math.isinf(deadline_s) or not self._are_measured(bound_of(demands) | units_of(opening)):
             return
-        seconds = self.predicted_s(demands, opening, priority, deadline_s)
+        seconds = self.predicted_s(demands, opening, priority, deadline_s, owner)
         if seconds is not None and now_s + seconds > deadline_s:
             left, takes = in_words(deadline_s - now_s), in_words(seconds)
             text = f"the deadline is in {left}, but by what steps take now this would take {takes}; try again later"

@@ -11,6 +11,7 @@ from camserve.methods.work import KINDS, Kind
 FIRST_UNITS = 16
 """Number of units of a kind that a step may have as long as nothing is known of that kind."""
 USUAL: dict[Kind, float] = {
+    "decode": 0.5,
     "opening": 3.0,
     "masked_forward": 1.0,
     "layer_gradient": 1.0,
@@ -20,6 +21,9 @@ USUAL: dict[Kind, float] = {
     "ranking": 20.0,
 }
 """Usual time of a unit of each kind, in masked forwards; it is believed as long as the kind has not been seen."""
+
+DECODE_S = 0.015
+"""Usual seconds of a megapixel of a PNG. The processor decodes, whatever device forwards the network."""
 
 _COLUMN = {kind: column for column, kind in enumerate(KINDS)}
 """Index of a kind's coefficient among all of them; those of an item and of the step come after the kinds."""
@@ -79,7 +83,7 @@ class StepCost:
         self.observed = 0
         self._least_s = _SLACK * forward_s
         self._target_s = target_s
-        self._cost = [forward_s * USUAL[kind] for kind in KINDS] + [0.0, 0.0]
+        self._cost = [DECODE_S if kind == "decode" else forward_s * USUAL[kind] for kind in KINDS] + [0.0, 0.0]
         self._prior = list(self._cost)
         self._moments = [[0.0] * _SIZE for _ in range(_SIZE)]
         self._products = [0.0] * _SIZE
@@ -250,13 +254,17 @@ class StepCost:
 
     def _assume_the_unseen(self) -> None:
         """Assumes that the kinds nobody has seen cost as usual, in proportion to those that were seen."""
-        units = [(column, self._moments[column][_STEP]) for column in self._seen if column < len(KINDS)]
+        units = [
+            (column, self._moments[column][_STEP])
+            for column in self._seen
+            if column < len(KINDS) and KINDS[column] != "decode"
+        ]
         usual = sum(amount * USUAL[KINDS[column]] for column, amount in units)
         if not usual:
             return
         forward_s = max(self._least_s, sum(amount * self._cost[column] for column, amount in units) / usual)
         for column, kind in enumerate(KINDS):
-            if column not in self._seen and column not in self._heard:
+            if kind != "decode" and column not in self._seen and column not in self._heard:
                 self._cost[column] = self._prior[column] = forward_s * USUAL[kind]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from camserve.methods.work import Kind
 from camserve.planning.backends import BackendState
@@ -58,12 +60,22 @@ class _Room:
         return int(self._share * self._cost.most_units(kind)) if left is None else left
 
 
+@dataclass
+class _Owned:
+    """Counts what the requests of one owner take of the step, without their queries."""
+
+    items: int = 0
+    size: int = 0
+    own_s: float = 0.0
+    """Seconds of their openings' own work."""
+
+
 class _Member:
     """A request in the step, with the number of queries that it has got."""
 
-    def __init__(self, request: LiveRequest, aged: bool, waiting_s: float) -> None:
+    def __init__(self, request: LiveRequest, aged: bool, turn: int, waiting_s: float) -> None:
         self.request = request
-        self.order = (not aged, request.urgency)
+        self.order = order_of(request, turn, aged)
         self.waiting_s = waiting_s
         self.queries = 0
         self._runs: Iterator[tuple[Demand, int]] = request.runs()
@@ -94,6 +106,12 @@ class _Member:
             room.take(demand, queries)
 
 
+def order_of(request: LiveRequest, turn: int, aged: bool = False) -> tuple[float, ...]:
+    """Returns the key of the order in which the requests of a step get queries, the smallest first."""
+    rank, *rest = request.urgency
+    return (not aged, rank, turn, *rest)
+
+
 class Filling:
     """Gathers the requests of one step for one backend, and shares its time and queries out among them."""
 
@@ -104,6 +122,7 @@ class Filling:
         self._own_s = 0.0  # the openings' own work
         self._size = 0
         self._openings = 0
+        self._owners: dict[str, _Owned] = defaultdict(_Owned)
         self._in_haste = False
 
     @property
@@ -112,14 +131,18 @@ class Filling:
         target_s = self._limits.target_s
         return min(target_s, max(HASTE * target_s, self._cost.step_s / FIXED)) if self._in_haste else target_s
 
-    def has_room_for(self, request: LiveRequest, spare: int = 0) -> bool:
-        """Tells whether the request may come in, with room for `spare` more items left.
+    def has_places(self, spare: int) -> bool:
+        """Tells whether one more request may come in as far as items go, with room for `spare` more left."""
+        return not self._members or len(self._members) + 1 + spare <= self._limits.items
+
+    def has_room_for(self, request: LiveRequest) -> bool:
+        """Tells whether the request may come in.
 
         An empty step has room for any request, however large it is. The first opening and the first started request
         always have the time, so that neither line can stop the other; a further request needs time for its image, its
         opening's own work, and a query.
         """
-        items = len(self._members) + 1 + spare
+        items = len(self._members) + 1
         if not self._members:
             return True
         if items > self._limits.items or self._size + request.size_bytes > self._limits.size_bytes:
@@ -132,10 +155,24 @@ class Filling:
         own_s = self._seconds(request.opening) if request.to_open else 0.0
         return self._fixed_s(items) + own_s + query_s <= self._limits.target_s
 
-    def has_queries_for(self, request: LiveRequest) -> bool:
+    def is_half_full_of(self, owner: str) -> bool:
+        """Tells whether an owner has half of the step, or more: of its items, of its bytes, or of its time.
+
+        That is so once one more request like those that it has would bring it beyond the half.
+        """
+        if not owner or owner not in self._owners:
+            return False
+        has, limits = self._owners[owner], self._limits
+        more = (has.items + 1) / has.items
+        seconds = has.own_s + has.items * self._cost.item_s
+        most = (limits.items / 2, limits.size_bytes / 2, limits.target_s / 2)
+        return any(more * had > half for had, half in zip((has.items, has.size, seconds), most, strict=True))
+
+    def has_queries_for(self, request: LiveRequest, turn: int) -> bool:
         """Tells whether those who come before the request would leave it queries, each taking its share at most."""
-        # Only aged requests and those more urgent come before: the request would come in as not aged.
-        before = [each for each in self._members if each.request.waiting and each.order < (True, request.urgency)]
+        # Only aged requests and those that are before it in the order: the request would come in as not aged.
+        order = order_of(request, turn)
+        before = [each for each in self._members if each.request.waiting and each.order < order]
         if not before:
             return True
         room = self._room()
@@ -144,14 +181,25 @@ class Filling:
         taken = sum(min(each.request.waiting, share.queries) for each in before)
         return taken_s < room.seconds and taken < room.queries
 
-    def add(self, request: LiveRequest, aged: bool = False) -> None:
-        """Lets a request in; an aged one gets its share before the others."""
-        self._members.append(_Member(request, aged, self._seconds(request.units)))
+    def add(self, request: LiveRequest, turn: int = 0, aged: bool = False) -> None:
+        """Lets a request in.
+
+        Args:
+            request: the request.
+            turn: when its owner last had a turn of queries.
+            aged: whether it gets its share before the others.
+        """
+        self._members.append(_Member(request, aged, turn, self._seconds(request.units)))
         self._size += request.size_bytes
         self._in_haste |= request.opens_only
+        owned = self._owners[request.owner]
+        owned.items += 1
+        owned.size += request.size_bytes
         if request.to_open:
+            own_s = self._seconds(request.opening)
             self._openings += 1
-            self._own_s += self._seconds(request.opening)
+            self._own_s += own_s
+            owned.own_s += own_s
 
     def shares(self) -> list[tuple[LiveRequest, int]]:
         """Returns how many queries each request gets: first its share at most, then what is left over."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from camserve.methods.work import KINDS, Kind
+from camserve.methods.work import Kind
 from camserve.planning.limits import CLASSES
 from camserve.planning.live import LiveRequest, Units, add
 from camserve.planning.step import Counts, Slice
@@ -68,11 +68,45 @@ class _Entry:
 
 
 @dataclass
+class _Class:
+    """Entry of one class in the books: what waits in it, of all owners or of one."""
+
+    openings: int = 0
+    """Number of openings that wait."""
+    opening_units: Units = field(default_factory=dict)
+    query_units: Units = field(default_factory=dict)
+
+    @property
+    def asks(self) -> bool:
+        """Tells whether queries wait."""
+        return any(self.query_units.values())
+
+
+@dataclass
 class _Owned:
-    """Entry of one owner in the books: its live requests, and their units that wait or are reserved."""
+    """Entry of one owner in the books."""
 
     requests: int = 0
+    """Number of live requests."""
     units: Units = field(default_factory=dict)
+    """Their units that wait or are reserved."""
+    classes: tuple[_Class, ...] = field(default_factory=lambda: tuple(_Class() for _ in CLASSES))
+    backlogs: tuple[dict[Kind, Backlog], ...] = field(default_factory=lambda: tuple({} for _ in CLASSES))
+    """Units of the queries that wait by deadline, for each class and kind."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Says what waits before a request of an owner, in its class and in better ones."""
+
+    own: Units
+    """Units of the owner's own that come before it."""
+    others: Units
+    """Units of all others, of which their turns decide what comes before it."""
+    owners: int
+    """Number of those others, at most."""
+    part: float = 1.0
+    """Part of their openings that comes before it, since each has a turn for each opening of the owner."""
 
 
 class Ledger:
@@ -88,9 +122,9 @@ class Ledger:
             {"waiting": 0, "in_flight": 0, "done": 0, "cancelled": 0} for _ in CLASSES
         ]
         self._entries: dict[int, _Entry] = {}
-        self._openings: list[Units] = [{} for _ in CLASSES]  # units of openings that wait
-        self._queries: list[Units] = [{} for _ in CLASSES]  # units of queries that wait
-        self._backlogs: list[dict[Kind, Backlog]] = [{kind: Backlog() for kind in KINDS} for _ in CLASSES]
+        self._classes: tuple[_Class, ...] = tuple(_Class() for _ in CLASSES)
+        self._opening = [0 for _ in CLASSES]  # number of owners with openings that wait
+        self._asking = [0 for _ in CLASSES]  # number of owners with queries that wait
         self._in_flight: Units = {}
         self._waiting: Units = {}
         self._reserved: Units = {}
@@ -135,22 +169,34 @@ class Ledger:
         owned = self._owners.get(owner, _Owned())
         return owned.requests, owned.units
 
-    def openings_ahead(self, rank: int) -> Units:
-        """Returns the units of the openings that wait in better classes or in this one."""
-        units: Units = {}
-        for openings in self._openings[: rank + 1]:
-            add(units, openings)
-        return units
+    def openings_ahead(self, rank: int, owner: str) -> Ahead:
+        """Returns what the openings come to that wait before one of an owner, in its class and in better ones."""
+        mine = self._owners.get(owner, _Owned()).classes[: rank + 1]
+        own, others = (
+            _sum(each.opening_units for each in mine),
+            _sum(each.opening_units for each in self._classes[: rank + 1]),
+        )
+        add(others, own, -1)
+        own_number = sum(each.openings for each in mine)
+        number = sum(each.openings for each in self._classes[: rank + 1]) - own_number
+        owners = sum(self._opening[: rank + 1]) - sum(each.openings > 0 for each in mine)
+        return Ahead(own, others, owners, min(1.0, owners * (own_number + 1) / number) if number else 1.0)
 
-    def queries_ahead(self, rank: int, deadline_s: float) -> Units:
-        """Returns the units of the queries that wait in better classes, or in this one with no later deadline."""
-        units: Units = {}
-        for queries in self._queries[:rank]:
-            add(units, queries)
-        for kind, number in self._queries[rank].items():
+    def queries_ahead(self, rank: int, deadline_s: float, owner: str) -> Ahead:
+        """Returns what the queries come to that wait before those of an owner, in its class and in better ones.
+
+        The owner's own come before it in better classes, or in this one with no later deadline.
+        """
+        owned = self._owners.get(owner, _Owned())
+        mine = owned.classes[: rank + 1]
+        own = _sum(each.query_units for each in mine[:rank])
+        for kind, number in mine[rank].query_units.items():
             if number:
-                add(units, {kind: self._backlogs[rank][kind].until(deadline_s)})
-        return units
+                add(own, {kind: owned.backlogs[rank][kind].until(deadline_s)})
+        others = _sum(each.query_units for each in self._classes[: rank + 1])
+        for each in mine:
+            add(others, each.query_units, -1)
+        return Ahead(own, others, sum(self._asking[: rank + 1]) - sum(each.asks for each in mine))
 
     def comes(self, request: LiveRequest, large: bool = False) -> None:
         """Notes that a request is taken on; a large one shows up in `large` as long as it lives."""
@@ -219,22 +265,28 @@ class Ledger:
         """Puts another entry in the books for a request, and books the difference everywhere."""
         before = self._entries[request.number]
         self._entries[request.number] = entry
-        owned, rank = self._owners[request.owner].units, request.rank
+        owned, rank = self._owners[request.owner], request.rank
+        books, own = self._classes[rank], owned.classes[rank]
+        had_openings, asked = own.openings > 0, own.asks
         if entry.to_open != before.to_open:
             times = 1 if entry.to_open else -1
-            for books in (self._openings[rank], self._waiting, owned):
-                add(books, request.opening, times)
+            books.openings += times
+            own.openings += times
+            for units in (books.opening_units, own.opening_units, self._waiting, owned.units):
+                add(units, request.opening, times)
         if entry.queries != before.queries:
             more = add(entry.queries.copy(), before.queries, -1)
-            for books in (self._queries[rank], self._waiting, owned):
-                add(books, more)
-            for kind, units in more.items():
-                if units:
-                    self._backlogs[rank][kind].add(request.deadline_s, units)
+            for units in (books.query_units, own.query_units, self._waiting, owned.units):
+                add(units, more)
+            for kind, number in more.items():
+                if number:
+                    owned.backlogs[rank].setdefault(kind, Backlog()).add(request.deadline_s, number)
+        self._opening[rank] += (own.openings > 0) - had_openings
+        self._asking[rank] += own.asks - asked
         # A request replaces `reserved` and never changes it in place, so that identity tells whether it is another.
         if entry.reserved is not before.reserved:
-            for books in (self._reserved, owned):
-                add(add(books, entry.reserved), before.reserved, -1)
+            for units in (self._reserved, owned.units):
+                add(add(units, entry.reserved), before.reserved, -1)
 
     def _count_in_flight(self, slice_: Slice, sign: int) -> None:
         for work in slice_.work:
@@ -243,3 +295,11 @@ class Ledger:
     def _move(self, request: LiveRequest, queries: int, state: State, to: State) -> None:
         self._states[request.rank][state] -= queries
         self._states[request.rank][to] += queries
+
+
+def _sum(several: Iterable[Units]) -> Units:
+    """Returns the units of several together, by kind."""
+    units: Units = {}
+    for each in several:
+        add(units, each)
+    return units

@@ -26,6 +26,13 @@ class Owner:
     """Seconds of one worker's work that all requests of the owner may have waiting or reserved, by prediction."""
     part: float = 1.0
     """Part of the number of requests, and of the work that may wait, that the owner has at most."""
+    connection: str = ""
+    """Whose turns the requests of nobody take, where connections take turns."""
+
+    @property
+    def party(self) -> str:
+        """Whose turns the requests take: those of the owner, or of the connection."""
+        return self.name or self.connection
 
 
 NOBODY = Owner()

@@ -19,19 +19,24 @@ asks for its opening alone, a Grad-CAM, and has to wait for the whole step. The 
 step itself are paid from that time first, the queries share the rest. A step has at most twice the units of a kind of
 work that the largest step observed had.
 
-Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, deadline, least work):
+Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, turns of the owners,
+deadline, least work):
 
 1. Work that was lost goes before anything else, and alone: if a request itself breaks the worker, it takes its
    neighbours down once. It goes to a backend that has not lost it yet, if there is one with workers.
 2. The eldest aged request of the started ones, and that of the openings.
-3. All openings, whatever their class: a Grad-CAM never waits behind a Score-CAM. One item is left to the started ones.
-4. Started requests, as long as those more urgent leave queries for them.
+3. All openings, whatever their class: a Grad-CAM never waits behind a Score-CAM. One item is left to the started ones,
+   and an owner who has half of the step (of its items, its bytes or its time) waits for the openings of the others.
+4. Started requests, as long as those that come before leave queries for them.
+5. Openings again, as far as there is room.
+
+What does not fit any more waits for the next step with all that its owner has, and goes first there; the others go on.
 
 The first opening and the first started request always have the time; any other comes in only if the time is enough for
 its image, its opening's own work and a query. So several expensive openings (a Grad-CAM of 100 targets) do not pile up
 in one step, and neither line can stop the other.
 
-The time for queries is shared in the order of urgency, the aged started request first (an opening needs an item, not
+The time for queries is shared in the same order, the aged started request first (an opening needs an item, not
 queries). While others wait no request takes more than its share of it, or one query if a query is larger than a share
 and the time is enough; what is left over is given out in that order again. One query always goes, that of the first,
 however long it takes. A request whose deadline has passed is put into no step.
@@ -169,6 +174,7 @@ class Planner:
         opening: Sequence[Work] = (),
         priority: Priority = "normal",
         deadline_s: float = math.inf,
+        owner: Owner = NOBODY,
     ) -> float | None:
         """Returns the seconds until a request that came now would be complete, by the learnt cost.
 
@@ -177,11 +183,12 @@ class Planner:
         width of all workers. What is not known counts as the most that it can be. Requests that are still to come are
         left out, and so is the share of others in its steps: a request that is predicted to be late will be late. The
         largest request ahead of it takes its share of each step at most, and does not hold up the others for longer.
+        Other owners do not hold it up for longer than their turns take.
 
         Returns:
             The seconds; None as long as nothing was observed.
         """
-        return self._admission.predicted_s(demands, opening, priority, deadline_s)
+        return self._admission.predicted_s(demands, opening, priority, deadline_s, owner.party)
 
     def admit(
         self,
@@ -216,7 +223,7 @@ class Planner:
             self._admission.check_room(demands, opening)
             self._admission.check_owner(owner, demands, opening)
             if in_time:
-                self._admission.check_time(demands, opening, priority, deadline_s, now_s)
+                self._admission.check_time(demands, opening, priority, deadline_s, now_s, owner.party)
         request = LiveRequest(
             self._next_number(),
             demands,
@@ -224,7 +231,7 @@ class Planner:
             size_bytes=size_bytes,
             deadline_s=deadline_s,
             rank=CLASSES.index(priority),
-            owner=owner.name,
+            owner=owner.party,
             came_s=now_s,
         )
         self._requests[request.number] = request
@@ -242,7 +249,7 @@ class Planner:
         """
         self._admission.check_number(len(self) + self._followers, owner)
         self._followers += 1
-        self._ledger.joins(owner.name)
+        self._ledger.joins(owner.party)
         live = self._requests[request]
         live.expires_s = max(live.expires_s, deadline_s)
         self._queue.update(live)  # it may have left its line when its own deadline had passed
@@ -250,7 +257,7 @@ class Planner:
     def leave(self, owner: Owner = NOBODY) -> None:
         """Counts one caller less who follows a request of another."""
         self._followers -= 1
-        self._ledger.leaves(owner.name)
+        self._ledger.leaves(owner.party)
 
     def next_step(self, now_s: float) -> Step | None:
         """Returns the next step, which counts as sent; None when nothing can be sent now."""
@@ -262,7 +269,7 @@ class Planner:
             filling.add(lost)
         else:
             self._let_in_aged(filling, now_s)
-            self._let_in(filling, queue.openings, now_s, spare=1 if len(queue.started) else 0)
+            self._let_in(filling, queue.openings, now_s, spare=1 if len(queue.started) else 0, halves=True)
             self._let_in(filling, queue.started, now_s)
             self._let_in(filling, queue.openings, now_s)
         slices = [self._taken(request, queries) for request, queries in filling.shares()]
@@ -398,16 +405,42 @@ class Planner:
         aged = [(request, line) for line in lines if (request := line.aged(now_s))]
         for request, line in sorted(aged, key=lambda pair: pair[0].number):
             if filling.has_room_for(request):
-                line.take(request)
-                filling.add(request, aged=line is self._queue.started)
+                self._add(filling, request, line, aged=line is self._queue.started)
 
-    def _let_in(self, filling: Filling, line: Line, now_s: float, spare: int = 0) -> None:
-        """Lets in the first requests of a line. None is passed over, so that small images do not delay a large one."""
-        while (request := line.first(now_s)) is not None and filling.has_room_for(request, spare):
-            if not (request.to_open or filling.has_queries_for(request)):
+    def _let_in(self, filling: Filling, line: Line, now_s: float, spare: int = 0, halves: bool = False) -> None:
+        """Lets in the first requests of a line.
+
+        An owner whose first one does not fit is passed over, and is the first of the next step: small images do not
+        delay a large one, and a large one does not keep those of others out of what is left of the step.
+
+        Args:
+            filling: the step.
+            line: where the requests come from.
+            now_s: the time.
+            spare: number of further items that there must be room for.
+            halves: whether an owner who has half of the step is passed over.
+        """
+        passed_over = 0
+        while (request := line.first(now_s)) is not None and filling.has_places(spare):
+            turn = self._queue.started.turn(request.owner)
+            if not request.to_open and not filling.has_queries_for(request, turn):
+                break  # nor for those that come after it
+            if filling.has_room_for(request) and not (halves and filling.is_half_full_of(request.owner)):
+                self._add(filling, request, line)
+                continue
+            passed_over += 1
+            if passed_over > self._limits.items:  # with a step that is nearly full, there may be any number of owners
                 break
-            line.take(request)
-            filling.add(request)
+            line.pass_over(request.owner)
+        line.pass_over_nobody()
+
+    def _add(self, filling: Filling, request: LiveRequest, line: Line, aged: bool = False) -> None:
+        """Takes a request out of its line into the step."""
+        started = self._queue.started
+        filling.add(request, started.turn(request.owner), aged)
+        line.take(request)
+        if line is not started and request.waiting:  # its queries are a turn as well
+            started.serve(request.owner)
 
     def _taken(self, request: LiveRequest, queries: int) -> SentSlice | None:
         """Returns a request's slice of the step, None if nothing is left for it; the request is back in its line."""

@@ -245,8 +245,10 @@ class Executor:
         info = self.network.info
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
-        job.wanted = tuple(self._known(target.resolved(info.labels)) for target in job.item.targets or DEFAULT_TARGETS)
-        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image)
+        job.wanted = tuple(
+            self._known(target.resolved(info.labels), job.work) for target in job.item.targets or DEFAULT_TARGETS
+        )
+        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work)
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """Cuts jobs into batches whose images times gradients are at most the micro-batch, or of a single job.
@@ -296,11 +298,12 @@ class Executor:
         tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
         return any(REGISTRY[type(task.method)].needs_gradients or _ordering(task) is not None for task in tasks)
 
-    def _known(self, target: AnyTarget) -> AnyTarget:
+    def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
         """Returns the target, for a reference image the vector that the network makes of it."""
         if not isinstance(target, Vector) or target.image is None:
             return target
-        _, seen = self._images.seen(b"", read_image(target.image))
+        _, seen = self._images.seen(b"", read_image(target.image), work)
+        work["opening"] += 1
         outputs = self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
         if not outputs.isfinite().all():
             raise Unsupported("the network's outputs for the reference image are not finite")

@@ -12,7 +12,7 @@ from torch import Tensor
 from camserve import images
 from camserve.errors import ImageMissing
 from camserve.images import ImageContent
-from camserve.methods.work import Kind
+from camserve.methods.work import Kind, decoded_units
 from camserve.scores import Targets
 from camserve.types import AnyTarget
 from camserve.worker.memory import Memory, Passed, Seen
@@ -47,12 +47,13 @@ class Forward:
         self._network = network
         self._memory = memory
 
-    def seen(self, name: bytes, image: ImageContent | None) -> tuple[bytes, Seen]:
-        """Returns the image's name, and what the network sees of it.
+    def seen(self, name: bytes, image: ImageContent | None, work: Counter[Kind]) -> tuple[bytes, Seen]:
+        """Returns the image's name, and what the network sees of it; what is decoded is added to `work`.
 
         Args:
             name: the image's digest; empty where it must be computed.
             image: the image; None where it should be remembered.
+            work: units by kind.
 
         Raises:
             InvalidImage: the image is broken.
@@ -65,6 +66,8 @@ class Forward:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
             pixels, view = images.seen(image, self._network.preprocessing)
+            if units := decoded_units(view.original_size):
+                work["decode"] += units
             seen = Seen(torch.from_numpy(pixels), view)
             self._memory.put(name, seen)
         return name, seen

@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from camserve.errors import InvalidOption, Overloaded
+from camserve.gateway.api.status import Context
 from camserve.gateway.ops.watched_files import Reloaded
 from camserve.planning import CLASSES, Owner
 from camserve.types import Priority
@@ -75,6 +76,11 @@ _caller: ContextVar[Caller] = ContextVar("camserve_caller", default=ANYONE)
 def caller() -> Caller:
     """Returns who made the call that is being answered; `ANYONE` where tokens are off."""
     return _caller.get()
+
+
+def party_of(context: Context) -> str:
+    """Returns who takes turns with others at a call: its token, or its connection where tokens are off."""
+    return caller().name or context.peer()
 
 
 def set_caller(found: Caller) -> None:

@@ -8,13 +8,14 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
 
 from camserve.errors import CamserveError, DeadlineExceeded, InvalidInput, Overloaded
 from camserve.gateway.api import request_ids
-from camserve.gateway.api.access import Rates, caller
+from camserve.gateway.api.access import Rates, caller, party_of
 from camserve.gateway.api.delivery import Delivery
 from camserve.gateway.api.reading import NO_MESSAGE, Reader
 from camserve.gateway.api.status import Context, abort, message, public, status
@@ -225,12 +226,14 @@ class Calls:
         if data is None:
             raise InvalidInput(NO_MESSAGE)
         with self._memory.hold(MESSAGE_COPIES * len(data)) as held:
-            decoded = await self._read(record, door, data)
+            party = party_of(context)
+            decoded = await self._read(record, door, data, party)
             del data  # what is needed of it is in the request
             with self._counted(record.priority):
                 timeout_s = _least(context.time_remaining(), decoded.timeout_s)
                 news = None if on_progress is None else on_progress(decoded.request, record.delivery.write)
-                call = Call(_noting(record, decoded.encode), caller(), timeout_s, news, held.add)
+                encode = _noting(record, decoded.encode)
+                call = Call(encode, caller(), timeout_s, news, held.add, context.peer())
                 reply = await self._explainer.explain(decoded.request, call)
                 held.count(REPLY_COPIES * len(reply))
                 await self._deliver(record, reply, timeout_s)
@@ -273,16 +276,17 @@ class Calls:
         finally:
             in_flight.dec()
 
-    async def _read(self, record: _Record, door: Door, data: bytes) -> Decoded:
+    async def _read(self, record: _Record, door: Door, data: bytes, party: str) -> Decoded:
         """Returns a message decoded, with the class capped, and records what is known of it.
 
         What the client may have made up is recorded as "unknown", so that labels are few.
         """
         try:
-            decoded = await asyncio.to_thread(door.decode, data)
+            decoded = await self._explainer.threads.run(party, partial(door.decode, data))
         except Exception:
             with suppress(CamserveError):
-                record.model = self._registry.get(await asyncio.to_thread(door.model_name, data)).name
+                name = await self._explainer.threads.run(party, partial(door.model_name, data))
+                record.model = self._registry.get(name).name
             raise
         request = replace(decoded.request, priority=caller().capped(decoded.request.priority))
         record.methods = tuple(method.name for method in request.methods) or (UNKNOWN,)

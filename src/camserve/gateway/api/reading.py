@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from camserve.errors import CamserveError, DeadlineExceeded, InvalidInput, Overloaded
-from camserve.gateway.api.access import caller
+from camserve.gateway.api.access import party_of
 from camserve.gateway.api.delivery import completed
 from camserve.gateway.api.status import Context, abort
+from camserve.gateway.requests.turns import Turns
 
 PATIENCE_S = 5.0
 """Seconds that a message may take to arrive while others wait for the place of its reader."""
@@ -40,7 +41,6 @@ _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]]
 class _Read:
     """One message that is being read."""
 
-    owner: str
     began_s: float
     timer: asyncio.Timeout
 
@@ -48,8 +48,8 @@ class _Read:
 class Reader:
     """Reads a bounded number of messages at once, since each may be large; those who wait are served in turn.
 
-    Turns go round the owners: tokens, or connections where nobody needs a token. An owner has at most half of the
-    places. A message that does not come holds its place for `PATIENCE_S` at most while somebody waits.
+    A party has at most half of the places. A message that does not come holds its place for `PATIENCE_S` at most while
+    somebody waits.
 
     Args:
         places: number of messages that are read at once.
@@ -57,12 +57,9 @@ class Reader:
     """
 
     def __init__(self, places: int, timeout_s: float) -> None:
-        self._places = places
-        self._share = max(1, places // 2)
+        self._turns = Turns(places, max(1, places // 2), self._hurry)
         self._timeout_s = timeout_s
         self._reading: list[_Read] = []
-        self._owned: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def read(self, context: Context) -> bytes | None:
         """Returns the next message of a call; None where there is none, or it is larger than the server takes.
@@ -71,12 +68,12 @@ class Reader:
             Overloaded: it did not come while others waited for the place.
             DeadlineExceeded: it did not come at all.
         """
-        owner = caller().name or context.peer()
-        await self._place(owner)
+        party = party_of(context)
+        await self._turns.take(party)
         began_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(began_s + self._timeout_s) as timer:
-                read = _Read(owner, began_s, timer)
+                read = _Read(began_s, timer)
                 self._reading.append(read)
                 try:
                     self._hurry()
@@ -89,48 +86,12 @@ class Reader:
                 raise Overloaded(text, reason="reading") from None
             raise DeadlineExceeded(f"the message did not come within {self._timeout_s:g} s") from None
         finally:
-            self._owned -= Counter((owner,))
-            self._let_in()
+            self._turns.give_back(party)
         return None if data is grpc.aio.EOF else bytes(data)  # type: ignore[attr-defined]  # its stubs have no EOF
-
-    async def _place(self, owner: str) -> None:
-        """Waits for a place, and takes it."""
-        if owner not in self._waiting and self._free(owner):
-            self._owned[owner] += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(turn)
-        self._hurry()
-        self._let_in()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # its turn had come just before
-                self._owned -= Counter((owner,))
-            self._let_in()
-            raise
-
-    def _free(self, owner: str) -> bool:
-        return self._owned.total() < self._places and self._owned[owner] < self._share
-
-    def _let_in(self) -> None:
-        """Gives free places to those who wait, one to each owner in turn."""
-        for owner in list(self._waiting):
-            if self._owned.total() >= self._places:
-                return
-            turns = self._waiting[owner]
-            while turns and turns[0].cancelled():
-                turns.popleft()
-            if turns and self._free(owner):
-                self._owned[owner] += 1
-                self._waiting.move_to_end(owner)
-                turns.popleft().set_result(None)
-            if not turns:
-                del self._waiting[owner]
 
     def _hurry(self) -> None:
         """Sets an end to what is being read for long, if somebody waits and no place is free."""
-        if not self._waiting or self._owned.total() < self._places:
+        if not self._turns.crowded:
             return
         for read in self._reading:
             end_s = read.began_s + PATIENCE_S
@@ -145,7 +106,7 @@ class SmallMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it
 
     Args:
         places: number of messages of one service that are read at once.
-        streams: number of calls of one service whose replies are streams, of which an owner has a sixteenth.
+        streams: number of calls of one service whose replies are streams, of which a party has a sixteenth.
         timeout_s: seconds that a message may take to arrive.
     """
 
@@ -168,14 +129,14 @@ class SmallMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it
     @contextmanager
     def _streaming(self, open_: Counter[str], context: Context) -> Iterator[None]:
         """Counts a call whose replies are a stream as long as the block runs."""
-        owner = caller().name or context.peer()
-        if open_.total() >= self._most or open_[owner] >= max(1, self._most // 16):
+        party = party_of(context)
+        if open_.total() >= self._most or open_[party] >= max(1, self._most // 16):
             raise Overloaded("too many streams of this service are open; close some, or try again later")
-        open_[owner] += 1
+        open_[party] += 1
         try:
             yield
         finally:
-            open_ -= Counter((owner,))
+            open_ -= Counter((party,))
 
 
 def _reading(

@@ -162,7 +162,7 @@ class FakeBackend:
         info = self._info(model)  # again: the model may have been replaced meanwhile, or the backend be down
         seen = [self._seen(item) for item in items]
         self._fail(seen)
-        return self._faulty(number, answer(info, seen, self.faults.item_errors))
+        return self._faulty(number, answer(info, seen, self.faults.item_errors, items))
 
     def _seen(self, item: Item) -> Item:
         """Returns the item with its image, if that was ever sent."""

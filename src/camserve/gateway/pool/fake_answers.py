@@ -18,7 +18,7 @@ from camserve import images
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal
 from camserve.images import ImageContent
 from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
-from camserve.methods.work import Kind
+from camserve.methods.work import Kind, decoded_units
 from camserve.types import (
     Against,
     AnyTarget,
@@ -47,6 +47,7 @@ from camserve.types.parts import Part
 log = logging.getLogger(__name__)
 
 SECONDS: Mapping[Kind, float] = {
+    "decode": 0.0005,
     "opening": 0.0003,
     "masked_forward": 0.0001,
     "layer_gradient": 0.0002,
@@ -61,23 +62,38 @@ DEVICE_MEMORY = DeviceMemory("cpu", used_bytes=2**28, limit_bytes=2**32)
 """Memory of the device that every answer tells of."""
 
 
-def answer(info: ModelInfo, items: Sequence[Item], errors: Mapping[bytes, CamserveError] | None = None) -> StepResult:
-    """Returns the answer to a step, which has taken what `SECONDS` says; `errors` are by encoded image."""
+def answer(
+    info: ModelInfo,
+    items: Sequence[Item],
+    errors: Mapping[bytes, CamserveError] | None = None,
+    sent: Sequence[Item] | None = None,
+) -> StepResult:
+    """Returns the answer to a step, which has taken what `SECONDS` says.
+
+    Args:
+        info: the model.
+        items: the items, with their images.
+        errors: errors of items, by encoded image.
+        sent: the items as they were sent: those without an image have been decoded before. None: `items`.
+    """
     outcomes = tuple(_outcome(info, item, errors or {}) for item in items)
     made = Counter[Kind]()
+    for item, outcome in zip(sent or items, outcomes, strict=True):
+        if item.image is not None and isinstance(outcome, ItemResult):
+            made["decode"] += decoded_units(outcome.view.original_size)
     for item, outcome in zip(items, outcomes, strict=True):
         if isinstance(outcome, ItemResult):
             made.update(_made(info, item, len(outcome.targets)))
     seconds = {kind: units * SECONDS[kind] for kind, units in made.items()}
-    forward_s = seconds.pop("opening", 0.0)
+    forward_s, decode_s = seconds.pop("opening", 0.0), seconds.pop("decode", 0.0)
     return StepResult(
         outcomes,
-        {"decode": 0.001, "forward": 0.002 + forward_s, "queries": 0.001 + sum(seconds.values())},
+        {"decode": 0.001 + decode_s, "forward": 0.002 + forward_s, "queries": 0.001 + sum(seconds.values())},
         worker="fake:0:cpu",
         memory_hits=1,
         memory_misses=1,
         device_memory=DEVICE_MEMORY,
-        made=made,
+        made=dict(+made),
         version=info.version,
         weights=info.weights,
     )

@@ -9,12 +9,17 @@ from camserve.errors import InvalidOption
 from camserve.gateway.requests.demands import demands_of, opening_of
 from camserve.methods import Auto, MethodSpec, method_text
 from camserve.methods.work import Kind
-from camserve.planning import Candidate, Planner, choose
+from camserve.planning import Candidate, Owner, Planner, choose
 from camserve.types.request import FittedRequest
 
 
 def resolved(
-    fitted: FittedRequest, ladder: Sequence[MethodSpec], planner: Planner, deadline_s: float, budget_s: float
+    fitted: FittedRequest,
+    ladder: Sequence[MethodSpec],
+    planner: Planner,
+    deadline_s: float,
+    budget_s: float,
+    owner: Owner,
 ) -> FittedRequest:
     """Returns the request with a method instead of each `Auto`, and the reasons in `choices`.
 
@@ -25,6 +30,7 @@ def resolved(
         planner: predicts how long a request would take now.
         deadline_s: when the request has to be answered, on the event loop's clock.
         budget_s: seconds that the request may take.
+        owner: who asks.
 
     Raises:
         InvalidOption: nothing of the ladder fits the layers.
@@ -40,7 +46,7 @@ def resolved(
     def predicted_s(candidate: Candidate[FittedRequest]) -> float | None:
         would_be, priority = candidate.spec, fitted.request.priority
         demands, opening = demands_of(would_be), opening_of(would_be)
-        return planner.predicted_s(demands, opening=opening, priority=priority, deadline_s=deadline_s)
+        return planner.predicted_s(demands, opening=opening, priority=priority, deadline_s=deadline_s, owner=owner)
 
     choice = choose(candidates, predicted_s, budget_s)
     autos = [index for index, method in enumerate(fitted.methods) if isinstance(method, Auto)]

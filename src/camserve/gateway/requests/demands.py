@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from camserve.finalise.results import rankings
-from camserve.methods.work import Work
+from camserve.methods.work import Work, decoded_units
 from camserve.planning import Demand
 from camserve.types.parts import Part
 from camserve.types.request import FittedRequest
 
 
 def opening_of(fitted: FittedRequest) -> tuple[Work, ...]:
-    """Returns the work that cannot be divided and is done with the opening: forward passes, methods made in one go."""
+    """Returns the work that cannot be divided and is done with the opening.
+
+    That is decoding, forward passes, and methods that are made in one go.
+    """
     layers = {part.layer.name for part in fitted.parts}
     whole = [part.work(fitted.max_targets) for part in fitted.parts if not part.queries(1)]
-    return (Work("opening", max(1, len(layers))), *whole)
+    pixels = decoded_units(fitted.image_size)
+    decoding = [Work("decode", pixels)] if pixels else []
+    return (*decoding, Work("opening", max(1, len(layers))), *whole)
 
 
 def demands_of(fitted: FittedRequest, targets: int | None = None) -> tuple[Demand, ...]:

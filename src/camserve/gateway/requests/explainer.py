@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from camserve.errors import DeadlineExceeded
 from camserve.finalise.results import Snapshot
@@ -21,6 +23,8 @@ from camserve.gateway.requests.memory import PICTURE_BYTES, answer_bytes
 from camserve.gateway.requests.rendering import Encode, Renderer, predictions
 from camserve.gateway.requests.reply_cache import ReplyCache
 from camserve.gateway.requests.running import Run
+from camserve.gateway.requests.turns import Threads
+from camserve.planning import Owner
 from camserve.types import Cost, InputView, Progress, StreamOptions
 from camserve.types.request import ExplainRequest, FittedRequest
 
@@ -39,6 +43,13 @@ class Call:
     """Awaited with all news, from the opening on; None: nobody wants any."""
     hold: Callable[[int], None] = lambda size: None
     """Counts bytes that the answer will take, as long as the call lasts; raises Overloaded where there is no room."""
+    connection: str = ""
+    """Connection by which the call came."""
+
+    @property
+    def owner(self) -> Owner:
+        """The caller as the planner knows it: the owner of its requests."""
+        return replace(self.caller.owner, connection=self.connection)
 
 
 class Explainer:
@@ -48,7 +59,9 @@ class Explainer:
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
-        self._renderer = Renderer(PICTURE_BYTES * settings.max_image_pixels)
+        self.threads = Threads("requests", 1 + min(4, os.cpu_count() or 1), PICTURE_BYTES * settings.max_image_pixels)
+        """Threads for all long work of requests: reading them, fitting them, rendering replies."""
+        self._renderer = Renderer(self.threads)
         self._ladder = settings.ladder()
         self._choices = dict(zip(self._ladder, settings.auto_ladder.split(), strict=True))
         self._replies = ReplyCache(settings.result_cache_bytes, settings.result_cache_shared)
@@ -62,7 +75,8 @@ class Explainer:
         allowed_s = self._settings.default_deadline_s if call.timeout_s is None else call.timeout_s
         deadline_s = asyncio.get_running_loop().time() + allowed_s
         model = self._registry.get(request.model)
-        fitted = await asyncio.to_thread(request.fit, model.required(), self._settings.request_limits())
+        limits = self._settings.request_limits()
+        fitted = await self.threads.run(call.owner.party, partial(request.fit, model.required(), limits))
         model.check_ready()
         fitted = self._chosen(model, fitted, call, deadline_s)
         call.hold(answer_bytes(fitted, news=call.on_progress is not None))
@@ -75,13 +89,14 @@ class Explainer:
             raise DeadlineExceeded(f"the deadline of {allowed_s:g} s passed before the answer was complete") from None
 
     def close(self) -> None:
-        """Ends the rendering threads."""
-        self._renderer.close()
+        """Ends the threads."""
+        self.threads.close()
 
     def _chosen(self, model: ServedModel, fitted: FittedRequest, call: Call, deadline_s: float) -> FittedRequest:
         """Returns the request with its `auto` resolved; counts the choice."""
         budget_s = self._settings.auto_budget_s if call.timeout_s is None else call.timeout_s
-        fitted = resolved(fitted, self._ladder, model.dispatcher.planner, deadline_s, budget_s)
+        planner, owner = model.dispatcher.planner, call.owner
+        fitted = resolved(fitted, self._ladder, planner, deadline_s, budget_s, owner)
         for index in fitted.choices:
             self._metrics.auto_choices.labels(model.name, self._choices[fitted.methods[index]]).inc()
         return fitted
@@ -92,7 +107,7 @@ class Explainer:
         kept = None if key is None else self._replies.get(key)
         if kept is not None:
             self._count_cache(model, "hit", kept.cost.queries)
-            return await self._renderer.again(kept, fitted, call.encode)
+            return await self._renderer.again(kept, fitted, call.owner.party, call.encode)
         return await self._worked(model, fitted, call, deadline_s, key)
 
     async def _worked(
@@ -100,7 +115,7 @@ class Explainer:
     ) -> bytes:
         """Returns the reply of a run: one of its own, or that of a caller who is just asking the same."""
         in_time = call.timeout_s is not None and not fitted.request.allow_partial
-        owner = call.caller.owner
+        owner = call.owner
         async with model.dispatcher.running(fitted, deadline_s, in_time=in_time, owner=owner, key=key) as run:
             own = run.fitted is fitted
             try:
@@ -126,7 +141,7 @@ class Explainer:
             async with asyncio.timeout_at(until_s):
                 async for known in run:
                     if stream is not None and not run.complete:
-                        await self._tell(stream, replace(known, fitted=fitted), run)
+                        await self._tell(stream, replace(known, fitted=fitted), run, call.owner.party)
         except TimeoutError:
             if not fitted.request.allow_partial:
                 raise
@@ -136,9 +151,9 @@ class Explainer:
         assert known is not None, "a run ends with a state, or raises"
         return known
 
-    async def _tell(self, stream: _Stream, known: Snapshot, run: Run) -> None:
+    async def _tell(self, stream: _Stream, known: Snapshot, run: Run, party: str) -> None:
         """Sends news of a run, with maps where they are due."""
-        maps = await self._renderer.maps(known) if stream.due() else ()
+        maps = await self._renderer.maps(known, party) if stream.due() else ()
         news = Progress(run.results.answered, run.results.total, predictions(known), maps)
         await stream.send(news, known.opening.view)
 
@@ -151,7 +166,7 @@ class Explainer:
             return replace(run.cost(render_s), cached=not own)
 
         keep = None if key is None or not run.complete else lambda found: self._replies.keep(key, found)
-        data, cost = await self._renderer.reply(known, call.encode, cost_of, keep)
+        data, cost = await self._renderer.reply(known, call.owner.party, call.encode, cost_of, keep)
         label = method_label([method.name for method in known.fitted.methods])
         self._metrics.stages(model.name, label, cost.stage_seconds)
         if own:

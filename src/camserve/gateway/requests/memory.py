@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from camserve.errors import Overloaded
 from camserve.types import ENCODINGS
@@ -31,6 +29,10 @@ _MAP_BYTES = 4
 
 PICTURE_BYTES = 12
 """Bytes of a pixel while a map is made and encoded: of the photo twice, and of the map; measured for every encoding."""
+
+
+_LITTLE = 64
+"""Part of a gate's bytes that is hardly anything."""
 
 
 def answer_bytes(fitted: FittedRequest, news: bool = False) -> int:
@@ -120,6 +122,8 @@ class Held:
 class Gate:
     """Lets work through, in order, as long as its bytes fit beside each other.
 
+    Work that needs hardly anything waits for nobody, and is not counted.
+
     Args:
         size: bound of the bytes at once; what needs more than that by itself goes through alone.
     """
@@ -129,16 +133,10 @@ class Gate:
         self._used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def passing(self, size: int) -> AsyncIterator[None]:
-        """Waits until there is room, which the block then has."""
-        await self._enter(size)
-        try:
-            yield
-        finally:
-            self._leave(size)
-
-    async def _enter(self, size: int) -> None:
+    async def enter(self, size: int) -> None:
+        """Returns once there is room for bytes; they are taken until `leave`."""
+        if _LITTLE * size <= self._size:
+            return
         if not self._waiting and self._fits(size):
             self._used += size
             return
@@ -152,9 +150,11 @@ class Gate:
             self._let_in()
             raise
 
-    def _leave(self, size: int) -> None:
-        self._used -= size
-        self._let_in()
+    def leave(self, size: int) -> None:
+        """Gives back the bytes that were taken by `enter`."""
+        if _LITTLE * size > self._size:
+            self._used -= size
+            self._let_in()
 
     def _let_in(self) -> None:
         while self._waiting and (self._waiting[0][1].cancelled() or self._fits(self._waiting[0][0])):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -18,7 +16,8 @@ from camserve import images
 from camserve.errors import Cancelled
 from camserve.finalise.render import background
 from camserve.finalise.results import Snapshot, maps_of
-from camserve.gateway.requests.memory import Gate, picture_bytes
+from camserve.gateway.requests.memory import picture_bytes
+from camserve.gateway.requests.turns import Threads
 from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
 from camserve.types.request import FittedRequest
 
@@ -31,48 +30,48 @@ CostOf = Callable[[float], Cost]
 
 
 class Renderer:
-    """Renders the replies of one gateway in threads of its own.
+    """Renders the replies of one gateway.
 
     Args:
-        picture_bytes: bound of the bytes in use by the pictures that are being made.
+        threads: threads that do the work.
     """
 
-    def __init__(self, picture_bytes: int) -> None:
-        self._gate = Gate(picture_bytes)
-        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="render")
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
         self._pixel_s = 0.0
         """Running mean of the time that making and encoding one pixel of a map takes."""
-
-    def close(self) -> None:
-        """Ends the threads; work that they have not begun is dropped."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def expected_s(self, fitted: FittedRequest) -> float:
         """Returns how many seconds the maps of a request will take."""
         return self._pixel_s * fitted.map_pixels
 
-    async def _in_thread(self, fitted: FittedRequest, work: Callable[..., _T], *arguments: object) -> _T:
-        """Returns what `work` returns, called in one of the threads once there is memory for the request's pictures."""
-        async with self._gate.passing(picture_bytes(fitted)):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def _in_thread(self, fitted: FittedRequest, party: str, work: Callable[[], _T]) -> _T:
+        """Returns what `work` returns, called in a thread once there is memory for the request's pictures."""
+        return await self._threads.run(party, work, picture_bytes(fitted))
 
-    async def maps(self, known: Snapshot) -> tuple[SaliencyMap, ...]:
+    async def maps(self, known: Snapshot, party: str) -> tuple[SaliencyMap, ...]:
         """Returns the maps of what is known so far."""
         with _abandoned_at_end() as abandoned:
-            return await self._in_thread(known.fitted, lambda: tuple(_drawn(known, abandoned)))
+            return await self._in_thread(known.fitted, party, lambda: tuple(_drawn(known, abandoned)))
 
     async def reply(
-        self, known: Snapshot, encode: Encode, cost_of: CostOf, keep: Callable[[Explanation], None] | None
+        self,
+        known: Snapshot,
+        party: str,
+        encode: Encode,
+        cost_of: CostOf,
+        keep: Callable[[Explanation], None] | None,
     ) -> tuple[bytes, Cost]:
         """Returns the encoded reply and its cost; hands the whole explanation to `keep`, where there is one."""
         with _abandoned_at_end() as abandoned:
-            data, cost = await self._in_thread(known.fitted, _encoded, known, encode, cost_of, keep, abandoned)
+            work = partial(_encoded, known, encode, cost_of, keep, abandoned)
+            data, cost = await self._in_thread(known.fitted, party, work)
         # `expected_s` follows a running mean over about the last eight replies.
         pixel_s = cost.stage_seconds["render"] / max(1, known.fitted.map_pixels)
         self._pixel_s += (pixel_s - self._pixel_s) / 8
         return data, cost
 
-    async def again(self, explanation: Explanation, fitted: FittedRequest, encode: Encode) -> bytes:
+    async def again(self, explanation: Explanation, fitted: FittedRequest, party: str, encode: Encode) -> bytes:
         """Returns the encoded reply of an explanation that was kept."""
 
         def encoded() -> bytes:
@@ -80,7 +79,7 @@ class Renderer:
             maps = (replace(saliency, image=image) for saliency in explanation.maps)
             return encode(maps, lambda: replace(explanation, maps=()))
 
-        return await self._in_thread(fitted, encoded)
+        return await self._in_thread(fitted, party, encoded)
 
 
 def predictions(known: Snapshot) -> tuple[Prediction, ...]:
