@@ -29,11 +29,13 @@ from camserve.types import (
     Model,
     ModelInfo,
     ModelSummary,
+    Prediction,
     Progress,
     SaliencyMap,
     Target,
+    Vector,
 )
-from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
 from camserve.types.target_forms import target_forms
 from camserve.v1 import explain_pb2 as pb
 
@@ -470,3 +472,90 @@ def test_an_unknown_layer_is_refused_with_the_default_and_close_ones():
     assert info.layer("") == info.layer("layer4.1") == info.layers[0]
     with pytest.raises(InvalidOption, match=r"unknown layer 'layer4\.2'; the default is 'layer4\.1'.*layer3\.1"):
         info.layer("layer4.2")
+
+
+# References, whose bytes are cut out before the rest is parsed
+
+
+def reference(content: bytes) -> pb.Target:
+    return pb.Target(reference=pb.Image(encoded=content))
+
+
+def test_references_arrive_in_the_order_of_their_targets():
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    targets = (Vector(image=b"one"), Target(index=3), Vector(image=pixels), Vector([1.0]), Vector(image=b"two"))
+    sent = v1.request_to_proto(ExplainRequest(b"photo", targets=targets)).SerializeToString()
+    found = v1.request_from_bytes(sent)
+    assert (found.image, found.targets) == (b"photo", targets)
+
+
+def test_references_do_not_count_as_options_and_each_is_measured():
+    large = v1.request_to_proto(ExplainRequest(b"photo", targets=(Vector(image=bytes(5000)),))).SerializeToString()
+    assert v1.request_from_bytes(large, RequestLimits(option_bytes=2000)).targets
+    with pytest.raises(InvalidImage, match="an image may have at most 4999 bytes, got 5000"):
+        v1.request_from_bytes(large, RequestLimits(image_bytes=4999))
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "text"),
+    [
+        (pb.Target(reference=pb.Image()), InvalidImage, "no image: set reference.encoded or reference.tensor"),
+        (pb.Target(reference=pb.Image(tensor=pb.Tensor(shape=[1, 1, 3]))), InvalidImage, "no image: set reference"),
+        (pb.Target(vector=b"12345"), InvalidOption, "a vector is float32, 4 bytes for each number; got 5 bytes"),
+        (pb.Target(vector=b""), InvalidOption, "a vector has the shape"),
+        (pb.Target(vector=bytes(8)), InvalidOption, "a vector must not be all zeros"),
+        (pb.Target(vector=np.array([np.nan], "<f4").tobytes()), InvalidOption, "a vector has finite numbers, got nan"),
+        (pb.Target(contrast={}), InvalidOption, "exactly one, got 0"),
+        (pb.Target(contrast={"of": {"index": 1}}), InvalidOption, "at least one other, got none"),
+        (pb.Target(contrast={"of": {"index": 1}, "than": [{}]}), InvalidOption, "exactly one, got 0"),
+        (pb.Target(contrast={"of": {"index": 1}, "than": [{"top_k": 2}]}), InvalidOption, "named ones, got top2"),
+        (
+            pb.Target(contrast={"of": {"index": 1}, "than": [{"index": 2}], "gamma": float("nan")}),
+            InvalidOption,
+            r"gamma must be 0\.\.10, got nan",
+        ),
+        (pb.Target(finer={"of": {"index": 1}, "nearest": 0}), InvalidOption, r"nearest must be 1\.\.100, got 0"),
+        (pb.Target(finer={}), InvalidOption, "exactly one, got 0"),
+        (pb.Target(against={}), InvalidOption, "exactly one, got 0"),
+        (pb.Target(value={"of": {"index": 1}, "direction": 7}), InvalidOption, "unknown direction 7"),
+        (pb.Target(value={"of": {"top_k": 1}}), InvalidOption, "by name or index, got top1"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(target, kind, text):
+    message = pb.ExplainRequest(image=pb.Image(encoded=b"x"), targets=[target])
+    with pytest.raises(kind, match=text):
+        v1.request_from_bytes(message.SerializeToString())
+
+
+def test_a_reference_that_is_said_twice_is_refused():
+    twice = reference(b"one").SerializeToString() + reference(b"two").SerializeToString()
+    request = (
+        pb.ExplainRequest(image=pb.Image(encoded=b"x")).SerializeToString() + b"\x2a" + bytes([len(twice)]) + twice
+    )
+    with pytest.raises(InvalidImage, match=r"set reference\.encoded or reference\.tensor, once"):
+        v1.request_from_bytes(request)
+
+
+def test_the_classes_and_names_inside_of_targets_are_bounded_before_one_is_read():
+    many = pb.Target(contrast={"of": {"index": 1}, "than": [{}] * 3})
+    sent = pb.ExplainRequest(image=pb.Image(encoded=b"x"), targets=[many]).SerializeToString()
+    with pytest.raises(InvalidOption, match="name at most 3 classes, got 4"):
+        v1.request_from_bytes(sent, RequestLimits(targets=3))
+    for kind in ("finer", "against", "value"):
+        long = pb.Target(**{kind: {"of": {"label": "x" * 65}}})
+        sent = pb.ExplainRequest(image=pb.Image(encoded=b"x"), targets=[long, pb.Target()]).SerializeToString()
+        with pytest.raises(InvalidOption, match="a name has at most 64 characters, got 65"):
+            v1.request_from_bytes(sent, RequestLimits(name_characters=64))
+
+
+def test_a_client_of_0_1_sends_no_kind_and_reads_probabilities():
+    assert v1.target_from_proto(pb.Target(top_k=2)) == Target(top_k=2)
+    assert v1.prediction_from_proto(pb.Prediction(index=1, label="a")) == Prediction(1, "a", 0.0)
+
+
+def test_signed_maps_are_asked_for_and_come_back_with_their_sign():
+    output = OutputOptions(signed=True)
+    assert (
+        v1.request_from_bytes(v1.request_to_proto(ExplainRequest(b"x", output=output)).SerializeToString()).output
+        == output
+    )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from camserve.errors import InvalidOption
 from camserve.types.model import ModelInfo
 from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Value, Vector
@@ -99,6 +101,13 @@ def default_target(model: ModelInfo) -> AnyTarget:
         return Target(top_k=1)
     forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
     raise InvalidOption(f"this model gives vectors: say what to be similar to, by {forms}")
+
+
+def sample_target(model: ModelInfo) -> AnyTarget:
+    """Returns some target that the model takes, for looks at its workers."""
+    if model.outputs == "embedding" and not model.labels:
+        return Vector(np.ones(model.dimension, np.float32))
+    return default_target(model)
 
 
 def _name(target: AnyTarget) -> str:

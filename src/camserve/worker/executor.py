@@ -55,6 +55,7 @@ from camserve.types import (
     Task,
     Vector,
 )
+from camserve.types.target_forms import sample_target
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
 from camserve.worker.memory import Memory, Passed, Seen
@@ -178,7 +179,7 @@ class Executor:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
         image = np.zeros((*self.network.info.input_size, self.network.info.channels), np.float32)
         score_cam = Task(0, ScoreCam(), 0, self.network.micro_batch)
-        self.execute([Item(image, (), (score_cam, Task(1, GradCam(), 0, 0)))])
+        self.execute([Item(image, (sample_target(self.network.info),), (score_cam, Task(1, GradCam(), 0, 0)))])
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:

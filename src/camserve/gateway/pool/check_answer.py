@@ -11,6 +11,7 @@ from camserve.methods import MethodSpec
 from camserve.types import Item, ItemResult, MapCurves, ModelInfo, Partial, Ranking, StepResult, Task
 from camserve.types.parts import Part
 from camserve.types.request import known_targets, max_targets
+from camserve.types.targets import is_final
 
 
 def check_answer(info: ModelInfo, items: Sequence[Item], result: StepResult) -> None:
@@ -39,6 +40,11 @@ def _check_item(info: ModelInfo, item: Item, result: ItemResult) -> None:
     number = len(result.targets)
     if number != (known_targets(item.targets) or number) or not 0 < number <= max_targets(item.targets):
         raise malformed(f"targets {item.targets} resolved to {result.targets}")
+    said = [*result.predictions, *(one for explained in result.targets for one in explained.classes)]
+    if not all(is_final(explained.target) for explained in result.targets) or not all(
+        one.index < len(info.labels) for one in said
+    ):
+        raise malformed(f"targets {result.targets} of {len(info.labels)} classes")
     asked = [task.position for task in item.tasks]
     came = [partial.position for partial in result.partials]
     if came != asked:

@@ -24,7 +24,8 @@ from camserve.gateway.pool.torchserve import Backend, Workers
 from camserve.images import digest
 from camserve.methods import GradCam
 from camserve.planning import Evidence
-from camserve.types import Item, ModelInfo, StepResult, Target, Task
+from camserve.types import Item, ModelInfo, StepResult, Task
+from camserve.types.target_forms import sample_target
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def canary(model: ModelInfo) -> Item:
     """Returns an item that asks for a Grad-CAM of a grey image of the network's own input size."""
     grey = _sendable(np.full((*model.input_size, model.channels), 128, np.uint8))
     tasks = (Task(0, GradCam(), 0, 0),)
-    return Item(image=grey, digest=digest(grey), targets=(Target(top_k=1),), tasks=tasks, top_predictions=1)
+    return Item(image=grey, digest=digest(grey), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
 
 
 def pattern(size: tuple[int, int], channels: int = 3) -> np.ndarray:

@@ -1,0 +1,152 @@
+"""Targets of every kind through a whole gateway, over the shipped fake."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gateway_harness import GRAD, SCORE, Harness, arrays, ask, failure, photo, same, serving
+
+from camserve.client import AsyncClient
+from camserve.gateway.pool.fake import MODEL, FakeBackend
+from camserve.images import digest
+from camserve.types import Against, Contrast, MapCurves, Target, Vector
+from camserve.v1 import explain_pb2 as pb
+
+VALUES = replace(MODEL, name="fake", outputs="value", labels=("age", "size"), units=("years", "px"))
+FACES = replace(MODEL, name="fake", outputs="embedding", labels=(), dimension=3)
+OTHER = photo(9)
+
+
+def contrast(of: int, *than: int, gamma: float = 1.0) -> pb.Target:
+    others = [pb.ClassTarget(index=index) for index in than]
+    return pb.Target(contrast=pb.Contrast(of=pb.ClassTarget(index=of), than=others, gamma=gamma))
+
+
+def serving_model(model) -> object:
+    return serving(FakeBackend([model]))
+
+
+async def targets_of_steps(server: Harness) -> list[tuple[object, ...]]:
+    return [item.targets for step in server.upstream.steps for item in step]
+
+
+async def test_a_reply_says_what_each_map_is_of():
+    targets = [
+        pb.Target(label="tiger cat"),
+        contrast(0, 3, 1, gamma=0.5),
+        pb.Target(against=pb.Against(of=pb.ClassTarget(index=4))),
+        pb.Target(index=7),
+    ]
+    async with serving() as server:
+        reply = await server.stub.Explain(ask(SCORE, targets=targets, top_predictions=10))
+    said = {one.index: one.probability for one in reply.predictions}
+    texts = ["tiger_cat", "contrast:tabby>0.5*tiger_cat,espresso", "against:cup", "7"]
+    assert [saliency.target_text for saliency in reply.maps] == texts
+    assert [[one.index for one in saliency.classes] for saliency in reply.maps] == [[1], [0, 1, 3], [4], [7]]
+    assert [saliency.target.label for saliency in reply.maps] == ["tiger_cat", "tabby", "cup", "crane"]
+    scores = [said[1], said[0] - 0.25 * (said[1] + said[3]), 1 - said[4], said[7]]
+    assert [saliency.score for saliency in reply.maps] == pytest.approx(scores)
+    assert len({array.tobytes() for array in arrays(reply)}) == 4
+
+
+async def test_finer_and_top_k_are_pinned_to_what_the_first_worker_found():
+    finer = pb.Target(finer=pb.Finer(of=pb.ClassTarget(top_k=2), nearest=2))
+    async with serving(step_queries=16) as server:
+        reply = await server.stub.Explain(ask(SCORE, targets=[finer]))
+        first, *later = await targets_of_steps(server)
+    assert len(first) == 1
+    assert len(later) > 2
+    (pinned,) = set(later)
+    assert [type(target) for target in pinned] == [Contrast, Contrast]
+    assert [target.gamma for target in pinned] == [0.6, 0.6]
+    assert [saliency.target_text for saliency in reply.maps] == [target.text(MODEL.labels) for target in pinned]
+    assert [saliency.target.index for saliency in reply.maps] == [one.index for one in reply.predictions[:2]]
+
+
+async def test_the_curves_are_of_the_targets_of_their_maps():
+    targets = [contrast(0, 1), pb.Target(against=pb.Against(of=pb.ClassTarget(index=0)))]
+    async with serving() as server:
+        await server.stub.Explain(ask(GRAD, SCORE, targets=targets, evaluate=True, evaluation_steps=4))
+        tasks = {task.position: task for step in server.upstream.steps for item in step for task in item.tasks}
+    curves = [task.method.target for _, task in sorted(tasks.items()) if isinstance(task.method, MapCurves)]
+    assert curves == [Contrast(Target(index=0), (Target(index=1),)), Against(Target(index=0))] * 2
+
+
+async def test_a_model_of_numbers_goes_up_and_down():
+    async with serving_model(VALUES) as server:
+        reply = await server.stub.Explain(ask(GRAD))
+        down = pb.Target(value=pb.Value(of=pb.ClassTarget(label="size"), direction="DOWN"))
+        other = await server.stub.Explain(ask(GRAD, targets=[down, pb.Target(index=1)]))
+        model = await server.stub.GetModel(pb.GetModelRequest())
+    assert (model.outputs, list(model.units)) == ("value", ["years", "px"])
+    assert [(form.name, form.example) for form in model.targets] == [("value", "up:age")]
+    assert reply.maps[0].target_text == "up:age"
+    assert {one.unit for one in reply.predictions} == {"years", "px"}
+    assert all(one.HasField("value") and one.probability == 0 for one in reply.predictions)
+    assert [saliency.target_text for saliency in other.maps] == ["down:size", "up:size"]
+    assert [saliency.score for saliency in other.maps] == [-other.maps[1].target.value, other.maps[1].target.value]
+
+
+async def test_a_reference_becomes_a_vector_and_its_image_is_sent_once():
+    targets = [pb.Target(reference=pb.Image(encoded=OTHER)), pb.Target(vector=np.array([1, 2, 3], "<f4").tobytes())]
+    async with serving(FakeBackend([FACES]), step_queries=16) as server:
+        reply = await server.stub.Explain(ask(SCORE, targets=targets))
+        first, *later = await targets_of_steps(server)
+        nothing = await failure(server.stub.Explain(ask(GRAD)))
+        broken = await failure(
+            server.stub.Explain(ask(GRAD, targets=[pb.Target(reference=pb.Image(encoded=OTHER[:200]))]))
+        )
+    assert first == (Vector(image=OTHER), Vector([1.0, 2.0, 3.0]))
+    (pinned,) = set(later)
+    assert [target.image for target in pinned] == [None, None]
+    assert pinned[1] == first[1]
+    assert reply.cost.image_bytes == len(photo()) + len(OTHER)
+    assert [saliency.target_text.partition(":")[0] for saliency in reply.maps] == ["vector", "vector"]
+    assert [list(saliency.classes) for saliency in reply.maps] == [[], []]
+    assert [saliency.target.similarity for saliency in reply.maps] == [0.25, 0.25]
+    assert nothing[1].startswith("this model gives vectors: say what to be similar to, by vector ('vector:face.npy')")
+    assert broken[0] == "INVALID_ARGUMENT"
+
+
+async def test_kept_replies_are_told_apart_by_what_is_asked():
+    asked = [
+        {"targets": [pb.Target(index=1)]},
+        {"targets": [contrast(1, 2)]},
+        {"targets": [contrast(1, 2, gamma=0.5)]},
+        {"targets": [contrast(1, 3)]},
+        {"targets": [pb.Target(against=pb.Against(of=pb.ClassTarget(index=1)))]},
+        {"targets": [pb.Target(finer=pb.Finer(of=pb.ClassTarget(index=1)))]},
+        {"targets": [pb.Target(finer=pb.Finer(of=pb.ClassTarget(index=1), nearest=2))]},
+        {"targets": [pb.Target(index=1)], "output": pb.Output(signed=True)},
+    ]
+    async with serving(result_cache_bytes=10 * 2**20) as server:
+        replies = [await server.stub.Explain(ask(GRAD, **fields)) for fields in asked]
+        again = [await server.stub.Explain(ask(GRAD, **fields)) for fields in asked]
+    assert not any(reply.cost.cached for reply in replies)
+    assert all(reply.cost.cached for reply in again)
+    assert all(map(same, replies, again))
+
+
+async def test_kept_replies_know_a_reference_by_its_content():
+    def asked(image: bytes) -> pb.ExplainRequest:
+        return ask(GRAD, targets=[pb.Target(reference=pb.Image(encoded=image))])
+
+    async with serving(FakeBackend([FACES]), result_cache_bytes=10 * 2**20) as server:
+        cached = [(await server.stub.Explain(asked(image))).cost.cached for image in (OTHER, photo(8), OTHER)]
+    assert cached == [False, False, True]
+    assert digest(OTHER) != digest(photo(8))
+
+
+async def test_a_python_client_asks_and_reads_targets_of_every_kind():
+    async with serving(FakeBackend([FACES])) as server, AsyncClient(server.gateway.address) as client:
+        answer = await client.explain(photo(), targets=[Vector(image=OTHER), Vector([1, 2, 3])])
+        forms = (await client.model()).targets
+    assert [saliency.score for saliency in answer.maps] == [0.25, 0.25]
+    assert [form.name for form in forms] == ["vector", "reference"]
+    async with serving() as server, AsyncClient(server.gateway.address) as client:
+        answer = await client.explain(photo(), targets="contrast:tabby>cup,boat", signed=True)
+    assert answer.maps[0].target_text == "contrast:tabby>cup,boat"
+    assert [one.label for one in answer.maps[0].classes] == ["tabby", "cup", "boat"]
+    assert answer.maps[0].signed

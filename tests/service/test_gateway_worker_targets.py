@@ -1,0 +1,93 @@
+"""Targets of every kind through a gateway and a real worker: the same maps as without a service, and the same words."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+import tiny
+from gateway_harness import QUICK
+from torch import nn
+from worker_backend import WorkerBackend
+
+from camserve import Engine
+from camserve.client import AsyncClient
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.server import Gateway
+from camserve.types import Preprocessing, Target, Vector
+from camserve.worker.network import Network
+
+PREPROCESSING = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+PHOTO, OTHER = tiny.png(tiny.pixels(1)), tiny.png(tiny.pixels(2))
+METHODS = ("grad_cam", "score_cam", ("occlusion", {"positions": 4}))
+KINDS = {
+    "softmax": (tiny.TINY_LABELS, ["contrast:tabby cat>lynx,3", "finer:lynx", "against:top2", "finer:top2", 2]),
+    "sigmoid": (tiny.TINY_LABELS, ["contrast:1>0.5*2", "finer:1", "against:5", Target(top_k=2)]),
+    "probabilities": (tiny.TINY_LABELS, ["contrast:1>2", "finer:1", "against:1", 1]),
+    "binary": (("no", "yes"), ["yes", "no", "against:yes", "contrast:yes>no", "finer:yes"]),
+    "value": (("age", "size"), ["up:age", "down:age", "size"]),
+    "embedding": ((), [Vector([0.5, -1.0, 2.0, 0.25]), Vector(image=OTHER)]),
+}
+
+
+def module(outputs: str, labels: tuple[str, ...]) -> nn.Module:
+    made = tiny.tiny_module()
+    made[-1] = nn.Linear(16, 1 if outputs == "binary" else len(labels) or 4)
+    return nn.Sequential(made, nn.Softmax(dim=1)) if outputs == "probabilities" else made
+
+
+@asynccontextmanager
+async def served(network: Network, **settings):
+    async with Gateway(Settings(**(QUICK | settings)), fixed({"here": WorkerBackend(network)})) as gateway:
+        await gateway.wait_ready(30)
+        async with AsyncClient(gateway.address) as client:
+            yield client
+
+
+@pytest.mark.parametrize("outputs", KINDS)
+async def test_the_service_answers_as_the_engine(outputs):
+    labels, targets = KINDS[outputs]
+    made = module(outputs, labels)
+    expected = Engine(made, preprocessing=PREPROCESSING, labels=labels, outputs=outputs).explain(
+        PHOTO, METHODS, targets, evaluate=True, evaluation_steps=3
+    )
+    network = Network(made, preprocessing=PREPROCESSING, labels=labels, outputs=outputs, name="tiny", micro_batch=5)
+    async with served(network, step_queries=8) as client:
+        answer = await client.explain(PHOTO, METHODS, targets, evaluate=True, evaluation_steps=3)
+        model = await client.model()
+    assert model.outputs == outputs
+    assert answer.cost.steps > 3
+    assert [one.index for one in answer.predictions] == [one.index for one in expected.predictions]
+    assert len(answer.maps) == len(expected.maps) >= len(METHODS) * len(targets)
+    for ours, engines in zip(answer.maps, expected.maps, strict=True):
+        assert ours.target_text == engines.target_text
+        assert [one.label for one in ours.classes] == [one.label for one in engines.classes]
+        assert ours.score == pytest.approx(engines.score, abs=1e-6)  # the wire has float32
+        # Micro-batches of another size round otherwise, and maps are scaled to [0, 1].
+        np.testing.assert_allclose(ours.array, engines.array, atol=1e-4)
+        np.testing.assert_allclose(ours.faithfulness.deletion, engines.faithfulness.deletion, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", KINDS)
+async def test_a_model_of_each_kind_takes_its_own_examples_and_needs_no_target_unless_it_gives_vectors(outputs):
+    labels, _ = KINDS[outputs]
+    network = Network(module(outputs, labels), preprocessing=PREPROCESSING, labels=labels, outputs=outputs, name="tiny")
+    async with served(network) as client:
+        model = await client.model()
+        examples = [form.example for form in model.targets if form.name not in ("vector", "reference")]
+        if outputs != "embedding":
+            assert len((await client.explain(PHOTO)).maps) == 1
+            assert len((await client.explain(PHOTO, targets=examples)).maps) == len(examples)
+        else:
+            assert examples == []
+            assert len((await client.explain(PHOTO, targets=Vector(np.ones(model.dimension)))).maps) == 1
+
+
+async def test_the_score_of_a_class_is_its_probability():
+    network = tiny.tiny_network()
+    async with served(network) as client:
+        old = await client.explain(PHOTO, ["grad_cam"], [Target(label="lynx"), Target(top_k=1), 0])
+    assert {saliency.target.label for saliency in old.maps} <= set(tiny.TINY_LABELS)
+    assert all(saliency.target.probability == pytest.approx(saliency.score) for saliency in old.maps)
