@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ from camserve.methods import (
 )
 from camserve.methods.work import Work
 from camserve.planning import Demand, Limits, Planner
-from camserve.types import Target
+from camserve.types import Target, Vector
 from camserve.types.request import ExplainRequest, FittedRequest
 
 IMAGE = np.zeros((32, 48, 3), np.uint8)
@@ -48,6 +50,13 @@ def test_a_method_that_is_made_in_one_go_asks_nothing_and_is_work_of_the_opening
 def test_a_large_photo_is_work_by_its_megapixels(size, units):
     request = ExplainRequest(np.broadcast_to(np.uint8(0), (*size, 3)), (GradCam(),)).fit(MODEL)
     assert [work.units for work in opening_of(request) if work.kind == "decode"] == [units] * (units > 0)
+
+
+def test_a_reference_image_is_work_of_the_opening_as_well():
+    model = replace(MODEL, outputs="embedding", dimension=4)
+    targets = (Vector(image=np.broadcast_to(np.uint8(0), (2048, 1024, 3))), Vector(np.ones(4)))
+    request = ExplainRequest(IMAGE, (ScoreCam(),), targets).fit(model)
+    assert opening_of(request) == (Work("decode", 2), Work("opening", 2))
 
 
 def test_every_layer_has_a_forward_pass_in_the_opening():

@@ -11,7 +11,7 @@ from reference.models import CHANNELS, PREPROCESSING, build, picture
 from camserve.errors import DeadlineExceeded
 from camserve.images import digest
 from camserve.methods import GradCam, GroupCam, MethodSpec, ScoreCam
-from camserve.types import InputView, Item, Target, Task
+from camserve.types import InputView, Item, Target, Task, Vector
 from camserve.worker.executor import Executor
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
@@ -122,6 +122,18 @@ def test_neighbours_that_are_remembered_and_new_ones_do_not_mix():
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.partials[0].sums, other.partials[0].sums, rtol=1e-9, atol=1e-12)
         assert [each.index for each in one.predictions] == [each.index for each in other.predictions]
+
+
+def test_a_reference_image_is_decoded_and_embedded_once():
+    network = Network(build("pooled", 2, torch.float64), preprocessing=PREPROCESSING, outputs="embedding")
+    target, method = Vector(image=np.zeros((1100, 1000, 3), np.uint8)), Task(0, ScoreCam(), 0, 4)
+    step = [Item(picture(2), (target,), (method,))]
+    for executor, openings in ((Executor(network, 2**26), 0), (Executor(network), 2)):
+        first, second = (executor.execute(step) for _ in range(2))
+        assert first.made["opening"] == 2
+        assert first.made["decode"] == 1
+        assert second.made.get("opening", 0) == openings
+        np.testing.assert_array_equal(*(step.outcomes[0].partials[0].sums for step in (first, second)))
 
 
 def test_a_step_says_how_many_megapixels_it_has_decoded():

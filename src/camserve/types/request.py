@@ -269,6 +269,15 @@ class FittedRequest:
         """Number of targets of one map each; None where that is not known yet."""
         return known_targets(self.targets)
 
+    @cached_property
+    def references(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each reference image among the targets."""
+        return tuple(
+            _checked_image(read_image(target.image), self.model, self.limits)
+            for target in self.targets
+            if isinstance(target, Vector) and target.image is not None
+        )
+
     @property
     def max_maps(self) -> int:
         """Number of maps of the reply if the targets are all different ones."""

@@ -58,7 +58,7 @@ from camserve.types import (
 from camserve.types.target_forms import sample_target
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
-from camserve.worker.memory import Memory, Passed, Seen
+from camserve.worker.memory import Embedded, Memory, Passed, Seen
 from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.network import Network, exact_float32
 
@@ -303,12 +303,17 @@ class Executor:
         """Returns the target, for a reference image the vector that the network makes of it."""
         if not isinstance(target, Vector) or target.image is None:
             return target
+        kept: Embedded | None = self.memory.get(("embedded", target.key))
+        if kept is not None:
+            return kept.target
         _, seen = self._images.seen(b"", read_image(target.image), work)
         work["opening"] += 1
         outputs = self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
         if not outputs.isfinite().all():
             raise Unsupported("the network's outputs for the reference image are not finite")
-        return Vector(outputs.detach().cpu().numpy())
+        embedded = Embedded(Vector(outputs.detach().cpu().numpy()))
+        self.memory.put(("embedded", target.key), embedded)
+        return embedded.target
 
     def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camserve.types import AnyTarget, InputView
+from camserve.types import AnyTarget, InputView, Vector
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class Passed:
         return Passed(self.input.clone(), self.activations.clone(), self.logits.clone(), gradients)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Holds the vector that a network makes of a reference image."""
+
+    target: Vector
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes of the vector."""
+        return 0 if self.target.values is None else self.target.values.nbytes
+
+
 class Memory:
     """Keeps the most recently used values, bounded in bytes; may be used from several threads.
 
@@ -87,7 +99,7 @@ class Memory:
             self._values.clear()
             self._total = 0
 
-    def put(self, key: Hashable, value: Seen | Passed) -> None:
+    def put(self, key: Hashable, value: Seen | Passed | Embedded) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
         with self._lock:
             self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]

@@ -16,9 +16,10 @@ def opening_of(fitted: FittedRequest) -> tuple[Work, ...]:
     """
     layers = {part.layer.name for part in fitted.parts}
     whole = [part.work(fitted.max_targets) for part in fitted.parts if not part.queries(1)]
-    pixels = decoded_units(fitted.image_size)
+    references = fitted.references
+    pixels = sum(decoded_units(size) for size in (fitted.image_size, *references))
     decoding = [Work("decode", pixels)] if pixels else []
-    return (*decoding, Work("opening", max(1, len(layers))), *whole)
+    return (*decoding, Work("opening", max(1, len(layers)) + len(references)), *whole)
 
 
 def demands_of(fitted: FittedRequest, targets: int | None = None) -> tuple[Demand, ...]:
