@@ -13,6 +13,7 @@ from tiny import TINY_LABELS, TINY_SIZE, pixels, tiny_module
 from camserve import Engine
 from camserve.errors import Unsupported
 from camserve.evaluation import confidence, localisation, sanity
+from camserve.evaluation.confidence import Confidence
 from camserve.evaluation.curves import faithfulness
 from camserve.evaluation.truth import TrueBox
 from camserve.methods import GradCam, ScoreCam
@@ -236,3 +237,10 @@ def test_sanity_check_explains_a_copy(engine):
         assert all(-1 <= stage.correlation <= 1 for stages in stages_by_image for stage in stages)
     assert found[GradCam()][0][-1].correlation < 0.9
     assert all(torch.equal(value, before[key]) for key, value in engine.network.module.state_dict().items())
+
+
+def test_drops_of_scores_that_may_be_negative():
+    assert Confidence(-2.0, -3.0).drop == 0.5
+    assert Confidence(-2.0, -1.0).drop == 0
+    assert Confidence(0.0, -1.0).drop == 0
+    assert [Confidence(-2.0, kept).increased for kept in (-1.0, -2.0, -3.0)] == [True, False, False]

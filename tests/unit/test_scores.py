@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from camserve.errors import CamserveError, InvalidOption, Unsupported
+from camserve.saliency.masks import loss
 from camserve.scores import SCORES, find_outputs, make_score
 from camserve.types import OUTPUTS, Against, Contrast, Finer, Prediction, Target, Value, Vector
 
@@ -31,6 +32,26 @@ def test_the_most_probable_class_comes_first_and_of_equal_ones_that_of_lower_ind
     (first,) = make_score("softmax").predictions(LOGITS).top(1)
     assert first == Prediction(2, "", probability=pytest.approx(LOGITS.softmax(0)[2].item()))
     assert make_score("sigmoid").predictions(LOGITS).of([1])[0].probability == pytest.approx(1 / (1 + np.exp(1)))
+
+
+def test_a_contrast_that_weighs_others_twice_is_not_taken_for_the_opposite_of_a_class():
+    """1 - 2 is -1, as the weight of an opposite is, whose probability counts from 1."""
+    contrast = Contrast(of(2), (of(3),), 2.0)
+    p = LOGITS.softmax(0)
+    found = make_score("softmax").targets([contrast, Against(of(2))]).query_value(LOGITS[None])[0]
+    torch.testing.assert_close(found, torch.stack([p[2] - 2 * p[3], 1 - p[2]]))
+
+
+def test_a_small_difference_has_the_rounding_of_what_it_is_a_difference_of():
+    """Else a network that answers all queries alike would have a map of rounding errors."""
+    targets = make_score("softmax").targets([of(0), Contrast(of(0), (of(1),))])
+    before = torch.tensor([[1e-4, 1e-4]])
+    after = before + 3e-7  # a few units in the last place of the probabilities 0.5 and 0.4999
+    assert (loss(before, after, targets.query_size) != 0).tolist() == [[True, False]]
+    outputs = torch.tensor([[300.0, 299.0]])
+    values = targets.value(outputs)
+    assert targets.size(outputs).tolist() == [[0, 599]]
+    assert (loss(values, values + 1e-3, targets.size(outputs)) != 0).tolist() == [[False, False]]
 
 
 def test_yes_or_no_are_two_classes_of_one_logit():
