@@ -64,6 +64,29 @@ def test_every_class_with_boxes_is_explained_else_the_most_probable(engine, resu
     assert bare["maps"][0]["localisation"] is None
 
 
+KINDS = {"sigmoid": (TINY_LABELS, "lynx"), "binary": (("no", "lynx"), "lynx"), "value": (TINY_LABELS, "lynx")}
+
+
+@pytest.mark.parametrize("outputs", KINDS)
+def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outputs, tmp_path):
+    labels, box = KINDS[outputs]
+    module = tiny_module()
+    if outputs == "binary":
+        module = torch.nn.Sequential(*module, torch.nn.Linear(6, 1))
+    engine = Engine(module.eval(), preprocessing=PREPROCESSING, labels=labels, outputs=outputs)
+    plan = Plan((parse_method("grad_cam"),), protocols=(PROTOCOLS["rise"],), sanity_images=1)
+    (record, check) = evaluate(engine, EXAMPLES[:1], plan, tmp_path)
+    (first, *_) = (one for one in record["maps"] if one["label"] == box)
+    target = labels.index(box)
+    said = {one.index: one for one in engine.explain(EXAMPLES[0].source, [], top_predictions=6).predictions}[target]
+    whole = said.value if outputs == "value" else said.probability
+    assert first["probability"] == pytest.approx(whole, rel=1e-5)
+    assert first["curves"]["rise"]["deletion"][0] == pytest.approx(whole, abs=1e-5)
+    assert first["localisation"]["energy"] >= 0
+    assert record["contrast"] is None or record["contrast"]["least_likely"]["energy"] >= 0
+    assert check["stages"]
+
+
 def test_figures_are_those_of_the_metrics(engine, result):
     _, records, _ = result
     answer = engine.explain(EXAMPLES[0].source, ["score_cam"], [5])
