@@ -22,7 +22,7 @@ from camserve.archive.package import WEIGHTS, handler_source
 from camserve.archive.sources import lite0_file, sha256_of
 from camserve.archive.untrusted import read_member
 from camserve.errors import InvalidInput, InvalidOption, NotFound
-from camserve.saliency.layers import find_layers
+from camserve.saliency.layers import survey
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ def test_shipped_manifest_is_true(tmp_path):
     assert (card.name, card.version, card.architecture) == ("lite0", model.version, model.source)
     assert (card.preprocessing.crop_px, card.licence, card.layer) == (model.input_px, model.licence, model.layer)
     module, _ = load_package(path)
-    assert model.layer == find_layers(module, torch.zeros(1, 3, *model.input_px))[1]  # that found without being told
+    assert model.layer == survey(module, torch.zeros(1, 3, *model.input_px)).default  # that found without being told
 
 
 def test_a_listed_model_is_built_alike_everywhere(own_store, tmp_path):

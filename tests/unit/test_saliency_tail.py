@@ -73,17 +73,17 @@ def example(n: int = 1) -> Tensor:
     return torch.rand(n, 3, 10, 12, generator=torch.Generator().manual_seed(0))
 
 
-def captured(module: nn.Module, layer: str, x: Tensor | None = None, calls: int = 1):
-    return capture(module, example() if x is None else x, layer, calls)
+def captured(module: nn.Module, layer: str, x: Tensor | None = None, call: int = 1):
+    return capture(module, example() if x is None else x, layer, (call,))
 
 
-def assert_same(module: nn.Module, layer: str, x: Tensor, calls: int = 1) -> None:
+def assert_same(module: nn.Module, layer: str, x: Tensor, call: int = 1) -> None:
     """The tail is found, and makes of altered activations what the whole network makes of them."""
-    found = captured(module, layer, x, calls)
+    found = captured(module, layer, x, call)
     tail = find_tail(module, layer, found)
     assert tail is not None
     altered = torch.cat([found.activations * factor for factor in (1, 0, -0.7, 3)])
-    expected = with_output(module, x.expand(4, -1, -1, -1), layer, calls, found._arrangement, altered.clone())
+    expected = with_output(module, x.expand(4, -1, -1, -1), layer, (call,), found._arrangement, altered.clone())
     torch.testing.assert_close(tail(altered.clone()), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(expected[:1], found.logits, rtol=1e-4, atol=1e-5)
     assert (expected[1] - expected[0]).abs().max() > 1e-3
@@ -107,7 +107,7 @@ def test_a_container_is_kept_whole():
 
 
 def test_the_last_spatial_call_counts():
-    assert_same(Twice().eval(), "layer", example(), calls=2)
+    assert_same(Twice().eval(), "layer", example(), call=2)
 
 
 def test_tensors_that_the_forward_makes_are_part_of_the_tail():

@@ -23,6 +23,7 @@ from camserve.archive.sources import (
     read_labels,
     sha256_of,
 )
+from camserve.archive.surveyed import survey_members
 from camserve.archive.untrusted import ARCHIVE, is_file, read_member, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.types import Preprocessing
@@ -30,6 +31,7 @@ from camserve.types import Preprocessing
 if TYPE_CHECKING:
     import torch
 
+    from camserve.saliency.layers import Survey
     from camserve.types import Outputs
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def build_archive(
         InvalidInput: the weights do not fit the source or their SHA-256.
         NotFound: a file or a package is missing.
         Unavailable: the download of the weights failed.
-        Unsupported: a layer is named, but the network has no spatial one.
+        Unsupported: the network cannot be explained; the text says what was wanted and what came.
     """
     if name is not None:
         check_name("model name", name)  # before the work of finding weights
@@ -114,9 +116,9 @@ def build_archive(
         units=(units,) if isinstance(units, str) else tuple(units),
     )
     module = _filled_module(card, found.state)
-    card = _checked(module, card, outputs)
+    card, surveyed = _checked(module, card, outputs)
     path = store / f"{card.name}.mar"
-    _write_zip(path, _members(card, module))
+    _write_zip(path, _members(card, module) | survey_members(surveyed, _hash(module, card)))
     return path
 
 
@@ -202,14 +204,14 @@ def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) ->
     return module.eval().requires_grad_(False)
 
 
-def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> ModelCard:
-    """Returns the card with what the network says of its outputs, once it has been seen to fit its card."""
-    import torch
+def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> tuple[ModelCard, Survey]:
+    """Returns the card with what the network says of its outputs, and what is found out about its layers.
 
+    The network has been seen to fit the card, and to explain a picture.
+    """
+    from camserve.worker.dry_run import dry_run
     from camserve.worker.network import Network
 
-    if card.layer is not None:
-        _check_layer(module, card, torch.zeros(1, card.preprocessing.channels, *card.preprocessing.crop_px))
     network = Network(
         module,
         preprocessing=card.preprocessing,
@@ -217,22 +219,24 @@ def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) 
         outputs=outputs,
         output=card.output,
         units=card.units,
-        layer=card.layer,
     )
+    if card.layer is not None:
+        _check_layer(network.survey, card)
+    dry_run(network)
     found = network.info
     if outputs is None and found.outputs != "softmax":
         _log.warning("%s: the outputs sum to 1: they are packed as probabilities (--outputs probabilities)", card.name)
     if card.output is None and network.other_outputs:
         others = ", ".join(map(repr, network.other_outputs))
         _log.warning("%s: output %r is explained; --output may name another: %s", card.name, network.output, others)
-    return replace(card, labels=found.labels, outputs=found.outputs, output=network.output or None, units=found.units)
+    said = replace(card, labels=found.labels, outputs=found.outputs, output=network.output or None, units=found.units)
+    return said, network.survey
 
 
-def _check_layer(module: torch.nn.Module, card: ModelCard, example: torch.Tensor) -> None:
-    from camserve.saliency.layers import find_layers
-
-    found, _ = find_layers(module, example)
-    names = [each.layer.name for each in found]
+def _check_layer(found: Survey, card: ModelCard) -> None:
+    names = [each.layer.name for each in found.layers]
+    if reason := found.refused.get(card.layer or ""):
+        raise InvalidOption(f"layer {short(repr(card.layer))} is not offered: {reason}")
     if card.layer not in names:
         raise InvalidOption(f"{card.architecture} has no spatial layer {card.layer!r}; it has {', '.join(names)}")
 
@@ -248,6 +252,12 @@ def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
         **card_members(card),
         WEIGHTS: save(state),
     }
+
+
+def _hash(module: torch.nn.Module, card: ModelCard) -> str:
+    from camserve.worker.network import weights_hash
+
+    return weights_hash(module, card.preprocessing, card.outputs, card.output)
 
 
 def _manifest(card: ModelCard) -> dict[str, object]:

@@ -76,7 +76,7 @@ def _run(features: Features, transformer: nn.Module) -> tuple[Tensor, list[Tenso
     """Returns the logits (1, classes) and the attention weights (1, heads, N, N) of each layer."""
     layers = [child for child in transformer.modules() if isinstance(child, nn.MultiheadAttention)]
     with _attention(layers) as weights:
-        logits: Tensor = features.passes.module(features.input[None])
+        logits = features.passes.differentiable(features.input[None])
     if len(weights) != len(layers) or len(weights[0]) != 1:
         raise Unsupported("attention maps need each image to run through the vision transformer exactly once")
     return logits, weights

@@ -5,17 +5,18 @@ the tail. No parameter is touched: gradients are asked for the leaf alone. Hooks
 the thread that set them, so that one module object can serve several threads.
 
 A layer is addressed by its module name, or by `name:relu` for a functional activation applied to the module's output
-(DenseNet's last ReLU is no module). A module that runs several times in one forward counts at its last call.
+(DenseNet's last ReLU is no module). A module that runs several times in one forward counts at its last call, unless it
+is told at which. At several calls its maps are those of all of them, one after the other: as many times the channels.
 
 Activations and gradients are handed out as maps (B, C, u, v), however the layer's raw output holds them; the leaf has
-the raw shape, so the network runs on as it always does.
+the raw shape, so the network runs on as it always does. Of a network in half precision they come in float32.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,9 @@ from torch.overrides import TorchFunctionMode
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.saliency.arrangement import PLANES, Arrangement
+from camserve.saliency.flow import KeptGradients
 from camserve.saliency.head import constant_gradients, is_pooled_linear
+from camserve.saliency.run import run, single
 from camserve.scores import Targets
 
 ACTIVATIONS: dict[Callable[..., Any], str] = {
@@ -44,21 +47,21 @@ class Capture:
     """Holds what one forward pass of B images left at the layer."""
 
     activations: Tensor
-    """The layer's maps (B, C, u, v), without graph."""
+    """The layer's maps (B, C, u, v), without graph; float32 where the network has half precision."""
     logits: Tensor
     """Logits (B, classes), without graph."""
     _arrangement: Arrangement
-    _leaf: Tensor = field(repr=False)
-    """The layer's raw output, at which the graph starts."""
+    _leaves: tuple[Tensor, ...] = field(repr=False)
+    """The layer's raw output at each of its calls, at which the graph starts."""
     _output: Tensor = field(repr=False)
-    """Logits (B, classes), with graph where they depend on the layer."""
+    """Logits (B, classes), with graph where gradients flow to the layer."""
     _classifier: nn.Linear | None = field(default=None, repr=False)
     """The network's last linear layer, if it is known."""
 
     @property
     def raw(self) -> Tensor:
-        """Returns the layer's raw output, without graph."""
-        return self._leaf.detach()
+        """Returns the layer's raw output at its last call, without graph."""
+        return self._leaves[-1].detach()
 
     def gradients(self, targets: Targets) -> Tensor:
         """Returns dS/dA for each image's targets, in closed form behind global average pooling and one linear layer.
@@ -71,10 +74,8 @@ class Capture:
             (B, K, C, u, v).
 
         Raises:
-            InvalidOption: the logits do not depend on the layer.
+            Unsupported: the forward cuts gradients between the layer and the logits, and there is no closed form.
         """
-        if not self._output.requires_grad:
-            raise InvalidOption("the logits do not depend on this layer")
         pooled = is_pooled_linear(self._classifier, self.activations, self.logits)
         if self._classifier is None or not targets.score.linear or not pooled.any():
             return self._differentiated(targets)
@@ -89,20 +90,31 @@ class Capture:
             yield self.gradients(target)[:, 0]
 
     def _differentiated(self, targets: Targets) -> Tensor:
-        columns = [target.value(self._output).sum() for target in targets.columns()]
-        found = [torch.autograd.grad(column, self._leaf, retain_graph=True, allow_unused=True)[0] for column in columns]
-        if found[0] is None:
-            raise InvalidOption("the logits do not depend on this layer")
-        return torch.stack([self._arrangement.maps(gradients) for gradients in found], dim=1)
+        if not self._output.requires_grad:
+            raise Unsupported(CUT)
+        return torch.stack([self._of_leaves(target.value(self._output).sum()) for target in targets.columns()], dim=1)
+
+    def _of_leaves(self, score: Tensor) -> Tensor:
+        found = torch.autograd.grad(score, self._leaves, retain_graph=True, allow_unused=True)
+        if any(gradients is None for gradients in found):
+            raise Unsupported(CUT)
+        return _maps(found, self._arrangement)
+
+
+CUT = (
+    "no gradient of the scores reaches this layer, because the network's forward cuts it, with `detach` for instance; "
+    "the methods that need no gradients work: score_cam, ss_cam, is_cam, ablation_cam, eigen_cam, rise, occlusion"
+)
 
 
 def capture(
     module: nn.Module,
     x: Tensor,
     layer: str,
-    calls: int = 1,
+    calls: Sequence[int] = (),
     arrangement: Arrangement = PLANES,
     classifier: nn.Linear | None = None,
+    keeps: bool = False,
 ) -> Capture:
     """Makes one forward pass of `module` on `x`, with activations and graph taken at `layer`.
 
@@ -110,42 +122,44 @@ def capture(
         module: in eval mode; nothing is left on it, also when its forward fails.
         x: (B, 3, H, W) normalised input.
         layer: address of the layer.
-        calls: how often the layer runs in one forward, if known: the graph then starts at the last call only.
+        calls: numbers of the calls of the layer that count, from 1, among those with a spatial output, ascending; none:
+            its last one, which has not been found out.
         arrangement: how the layer's output holds its maps.
         classifier: the last linear layer, if known: behind global average pooling it makes a backward pass needless.
+        keeps: whether the forward is kept from switching gradients off: see `camserve.saliency.flow`.
 
     Raises:
         InvalidOption: no such layer, or it did not run.
         Unsupported: the layer's output is not arranged so, or the network's is not (B, classes).
     """
-    start = _GraphStart(layer, calls, lambda output: is_spatial(output, len(x), arrangement))
-    with torch.no_grad(), start.installed(module):
-        output = module(x)
-    if start.leaf is None and start.ran_without_space:
+    kept = KeptGradients(on=False) if keeps else None
+    start = _GraphStart(layer, calls, lambda output: is_spatial(output, len(x), arrangement), kept)
+    with torch.no_grad(), kept or nullcontext(), start.installed(module):
+        output = run(module, x)
+    if not start.leaves and start.ran_without_space:
         raise Unsupported(f"layer {layer!r} does not return {_wanted(arrangement)}")
-    if start.leaf is None:
+    if len(start.leaves) < max(1, len(calls)):
         raise InvalidOption(f"layer {layer!r} does not run in the forward pass")
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        raise Unsupported("the network must return logits of shape (batch, classes)")
-    activations = arrangement.maps(start.leaf.detach())
-    return Capture(activations, output.detach(), arrangement, start.leaf, output, classifier)
+    activations = _maps([leaf.detach() for leaf in start.leaves], arrangement)
+    return Capture(activations, output.detach(), arrangement, tuple(start.leaves), output, classifier)
 
 
-def with_output(module: nn.Module, x: Tensor, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> Tensor:
-    """Returns the logits (B, classes) of `x` with the layer's last output replaced.
+def with_output(
+    module: nn.Module, x: Tensor, layer: str, calls: Sequence[int], arrangement: Arrangement, maps: Tensor
+) -> Tensor:
+    """Returns the logits (B, classes) of `x` with the layer's output replaced at the calls that count.
 
     Args:
         module: in eval mode; nothing is left on it.
         x: (B, 3, H, W) normalised input.
         layer: address of the layer.
-        calls: how often the layer runs in one forward.
+        calls: numbers of the calls that count, as in `capture`.
         arrangement: how the layer's output holds its maps.
-        maps: (B, C, u, v), which the output in its place holds.
+        maps: (B, C, u, v), which the output in its place holds; for several calls those of all of them.
     """
     replacement = _Replacement(layer, calls, arrangement, maps)
     with torch.no_grad(), replacement.installed(module):
-        logits: Tensor = module(x)
-    return logits
+        return run(module, x)
 
 
 def is_spatial(output: Any, batch: int, arrangement: Arrangement) -> bool:
@@ -153,26 +167,43 @@ def is_spatial(output: Any, batch: int, arrangement: Arrangement) -> bool:
     return isinstance(output, Tensor) and arrangement.fits(output) and len(output) == batch
 
 
+def _maps(raw: Sequence[Tensor], arrangement: Arrangement) -> Tensor:
+    """Returns the maps (B, C, u, v) of a layer's calls, one after the other, in float32 at least."""
+    maps = [single(arrangement.maps(each)) for each in raw]
+    return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
 def _wanted(arrangement: Arrangement) -> str:
     if arrangement.grid is not None:
-        return f"(batch, {arrangement.own_tokens} + {arrangement.grid[0]} x {arrangement.grid[1]} tokens, channels)"
+        return f"(batch, {len(arrangement.own)} + {arrangement.grid[0]} x {arrangement.grid[1]} tokens, channels)"
     axes = "height, width, channels" if arrangement.channels_last else "channels, height, width"
     return f"(batch, {axes}) larger than 1 x 1"
 
 
-class _GraphStart:
-    """Turns the layer's output into the leaf of a new graph."""
+class Tap:
+    """Calls back with a layer's spatial outputs at the calls that count, and puts what comes back in their place.
 
-    def __init__(self, layer: str, calls: int, is_wanted: Callable[[Any], bool]) -> None:
+    Args:
+        layer: address of the layer.
+        calls: numbers of the calls that count; none: each, so that the last one is among them.
+        is_wanted: function that tells whether an output is spatial.
+    """
+
+    def __init__(self, layer: str, calls: Sequence[int], is_wanted: Callable[[Any], bool]) -> None:
         self.name, _, self.activation = layer.partition(":")
-        self.calls_left = calls
-        self.is_wanted = is_wanted
-        self.leaf: Tensor | None = None
         self.ran_without_space = False
+        self._calls = calls
+        self._is_wanted = is_wanted
+        self._number = 0
         self._before_activation: Tensor | None = None
+
+    def at(self, output: Tensor, index: int) -> Tensor | None:
+        """Returns what stands in for the output of the call of this index among those that count; None: itself."""
+        raise NotImplementedError
 
     @contextmanager
     def installed(self, module: nn.Module) -> Iterator[None]:
+        """Watches the layer inside, in this thread alone."""
         owner = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -186,57 +217,81 @@ class _GraphStart:
             yield
 
     def _at_layer(self, output: Any) -> Any:
-        if not self.is_wanted(output):
+        if not self._is_wanted(output):
             # No error yet: one activation module may serve the features and the head.
             self.ran_without_space = True
             return None
         if self.activation:
             self._before_activation = output
             return None
-        return self.start_graph(output)
+        return self.called(output)
 
-    def start_graph(self, output: Tensor) -> Tensor | None:
-        """Makes the output of the last call the leaf; returns a copy to go on with, None where nothing is replaced."""
-        self.calls_left -= 1
-        if self.calls_left > 0:
-            return None
-        # A copy, because the network may alter its output in place after this.
-        self.leaf = output.detach().clone().requires_grad_()
-        # The forward runs inside `no_grad`, which sets the mode back when it ends.
-        torch.set_grad_enabled(True)
-        # The network goes on with a second copy, because autograd forbids in-place operations on a leaf.
-        return self.leaf.clone()
+    def called(self, output: Tensor) -> Tensor | None:
+        """Counts a call, and returns what stands in for its output."""
+        self._number += 1
+        if not self._calls:
+            return self.at(output, 0)
+        return self.at(output, self._calls.index(self._number)) if self._number in self._calls else None
 
     def follows(self, function: Callable[..., Any], argument: Any) -> bool:
         """Tells whether this call is the addressed activation, on the layer's output."""
         return argument is self._before_activation and ACTIVATIONS.get(function) == self.activation
 
+    def once(self) -> None:
+        """Forgets the output that an activation has followed: the same activation once more is no other call."""
+        self._before_activation = None
 
-class _Replacement(_GraphStart):
-    """Replaces the layer's output by one that holds other maps."""
 
-    def __init__(self, layer: str, calls: int, arrangement: Arrangement, maps: Tensor) -> None:
+class _GraphStart(Tap):
+    """Turns the layer's outputs into leaves of a new graph."""
+
+    def __init__(
+        self, layer: str, calls: Sequence[int], is_wanted: Callable[[Any], bool], kept: KeptGradients | None
+    ) -> None:
+        super().__init__(layer, calls, is_wanted)
+        self.leaves: list[Tensor] = []
+        self._kept = kept
+
+    def at(self, output: Tensor, index: int) -> Tensor | None:
+        """Makes the output a leaf, in place of an earlier one of this index; returns a copy to go on with."""
+        # A copy, because the network may alter its output in place after this.
+        leaf = output.detach().clone().requires_grad_()
+        self.leaves[index:] = [leaf]
+        # The forward runs inside `no_grad`, which sets the mode back when it ends.
+        if self._kept is None:
+            torch.set_grad_enabled(True)
+        else:
+            self._kept.open()
+        # The network goes on with a second copy, because autograd forbids in-place operations on a leaf.
+        return leaf.clone()
+
+
+class _Replacement(Tap):
+    """Replaces the layer's outputs by some that hold other maps."""
+
+    def __init__(self, layer: str, calls: Sequence[int], arrangement: Arrangement, maps: Tensor) -> None:
         super().__init__(layer, calls, lambda output: is_spatial(output, len(maps), arrangement))
-        self._arrangement, self._maps = arrangement, maps
+        self._arrangement = arrangement
+        self._maps = maps.chunk(max(1, len(calls)), dim=1)
 
-    def start_graph(self, output: Tensor) -> Tensor | None:
-        """Returns the output that holds the other maps, once the last call is reached."""
-        self.calls_left -= 1
-        return None if self.calls_left > 0 else self._arrangement.raw(self._maps, output)
+    def at(self, output: Tensor, index: int) -> Tensor | None:
+        """Returns the output that holds the other maps."""
+        return self._arrangement.raw(self._maps[index].to(output.dtype), output)
 
 
 class _AfterActivation(TorchFunctionMode):
     """Watches for the functional activation that follows the layer."""
 
-    def __init__(self, start: _GraphStart) -> None:
+    def __init__(self, tap: Tap) -> None:
         super().__init__()
-        self._start = start
+        self._tap = tap
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if args and isinstance(args[0], Tensor) and self._start.follows(func, args[0]):
-            # With no calls left the graph has started: the same activation once more must not start another.
-            return self._start.start_graph(result) if self._start.calls_left else result
+        if args and isinstance(args[0], Tensor) and self._tap.follows(func, args[0]):
+            self._tap.once()
+            other = self._tap.called(result)
+            return result if other is None else other
         return result
 
 

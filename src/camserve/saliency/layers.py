@@ -1,252 +1,390 @@
-"""Finds which layers a network has to explain, and which one to take, by watching one forward pass.
+"""Finds which layers a network has to explain, and which one to take, in two forward passes.
 
-The rules need shapes and the order of calls alone, no values and no names.
+The first one, of one picture, is watched: see `camserve.saliency.watch`. The second one, of several that differ in
+patches, tells which layers change where the picture does: see `camserve.saliency.locality`. What is not offered is
+refused with a reason.
 
-Spatial outputs. Convolutions, normalisations over planes and poolings return planes; `nn.Linear` and `nn.LayerNorm`
-return channels last. Whatever else is 4-D is arranged as the last output of its shape was, or else by which two of its
-axes have the input's proportions. What is arranged in none of these ways is no layer: the windows of MaxViT, the heads
-of an attention. A 3-D output is a sequence of tokens if its length is that of a grid seen before it and a few more.
+A layer that runs several times counts at its last call that the scores depend on. Calls that do not depend on one
+another, and reach the scores side by side, are views of the picture: where all are upright and of one size, the layer's
+maps are those of all of them; else the layer is refused.
 
-The default layer is the last feature layer after its activation that is made before the classifier (the last linear or
-convolution layer). One exception: where a class token stands before the grid, the logits are read off that token, and
-after the last attention nothing of the other tokens reaches it: their gradients there are zero, and a map made of them
-would be empty. So the default is then what the last attention looks at: the first norm of the last block
+The default layer is the last feature layer that the scores depend on, before the head. The head is the last linear or
+convolution layer, if no way from the image to the scores leads past it: a linear layer behind pooling, or a 1 x 1
+convolution with one map for each score. Where the last such layer is part of a block, there is no head of modules
+(cosine heads, features alone). One exception: where a class token stands in the sequence, the logits are read off that
+token, and after the last attention nothing of the other tokens reaches it: their gradients there are zero, and a map
+made of them would be empty. So the default is then what the last attention looks at: the first norm of the last block
 (`encoder.layers.encoder_layer_11.ln_1` in torchvision, `blocks.11.norm1` in timm).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules import dropout, pooling
-from torch.overrides import TorchFunctionMode
 
-from camserve.errors import Unsupported
-from camserve.saliency.arrangement import CHANNELS_LAST, PLANES, Arrangement, token_grid
-from camserve.saliency.capture import ACTIVATIONS, is_spatial
+from camserve.errors import CamserveError, Unsupported
+from camserve.saliency.arrangement import PLANES, Arrangement
+from camserve.saliency.capture import Tap, is_spatial
+from camserve.saliency.flow import Node, reached
+from camserve.saliency.head import is_pooled_linear
+from camserve.saliency.locality import CONTRAST, Response, is_local, is_told, pictures
+from camserve.saliency.run import failed, run
+from camserve.saliency.watch import Event, HeadCall, Watch
 from camserve.types import Layer
 
-_CONVOLUTION = nn.modules.conv._ConvNd
-_CLASSIFIER = (nn.Linear, _CONVOLUTION)
-_POOLING = tuple(getattr(pooling, name) for name in pooling.__all__)
-_PLANES = (_CONVOLUTION, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, *_POOLING)
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
-_NOT_FEATURES = (*_POOLING, dropout._DropoutNd, nn.Identity, nn.Flatten)
+NOT_LOCAL = "a patch of the picture that changes is not found at its place there, so its places are none of the picture"
+NOT_DEPENDED = "the scores do not depend on it"
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-_ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+WITNESSES = 5
+"""Number of layers before one whose grid is too coarse to tell where its places are, most of which speak for it."""
 
-MOST_OWN_TOKENS = 16
-"""Largest number of class token, distillation token and registers together."""
+SAME = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+"""Share of the largest score by which those of a picture may differ between two passes: rounding is a tenth of it, in
+deep networks of half precision too."""
 
 
 @dataclass(frozen=True)
 class FoundLayer:
-    """Describes a layer, how often it runs in one forward, and how its output holds its maps."""
+    """Describes a layer, the calls that count, and how its output holds its maps."""
 
     layer: Layer
-    calls: int
+    calls: tuple[int, ...] = (1,)
+    """Numbers of the calls whose maps are taken, from 1, among those with a spatial output."""
     arrangement: Arrangement = PLANES
+    cut: bool = False
+    """Whether the forward cuts gradients between this layer and the scores."""
 
 
 @dataclass(frozen=True)
-class _Event:
-    name: str
-    output: Tensor
-    arrangement: Arrangement
-    is_feature: bool
+class Survey:
+    """Holds what was found out about a network."""
+
+    layers: tuple[FoundLayer, ...]
+    """Every layer that is offered, in forward order."""
+    default: str
+    """Name of the default layer."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why each other layer that returns maps is not offered, by name."""
+    classifier: str = ""
+    """Name of the last linear layer that the scores depend on; empty where there is none."""
+    scores: int = 0
+    """Number of scores."""
+    keeps: bool = False
+    """Whether the forward must be kept from switching gradients off."""
+    alone: bool = False
+    """Whether pictures of one batch change each other's scores, so that each must be asked alone."""
 
 
-def find_layers(module: nn.Module, example: Tensor) -> tuple[tuple[FoundLayer, ...], str]:
-    """Returns every layer with a spatial output, in forward order, and the name of the default one.
+def survey(module: nn.Module, example: Tensor) -> Survey:
+    """Returns what is found out about a network in two forward passes, or some more where pictures must go alone.
 
     Args:
-        module: in eval mode.
-        example: (1, 3, H, W) of the size that will be used.
+        module: in eval mode; nothing is left on it.
+        example: (1, 3, H, W) of the size that will be used; of its values nothing is taken. On the device "meta", where
+            there are no values, nothing is known of places.
 
     Raises:
-        Unsupported: the network has no spatial layer before its classifier.
+        Unsupported: the network fails, is random, or has no spatial layer that the scores depend on.
     """
-    watch = _Watch(example)
-    watch.run(module)
-    features = watch.features(stop=watch.before_classifier)
-    if not features:
-        raise Unsupported("the network has no layer with a spatial output before its classifier")
-    if features[-1].arrangement.own_tokens:
-        features = watch.features(stop=watch.attention.start) or features
-    found = tuple(_found_layer(event, watch.outputs[event.name]) for event in _last_of_each_name(watch.events))
-    return found, features[-1].name
+    seen = pictures(example)
+    watch = _watched(module, seen[-1:])
+    depended = watch.depended()
+    calls = {name: _calls(watch, events, depended) for name, events in _by_name(watch.events).items()}
+    sites = {name: some for name, some in calls.items() if some}
+    refused = {name: NOT_DEPENDED for name, some in calls.items() if not some}
+    alone, responses = (False, {}) if example.is_meta else _responses(module, watch, seen, sites)
+    sites = _with_own_tokens(sites, responses)
+    refused |= _misplaced(watch, sites, responses)
+    offered = {name: events for name, events in sites.items() if name not in refused}
+    default = _default(watch, offered, depended)
+    if default is None:
+        raise Unsupported(_nothing(refused))
+    classifier = _classifier(watch, depended)
+    uncut = watch.depended(stops=tuple(watch.cuts))
+    names = {id(child): name for name, child in module.named_modules()}
+    return Survey(
+        layers=tuple(_found(name, events, classifier, watch.scores, uncut) for name, events in offered.items()),
+        default=default,
+        refused=refused,
+        classifier="" if classifier is None else names[id(classifier)],
+        scores=watch.scores.shape[1],
+        keeps=watch.interfered,
+        alone=alone,
+    )
 
 
-def _last_of_each_name(events: Sequence[_Event]) -> list[_Event]:
-    """Returns the last event of each name.
+def _watched(module: nn.Module, picture: Tensor) -> Watch:
+    watch = Watch(picture)
+    try:
+        watch.run(module)
+        return watch
+    except Exception as error:
+        # What is done to keep gradients on may be what fails, such as an array made of a tensor with a graph.
+        first = error
+    watch = Watch(picture)
+    try:
+        watch.run(module, graph=False)
+    except CamserveError:
+        raise
+    except Exception:
+        raise failed(picture, first) from first
+    return watch
+
+
+def _by_name(events: Sequence[Event]) -> dict[str, list[Event]]:
+    """Returns the calls of each layer, the layers in the order of their last call.
 
     Functional activations that a module's own name stands for are left out, such as the ReLU inside nn.ReLU.
     """
     last = {event.name: index for index, event in enumerate(events)}
     of_modules = {id(event.output): index for index, event in enumerate(events) if ":" not in event.name}
-    return [
-        event
-        for index, event in enumerate(events)
-        if last[event.name] == index and not (":" in event.name and of_modules.get(id(event.output), -1) > index)
-    ]
+    calls: dict[str, list[Event]] = {name: [] for name in sorted(last, key=last.__getitem__)}
+    for index, event in enumerate(events):
+        if ":" not in event.name or of_modules.get(id(event.output), -1) < index:
+            calls[event.name].append(event)
+    return {name: some for name, some in calls.items() if some}
 
 
-def _found_layer(event: _Event, outputs: Sequence[Tensor]) -> FoundLayer:
-    _, channels, height, width = event.arrangement.maps(event.output).shape
-    calls = sum(is_spatial(output, len(event.output), event.arrangement) for output in outputs)
-    return FoundLayer(Layer(event.name, channels, height, width), calls, event.arrangement)
+def _calls(watch: Watch, events: Sequence[Event], depended: Collection[Node] | None) -> list[Event]:
+    """Returns the calls that count, in forward order: the last one, and others that are views beside it."""
+    if depended is None:
+        return [events[-1]]
+    kept: list[Event] = []
+    for event in reversed([event for event in events if event.node in depended]):
+        if kept:
+            past = watch.depended(stops=[other.node for other in kept])
+            if past is None or event.node not in past or any(event.node in reached(other.node) for other in kept):
+                continue
+        kept.insert(0, event)
+    return kept
 
 
-class _Watch:
-    """Watches one forward pass, and keeps what was seen."""
+class _Measure(Tap):
+    """Measures how a layer's outputs change with the picture, call by call."""
 
-    def __init__(self, example: Tensor) -> None:
-        self.example = example
-        self.events: list[_Event] = []
-        """Spatial outputs in order of appearance."""
-        self.outputs: dict[str, list[Tensor]] = {}
-        """Outputs of each layer by its name, call by call."""
-        self.before_classifier = 0
-        """Number of events before the classifier was called last."""
-        self.attention = range(0)
-        """Events inside the module that holds the last attention, up to that attention."""
-        self._entered: list[int] = []
-        """Number of events before each of the modules that are running now was entered."""
-        self._arrangements = _Arrangements(example)
+    def __init__(self, events: Sequence[Event]) -> None:
+        arrangement, self._batch = events[-1].arrangement, 1
+        super().__init__(
+            events[-1].name,
+            [event.number for event in events],
+            lambda output: is_spatial(output, self._batch, arrangement),
+        )
+        self._arrangement = arrangement
+        self._first: dict[int, Tensor] = {}
+        self._changes: dict[int, list[Tensor]] = {}
 
-    def run(self, module: nn.Module) -> None:
-        with ExitStack() as stack:
-            for name, child in module.named_modules():
-                stack.callback(child.register_forward_pre_hook(self._enter).remove)
-                handle = child.register_forward_hook(lambda m, x, out, name=name: self._leave(name, m, x, out))
-                stack.callback(handle.remove)
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_Functions(self))
-            module(self.example)
+    def restart(self, batch: int) -> None:
+        """Expects another pass, of a batch of this size."""
+        self._batch, self._number = batch, 0
 
-    def features(self, stop: int) -> list[_Event]:
-        """Returns the feature layers before this event.
+    def at(self, output: Tensor, index: int) -> None:
+        """Takes the differences of each picture's output to that of the first one."""
+        output = output.detach()
+        if index not in self._first:
+            self._first[index] = output[:1].clone()
+            output = output[1:]
+        axis = -1 if self._arrangement.channels_last else 1
+        change = (output.float() - self._first[index].float()).abs().sum(dim=axis)
+        self._changes.setdefault(index, []).extend(change)
 
-        What an attention makes for itself (queries, keys, values) is none.
-        """
-        indices = [index for index in range(stop) if index not in self.attention]
-        return [self.events[index] for index in indices if self.events[index].is_feature]
-
-    def _enter(self, module: nn.Module, _inputs: Any) -> None:
-        self._entered.append(len(self.events))
-        if isinstance(module, _CLASSIFIER):
-            self.before_classifier = len(self.events)
-
-    def _leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._entered.pop()
-        if name and isinstance(output, Tensor) and len(output) == len(self.example):
-            is_feature = not isinstance(module, _NOT_FEATURES) and type(module) is not nn.Sequential
-            is_feature = is_feature and not _is_rearranged(inputs, output)
-            self._add(name, output, self._arrangements.of(module, output), is_feature)
-
-    def _add(self, name: str, output: Tensor, arrangement: Arrangement | None, is_feature: bool) -> None:
-        self.outputs.setdefault(name, []).append(output)
-        if arrangement is not None:
-            self.events.append(_Event(name, output, arrangement, is_feature))
-
-    def called(self, function: Callable[..., Any], argument: Any, result: Any) -> None:
-        """Notes a call of the activation that follows a layer directly, or of an attention."""
-        if function in ACTIVATIONS and isinstance(argument, Tensor):
-            source = _source(self.events, argument)
-            if source is not None:
-                self._add(f"{source.name}:{ACTIVATIONS[function]}", result, source.arrangement, is_feature=True)
-        if function in _ATTENTION or (function in _SOFTMAX and result.dim() == 4):
-            self.attention = range(self._entered[-1], len(self.events))
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """The responses, in the order of the calls."""
+        return tuple(Response(torch.stack(some[:-1]), some[-1]) for _, some in sorted(self._changes.items()))
 
 
-class _Arrangements:
-    """Tells how outputs are arranged, from what was seen before them."""
-
-    def __init__(self, example: Tensor) -> None:
-        self._height, self._width = example.shape[-2:]
-        self._seen: dict[torch.Size, Arrangement | None] = {}
-        """Arrangements of 4-D outputs by shape, in the order in which each was seen last."""
-
-    def of(self, module: nn.Module, output: Tensor) -> Arrangement | None:
-        """Returns how an output holds maps; None where it holds none."""
-        if output.dim() == 4:
-            found = self._four_dimensional(module, output)
-            # A dict keeps the order of insertion: taken out first, the shape seen last stands last.
-            self._seen.pop(output.shape, None)
-            self._seen[output.shape] = found
-            return found if found is not None and found.fits(output) else None
-        if output.dim() == 3 and not isinstance(module, (*_PLANES, nn.Flatten)):
-            return self._tokens(output.shape[1])
-        return None
-
-    def _four_dimensional(self, module: nn.Module, output: Tensor) -> Arrangement | None:
-        first, second, third = output.shape[1:]
-        if isinstance(module, _PLANES):
-            return PLANES
-        if type(module) in _CHANNELS_LAST:  # a subclass may be torchvision's LayerNorm2d, which returns planes
-            return CHANNELS_LAST if self._has_proportions(first, second) else None
-        if output.shape in self._seen:
-            return self._seen[output.shape]
-        if self._has_proportions(second, third):
-            return PLANES
-        return CHANNELS_LAST if self._has_proportions(first, second) else None
-
-    def _has_proportions(self, height: int, width: int) -> bool:
-        """Tells whether a grid has the input's proportions, to within one cell."""
-        return abs(height * self._width - width * self._height) <= max(self._height, self._width)
-
-    def _tokens(self, length: int) -> Arrangement | None:
-        for height, width in self._grids(length):
-            own = length - height * width
-            if 0 <= own <= min(MOST_OWN_TOKENS, height * width - 1) and height * width > 1:
-                return token_grid(height, width, own)
-        return None
-
-    def _grids(self, length: int) -> Iterator[tuple[int, int]]:
-        """Yields the grids seen, last one first; then one of the input's proportions, for patches cut by reshaping."""
-        for shape, arrangement in reversed(self._seen.items()):
-            if arrangement is not None:
-                yield (shape[1], shape[2]) if arrangement.channels_last else (shape[2], shape[3])
-        divisor = math.gcd(self._height, self._width)
-        height, width = self._height // divisor, self._width // divisor
-        times = math.isqrt(length // (height * width))
-        yield height * times, width * times
+def _responses(
+    module: nn.Module, watch: Watch, seen: Tensor, sites: Mapping[str, Sequence[Event]]
+) -> tuple[bool, dict[str, tuple[Response, ...]]]:
+    """Returns whether pictures must go alone, and the responses of each layer."""
+    try:
+        scores, responses = _measured(module, seen, sites, len(seen))
+        if _are_same(scores[-1:], watch.scores):
+            return False, responses
+    except Exception as error:
+        # A network that takes one picture at a time only.
+        first = error if not isinstance(error, torch.OutOfMemoryError) else None
+        if first is None:
+            raise
+    scores, responses = _measured(module, seen, sites, 1)
+    if not _are_same(scores[-1:], watch.scores):
+        raise Unsupported(
+            "the network gives another answer each time that it sees the same picture, so that no map can be made of "
+            "its answers: some dropout or noise is on in eval mode (`F.dropout` needs `training=self.training`)"
+        )
+    return True, responses
 
 
-class _Functions(TorchFunctionMode):
-    """Tells a watch of the functions that are called."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._watch.called(func, args[0] if args else None, result)
-        return result
-
-
-def _is_rearranged(inputs: Any, output: Tensor) -> bool:
-    """Tells whether the output is the input seen in another way, as torchvision's `Permute` returns it."""
-    source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
-    if source is None or output is source or output._base is None:
-        return False
-    return output._base is source or output._base is source._base
+def _measured(
+    module: nn.Module, seen: Tensor, sites: Mapping[str, Sequence[Event]], batch: int
+) -> tuple[Tensor, dict[str, tuple[Response, ...]]]:
+    taps = {name: _Measure(events) for name, events in sites.items()}
+    scores = []
+    with torch.no_grad(), ExitStack() as stack:
+        for tap in taps.values():
+            stack.enter_context(tap.installed(module))
+        for pictures_ in torch.split(seen, batch):
+            for tap in taps.values():
+                tap.restart(batch)
+            scores.append(run(module, pictures_.clone()))
+    return torch.cat(scores), {name: tap.responses for name, tap in taps.items()}
 
 
-def _source(events: Sequence[_Event], tensor: Tensor) -> _Event | None:
-    """Returns the event of the innermost module whose output this is, when nothing came after it."""
-    same = []
-    for event in reversed(events):
-        if event.output is not tensor:
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Tells whether scores are equal but for rounding; also where they are no numbers."""
+    one, other = one.detach(), other.detach()
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return True
+    return bool((one - other).abs().max() <= SAME[one.dtype] * torch.maximum(one.abs().max(), other.abs().max()))
+
+
+def _with_own_tokens(
+    sites: Mapping[str, Sequence[Event]], responses: Mapping[str, Sequence[Response]]
+) -> dict[str, list[Event]]:
+    """Returns the sites with the positions of the network's own tokens.
+
+    Before the first attention a token of the network's own does not change with the picture.
+    """
+    known: dict[int, tuple[int, ...]] = {}
+    placed: dict[str, list[Event]] = {}
+    for name, events in sites.items():
+        arrangement = events[-1].arrangement
+        if arrangement.own and name in responses and responses[name]:
+            length = events[-1].output.shape[1]
+            still = responses[name][-1].own_tokens()
+            if length not in known and len(still) == len(arrangement.own):
+                known[length] = still
+            if length in known:
+                own = arrangement.with_own(known[length])
+                events = [replace(event, arrangement=own) for event in events]
+        placed[name] = list(events)
+    return placed
+
+
+def _misplaced(
+    watch: Watch, sites: Mapping[str, Sequence[Event]], responses: Mapping[str, Sequence[Response]]
+) -> dict[str, str]:
+    """Returns why layers are not offered whose places are none of the picture, by name."""
+    pairs = {name: list(zip(events, responses.get(name, ()), strict=False)) for name, events in sites.items()}
+    height, width = watch.example.shape[-2:]
+    means = watch.means()
+    told: dict[int, bool] = {}
+    """Whether a call is local, by identity of its output, where its own grid tells."""
+    for event, response in (pair for some in pairs.values() for pair in some):
+        changes = response.placed(event.arrangement)
+        if is_told(changes):
+            contrast = CONTRAST if event.node in means else 1.0
+            told[id(event.output)] = is_local(changes, (height, width), contrast)
+    found = {}
+    for name, some in pairs.items():
+        wrong = [event.number for event, _ in some if not _is_right(watch, event, told)]
+        if reason := _reason(sites[name], wrong):
+            found[name] = reason
+    return found
+
+
+def _is_right(watch: Watch, event: Event, told: Mapping[int, bool]) -> bool:
+    """Tells whether a call is local; where its own maps do not tell, most of the last ones before it that do."""
+    if id(event.output) in told or event.node is None:
+        return told.get(id(event.output), True)
+    before = reached(event.node)
+    finer = [told[id(other.output)] for other in watch.events if other.node in before and id(other.output) in told]
+    return sum(finer[-WITNESSES:]) * 2 >= len(finer[-WITNESSES:])
+
+
+def _reason(events: Sequence[Event], wrong: Sequence[int]) -> str:
+    """Returns why a layer is not offered; empty where it is."""
+    numbers = _and(event.number for event in events)
+    if len({(event.output.shape, event.arrangement) for event in events}) > 1:
+        sizes = _and("x".join(map(str, event.output.shape[1:])) for event in events)
+        return f"it sees several views of the picture, in its calls {numbers}, whose sizes differ ({sizes})"
+    if wrong and len(events) > 1:
+        return (
+            f"it sees several views of the picture, in its calls {numbers}: the places of {_and(wrong)} are other ones"
+        )
+    return NOT_LOCAL if wrong else ""
+
+
+def _and(parts: Iterable[object]) -> str:
+    return " and ".join(map(str, parts))
+
+
+def _default(watch: Watch, offered: Mapping[str, Sequence[Event]], depended: Collection[Node] | None) -> str | None:
+    """Returns the name of the default layer; None where there is none."""
+    attentions = [one for one in watch.attentions if depended is None or one.node in depended]
+    inside = attentions[-1].inside if attentions else range(0)
+    stop = _before_head(watch, depended)
+    found = _features(watch, offered, [index for index in range(stop) if index not in inside])
+    if found and found[-1].arrangement.own:
+        found = _features(watch, offered, range(inside.start)) or found
+    found = found or _features(watch, offered, range(stop))  # an attention that no module of its own holds
+    return found[-1].name if found else None
+
+
+def _features(watch: Watch, offered: Mapping[str, Sequence[Event]], indices: Iterable[int]) -> list[Event]:
+    """Returns the calls of feature layers that are offered, among the events of these indices."""
+    outputs = {id(event.output) for events in offered.values() for event in events}
+    events = [watch.events[index] for index in indices]
+    return [event for event in events if event.is_feature and event.name in offered and id(event.output) in outputs]
+
+
+def _before_head(watch: Watch, depended: Collection[Node] | None) -> int:
+    """Returns the number of events before the head; of all events where no module is the head."""
+    if depended is None:
+        return watch.heads[-1].start if watch.heads else len(watch.events)
+    heads: list[HeadCall] = []
+    for call in reversed([call for call in watch.heads if call.node in depended]):
+        if not _may_be_head(watch, call) or any(call.node in reached(head.node) for head in heads):
             break
-        same.append(event)
-    return next((event for event in reversed(same) if ":" not in event.name), None)
+        heads.append(call)
+        past = watch.depended(stops=[head.node for head in heads])
+        if past is None or not any(event.node in past for event in watch.events[: call.start]):
+            return call.start
+    return len(watch.events)
+
+
+def _may_be_head(watch: Watch, call: HeadCall) -> bool:
+    """Tells whether a layer may end the features: it returns no maps, or one for each score and nothing normalises."""
+    if all(event.node is not call.node for event in watch.events):
+        return True
+    makes_scores = call.width == watch.scores.shape[1] and call.is_pointwise
+    return makes_scores and not any(event.is_norm for event in watch.events[call.start :])
+
+
+def _classifier(watch: Watch, depended: Collection[Node] | None) -> nn.Linear | None:
+    linear = [
+        call.module
+        for call in watch.heads
+        if isinstance(call.module, nn.Linear) and (depended is None or call.node in depended)
+    ]
+    return linear[-1] if linear else None
+
+
+def _found(
+    name: str, events: Sequence[Event], classifier: nn.Linear | None, scores: Tensor, uncut: Collection[Node] | None
+) -> FoundLayer:
+    last = events[-1]
+    _, channels, height, width = last.arrangement.maps(last.output).shape
+    pooled = False
+    if len(events) == 1 and last.pooled is not None:
+        pooled = bool(is_pooled_linear(classifier, last.pooled[..., None, None], scores.detach()).all())
+    return FoundLayer(
+        Layer(name, channels * len(events), height, width, pooled_head=pooled),
+        tuple(event.number for event in events),
+        last.arrangement,
+        cut=uncut is not None and not all(event.node in uncut for event in events),
+    )
+
+
+def _nothing(refused: Mapping[str, str]) -> str:
+    """Returns the text that says why no layer is offered."""
+    text = "the network has no layer with a spatial output before its head that can be explained"
+    reasons: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        reasons.setdefault(reason, []).append(name)
+    parts = [f"{', '.join(names[-3:])}: {reason}" for reason, names in list(reasons.items())[-3:]]
+    return f"{text} ({'; '.join(parts)})" if parts else text

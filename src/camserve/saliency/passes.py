@@ -7,7 +7,8 @@ many images and targets a method wants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,15 @@ from camserve.errors import Unsupported
 from camserve.methods.work import Kind
 from camserve.saliency.arrangement import Arrangement
 from camserve.saliency.capture import Capture, capture, with_output
+from camserve.saliency.flow import KeptGradients
+from camserve.saliency.run import dtype_of, run, single
 from camserve.saliency.tail import find_tail
 from camserve.scores import Targets
+
+CUT_INPUT = (
+    "no gradient of the scores reaches the network's input, because its forward cuts it, with `detach` for instance; "
+    "the methods that need no gradients work: score_cam, eigen_cam, rise, occlusion"
+)
 
 
 class Passes:
@@ -26,7 +34,7 @@ class Passes:
     Args:
         module: in eval mode; nothing is left on it.
         layer: address of the layer.
-        calls: how often the layer runs in one forward.
+        calls: numbers of the layer's calls that count.
         arrangement: how the layer's raw output holds its maps.
         micro_batch: images in one pass.
         black: (3, 1, 1), pixel value 0 as the network's input.
@@ -34,13 +42,14 @@ class Passes:
         tails: the network's tails by layer, kept from one request to the next; None where a layer has none.
         classifier: the network's last linear layer, if it has one.
         work: units by kind, to which those of the passes are added; None: they are not wanted.
+        keeps: whether the forward is kept from switching gradients off.
     """
 
     def __init__(
         self,
         module: nn.Module,
         layer: str,
-        calls: int,
+        calls: Sequence[int],
         arrangement: Arrangement,
         micro_batch: int,
         black: Tensor,
@@ -48,6 +57,7 @@ class Passes:
         tails: dict[str, nn.Module | None],
         classifier: nn.Linear | None = None,
         work: Counter[Kind] | None = None,
+        keeps: bool = False,
     ) -> None:
         self.module = module
         self.layer = layer
@@ -58,6 +68,7 @@ class Passes:
         self.white = white
         self._tails = tails
         self._classifier = classifier
+        self._keeps = keeps
         self.made = 0
         """Number of images that went through so far."""
         self.work: Counter[Kind] = Counter() if work is None else work
@@ -102,18 +113,23 @@ class Passes:
         self.count("pixel_gradient", len(x) * len(targets), images=len(x))
         x = x.detach().clone().requires_grad_()
         # The network gets a copy, because autograd forbids in-place operations on a leaf.
-        logits = self.module(x.clone())
+        logits = self.differentiable(x.clone())
         if not logits.requires_grad:
-            raise Unsupported("gradients of this network do not reach its input")
+            raise Unsupported(CUT_INPUT)
         for target in targets.columns():
             score = target.value(logits).sum()
             gradients = torch.autograd.grad(score, x, retain_graph=True, allow_unused=True)[0]
             if gradients is None:
-                raise Unsupported("gradients of this network do not reach its input")
+                raise Unsupported(CUT_INPUT)
             yield gradients
 
     def _capture(self, x: Tensor) -> Capture:
-        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier)
+        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self._keeps)
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """Returns the logits (n, classes) of images (n, 3, H, W), with graph; work is counted by the caller."""
+        with KeptGradients(on=True) if self._keeps else nullcontext():
+            return run(self.module, x)
 
     def tail(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Returns a function that runs altered activations of an image (3, H, W) through the network.
@@ -126,19 +142,24 @@ class Passes:
         """
         if self.layer not in self._tails:
             # The first request makes this pass for all that follow, so it is not counted as work of its own.
-            captured = capture(self.module, x[None], self.layer, self.calls, self.arrangement)
-            self._tails[self.layer] = find_tail(self.module, self.layer, captured)
+            self._tails[self.layer] = self._found_tail(x)
         # The network's own tokens are no part of the altered maps: they are taken from a pass of the image.
         like = x if self.arrangement.grid is None else self.capture(x[None]).raw
         tail = self._tails[self.layer]
 
-        def run(maps: Tensor) -> Tensor:
+        def run_tail(maps: Tensor) -> Tensor:
             self.count("tail", len(maps), images=len(maps))
             if tail is None:
                 images = x.expand(len(maps), -1, -1, -1)
                 return with_output(self.module, images, self.layer, self.calls, self.arrangement, maps)
             with torch.no_grad():
-                logits: Tensor = tail(self.arrangement.raw(maps, like))
-            return logits
+                return single(tail(self.arrangement.raw(maps.to(dtype_of(self.module)), like)))
 
-        return run
+        return run_tail
+
+    def _found_tail(self, x: Tensor) -> nn.Module | None:
+        if len(self.calls) > 1:  # several tails, each of which ends where they come together
+            return None
+        return find_tail(
+            self.module, self.layer, capture(self.module, x[None], self.layer, self.calls, self.arrangement)
+        )

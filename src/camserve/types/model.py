@@ -104,6 +104,8 @@ class ModelInfo:
     """Length of the vectors of "embedding"; 0 elsewhere."""
     channels: int = 3
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why each other layer that returns maps is not offered, by name."""
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".
@@ -115,6 +117,10 @@ class ModelInfo:
         for layer in self.layers:
             if layer.name == name:
                 return layer
+        if name in self.refused:
+            raise InvalidOption(
+                f"layer {shown(name)} is not offered: {self.refused[name]}; the default is {self.default_layer!r}"
+            )
         near = close_to(name, (layer.name for layer in self.layers), cutoff=0.4)
         hint = f"; close to it: {', '.join(near)}" if near else ""
         raise InvalidOption(f"unknown layer {shown(name)}; the default is {self.default_layer!r}{hint}")

@@ -710,7 +710,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels")
+    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -718,6 +718,13 @@ class Model(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -736,6 +743,7 @@ class Model(_message.Message):
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     ready: bool
@@ -754,7 +762,8 @@ class Model(_message.Message):
     dimension: int
     targets: _containers.RepeatedCompositeFieldContainer[TargetForm]
     channels: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ...) -> None: ...
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TargetForm(_message.Message):
     __slots__ = ("name", "description", "example")

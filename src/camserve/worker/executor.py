@@ -297,7 +297,10 @@ class Executor:
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
-        return any(REGISTRY[type(task.method)].needs_gradients or _ordering(task) is not None for task in tasks)
+        wish = not self.network.is_cut(layer)  # an order is a help: without gradients queries go as they are numbered
+        return any(
+            REGISTRY[type(task.method)].needs_gradients or (wish and _ordering(task) is not None) for task in tasks
+        )
 
     def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
         """Returns the target, for a reference image the vector that the network makes of it."""
@@ -440,7 +443,7 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
         if max(task.numbers) >= total:
             raise InvalidOption(f"there are {total} queries, number {max(task.numbers)} was asked")
         return torch.tensor(task.numbers, device=device), ()
-    if (ordering := _ordering(task)) is not None:
+    if (ordering := _ordering(task)) is not None and features.gradients is not None:
         assert isinstance(task.method, MethodSpec), "curves and rankings have no order"
         order = tuple(ordering(features, task.method).tolist())
         return torch.tensor(task.method.numbers(order, start, stop), dtype=torch.long, device=device), order

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from camserve.archive import load_package
-from camserve.errors import InvalidOption
+from camserve.archive.surveyed import read_survey
+from camserve.errors import CamserveError, InvalidOption, Unsupported
 from camserve.methods.work import Kind
 from camserve.saliency.capture import Capture, capture
-from camserve.saliency.head import is_pooled_linear
-from camserve.saliency.layers import FoundLayer, find_layers
+from camserve.saliency.layers import FoundLayer, Survey, survey
 from camserve.saliency.passes import Passes
+from camserve.saliency.run import dtype_of, failed, run, single
 from camserve.scores import Score, find_outputs, make_score
 from camserve.scores.returned import select
 from camserve.types import ModelInfo, Outputs, Precision, Preprocessing
@@ -44,18 +44,21 @@ class Network:
         references: (R, C), vectors that the outputs "embedding" are compared to; `labels` are their names.
         name: name of the model.
         version: version of the model.
-        layer: default layer; None means the one that `find_layers` chooses.
+        layer: default layer; None means the one that `survey` chooses.
         source: where the weights came from.
         licence: licence of the weights.
         evaluation: overall score of methods by title, if the model was evaluated.
         weights: hash of the weights, see `weights_hash`; empty where nobody needs to tell them from others.
         device: device to move the module to; None leaves it where it is.
-        micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`.
+        micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`. Where pictures of a batch change each
+            other's scores, it is 1.
+        found: what `survey` found out about the module before; None: it is found out now.
 
     Raises:
         InvalidOption: labels, kind or units that do not fit the outputs, an unknown layer or micro-batch below 1; a
             network of one output whose kind is not said.
-        Unsupported: the network has no spatial layer, or returns no numbers for each image.
+        Unsupported: the network cannot be run on pictures of this size, returns no numbers for each image, or has no
+            layer that can be explained.
     """
 
     def __init__(
@@ -77,36 +80,42 @@ class Network:
         weights: str = "",
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
+        found: Survey | None = None,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise InvalidOption(f"micro_batch must be at least 1, got {micro_batch}")
+        module = original(module)
         self.module = module if device is None else module.to(device)
         weight = next(self.module.parameters(), torch.zeros(()))
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device = weight.device
+        self.dtype = torch.promote_types(dtype_of(self.module), torch.float32)
+        """Precision of the network's input as it is kept here; `run` hands it on in the module's own."""
         self.preprocessing = preprocessing
-        self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
         self.evaluating = Shared(self._evaluate)
-        """Context manager with eval mode inside; afterwards every module is in the mode it was in."""
+        """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
         with self.evaluating(), exact_float32():
-            example = torch.zeros(
-                1, preprocessing.channels, *preprocessing.crop_px, device=self.device, dtype=self.dtype
-            )
             returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None)
             self.score = make_score(outputs or find_outputs(returned), references)
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
-            found, default = find_layers(self.module, example)
-            layers = tuple(map(self._with_head, found))
+            self.survey = found or survey(self.module, self.normalise(self._random_pixels()))
+            classifier = self.survey.classifier
+            linear = self.module.get_submodule(classifier) if classifier else None
+        self.classifier = linear if isinstance(linear, nn.Linear) else None
+        """The last linear layer that the scores depend on; None where there is none."""
+        self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
+        if self.survey.alone:
+            self.micro_batch = 1
         numbers = returned.shape[1]
         self._tails: dict[str, nn.Module | None] = {}
-        self._layers: dict[str, FoundLayer] = {each.layer.name: each for each in layers}
+        self._sites: dict[str, FoundLayer] = {each.layer.name: each for each in self.survey.layers}
         self.info = ModelInfo(
             name=name,
             version=version,
             labels=_labels(labels, self.score, numbers),
             input_size=preprocessing.crop_px,
-            layers=tuple(each.layer for each in layers),
-            default_layer=layer or default,
+            layers=tuple(each.layer for each in self.survey.layers),
+            default_layer=layer or self.survey.default,
             source=source,
             licence=licence,
             evaluation=evaluation or {},
@@ -115,52 +124,49 @@ class Network:
             outputs=self.score.kind,
             units=_units(units, self.score, numbers),
             dimension=numbers if self.score.kind == "embedding" else 0,
+            refused=self.survey.refused,
         )
         self.info.layer("")  # the default layer exists
 
-    @cached_property
-    def classifier(self) -> nn.Linear | None:
-        """The last linear layer; None where the module has none."""
-        linear = [child for child in self.module.modules() if isinstance(child, nn.Linear)]
-        return linear[-1] if linear else None
+    def is_cut(self, layer: str) -> bool:
+        """Tells whether the forward cuts gradients between a layer that `info` lists and the scores."""
+        return self._sites[layer].cut
 
     def _select(self, output: str | int | None, wanted: int | None) -> Tensor:
         """Makes the module one that returns (n, C), and returns the outputs of two images that differ."""
         # No plain image: a network that divides by the image's own deviation would answer with NaN.
-        images = self.normalise(self._random_pixels(2))
-        found = select(self.module, images, None if output is None else str(output), wanted)
+        images = self.normalise(self._random_pixels(2)).to(dtype_of(self.module))
+        try:
+            found = select(self.module, images, None if output is None else str(output), wanted)
+        except CamserveError:
+            raise
+        except Exception as error:
+            raise failed(images, error) from error
         self.module, self.output, self.other_outputs = found.network, found.output, found.others
-        return found.outputs
+        return single(found.outputs)
 
     def _random_pixels(self, images: int = 1) -> Tensor:
         size = (images, *self.preprocessing.crop_px, self.preprocessing.channels)
         return torch.rand(size, generator=torch.Generator().manual_seed(0))
 
-    def _with_head(self, found: FoundLayer) -> FoundLayer:
-        """Returns the layer, which now says whether global average pooling and one linear layer follow it.
-
-        A pseudo-random image tells, because numbers alone can (see `is_pooled_linear`). Layers of another size than the
-        head's input are not tried, nor are tokens: where there are some, a class token is read, and a pass through a
-        transformer for each of its layers would take long.
-        """
-        linear = self.classifier
-        if linear is None or found.layer.channels != linear.in_features or found.arrangement.grid is not None:
-            return found
-        x = self.normalise(self._random_pixels())
-        captured = capture(self.module, x, found.layer.name, found.calls, found.arrangement)
-        pooled = bool(is_pooled_linear(linear, captured.activations, captured.logits).all())
-        return replace(found, layer=replace(found.layer, pooled_head=pooled))
-
     def _evaluate(self) -> Callable[[], None]:
+        undo = [_without_compilation(self.module)]
         training = [child for child in self.module.modules() if child.training]
+        trained = [weight for weight in self.module.parameters() if weight.requires_grad]
         if training:
             self.module.eval()
+        for weight in trained:
+            weight.requires_grad_(False)
 
-        def undo() -> None:
+        def back() -> None:
             for child in training:
                 child.training = True
+            for weight in trained:
+                weight.requires_grad_(True)
+            for each in undo:
+                each()
 
-        return undo
+        return back
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns the (B, C, H, W) input on the device of (B, H, W, C) pixels, uint8 or float in [0, 1]."""
@@ -171,8 +177,8 @@ class Network:
 
     def capture(self, x: Tensor, layer: str) -> Capture:
         """Makes one forward pass whose graph starts at a layer that `info` lists."""
-        found = self._layers[layer]
-        return capture(self.module, x, layer, found.calls, found.arrangement, self.classifier)
+        found = self._sites[layer]
+        return capture(self.module, x, layer, found.calls, found.arrangement, self.classifier, keeps=self.survey.keeps)
 
     def passes(self, layer: str, work: Counter[Kind] | None = None, micro_batch: int | None = None) -> Passes:
         """Returns what makes further passes at a layer that `info` lists; their work is added to `work`.
@@ -184,16 +190,25 @@ class Network:
         """
         one = (1, 1, 1, self.preprocessing.channels)
         black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        found, size, tails = self._layers[layer], micro_batch or self.micro_batch, self._tails
+        found, size, tails = self._sites[layer], micro_batch or self.micro_batch, self._tails
         return Passes(
-            self.module, layer, found.calls, found.arrangement, size, black, white, tails, self.classifier, work
+            self.module,
+            layer,
+            found.calls,
+            found.arrangement,
+            size,
+            black,
+            white,
+            tails,
+            self.classifier,
+            work,
+            keeps=self.survey.keeps,
         )
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            outputs: Tensor = self.module(x)
-        return outputs
+            return run(self.module, x)
 
 
 _ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value")
@@ -230,6 +245,7 @@ def _units(units: Sequence[str], score: Score, numbers: int) -> tuple[str, ...]:
 def load_network(path: str | Path, device: str | torch.device | None = None, micro_batch: int | None = None) -> Network:
     """Returns the network of an archive or unpacked archive directory; with device None on CUDA where there is one."""
     module, card = load_package(Path(path))
+    weights = weights_hash(module, card.preprocessing, card.outputs, card.output)
     return Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
@@ -243,10 +259,59 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
         source=card.source,
         licence=card.licence,
         evaluation=card.evaluation,
-        weights=weights_hash(module, card.preprocessing, card.outputs, card.output),
+        weights=weights,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         micro_batch=micro_batch,
+        found=read_survey(Path(path), weights),
     )
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Returns the module that `torch.compile` was given, where it is one of what that returns; else itself.
+
+    Compiled code is made for the hooks that were there when it was compiled, and keeps running without those that come
+    later: its guards do not look at them.
+
+    Raises:
+        Unsupported: the module is scripted or traced by TorchScript, which runs without Python's hooks.
+    """
+    while _is_compiled(module):
+        module = module._orig_mod  # type: ignore[assignment]
+    if any(isinstance(child, torch.jit.ScriptModule) for child in module.modules()):
+        raise Unsupported(
+            "a TorchScript module runs without the hooks that its layers are watched with; give the nn.Module that it "
+            "was scripted or traced from, with the same state dict"
+        )
+    return module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Tells whether this is what `torch.compile` returns; there is none before its package was imported."""
+    package = sys.modules.get("torch._dynamo.eval_frame")
+    return package is not None and isinstance(module, package.OptimizedModule)
+
+
+def _without_compilation(module: nn.Module) -> Callable[[], None]:
+    """Has a module's compiled parts run as they were written; returns the function that undoes it."""
+    parts = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if _is_compiled(child)
+    ]
+    calls = [(child, child._compiled_call_impl) for child in module.modules() if child._compiled_call_impl is not None]
+    for parent, name, child in parts:
+        parent._modules[name] = original(child)
+    for child, _ in calls:
+        child._compiled_call_impl = None
+
+    def back() -> None:
+        for parent, name, child in parts:
+            parent._modules[name] = child
+        for child, implementation in calls:
+            child._compiled_call_impl = implementation
+
+    return back
 
 
 def weights_hash(

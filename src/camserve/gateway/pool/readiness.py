@@ -22,7 +22,7 @@ from camserve.gateway.pool.check_answer import check_answer
 from camserve.gateway.pool.replacements import Replacements
 from camserve.gateway.pool.torchserve import Backend, Workers
 from camserve.images import digest
-from camserve.methods import GradCam
+from camserve.methods import ScoreCam
 from camserve.planning import Evidence
 from camserve.types import Item, ModelInfo, StepResult, Task
 from camserve.types.target_forms import sample_target
@@ -31,9 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def canary(model: ModelInfo) -> Item:
-    """Returns an item that asks for a Grad-CAM of a grey image of the network's own input size."""
+    """Returns an item that asks one query of Score-CAM, of a grey image of the network's own input size.
+
+    It takes no gradients, which a network's forward may cut: its other methods work all the same.
+    """
     grey = _sendable(np.full((*model.input_size, model.channels), 128, np.uint8))
-    tasks = (Task(0, GradCam(), 0, 0),)
+    tasks = (Task(0, ScoreCam(), 0, 1),)
     return Item(image=grey, digest=digest(grey), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
 
 

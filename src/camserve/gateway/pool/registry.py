@@ -1,7 +1,7 @@
 """Knows which models there are, at which backends, and whether they answer.
 
 A model is ready at a backend while a worker is READY there and, since it became so or last lost a step, a canary step
-was answered: a small grey image, explained by Grad-CAM through the real path. It is not while the backend is in
+was answered: a small grey image, asked of through the real path. It is not while the backend is in
 quarantine, since it loses its steps whatever it says of itself. A model is ready if it is ready at one backend.
 """
 
