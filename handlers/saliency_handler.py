@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from camserve.errors import CamserveError
 from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.network import load_network
-from camserve.worker.service import WorkerService
+from camserve.worker.service import Refusal, WorkerService
 
 
 class SaliencyHandler:
@@ -23,9 +24,14 @@ class SaliencyHandler:
             torch.set_num_threads(int(settings["threads"]))
         gpu = context.system_properties.get("gpu_id")
         device = settings.get("device") or (f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu")
-        network = load_network(
-            context.system_properties["model_dir"], device=device, micro_batch=settings.get("micro_batch")
-        )
+        self._service: Refusal | WorkerService
+        try:
+            network = load_network(
+                context.system_properties["model_dir"], device=device, micro_batch=settings.get("micro_batch")
+            )
+        except CamserveError as error:
+            self._service = Refusal(error)
+            return
         executor = Executor(network, memory_bytes=int(settings.get("memory_bytes", MEMORY_BYTES)))
         executor.warm_up()
         self._service = WorkerService(executor)

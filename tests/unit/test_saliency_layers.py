@@ -350,3 +350,65 @@ def test_planes_of_other_proportions_than_the_input_stay_planes():
     ).eval()
     sites, default = find_layers(module, torch.zeros(1, 3, 32, 32))
     assert next(site.layer for site in sites if site.layer.name == default) == Layer("1", 8, 8, 32)
+
+
+SHUFFLED = {
+    "hiera_tiny_224": ("blocks.11", {"blocks.0.attn.qkv", "blocks.4.norm1", "unroll"}),  # units, in no order of rows
+    "cait_xxs24_224": (
+        "blocks_token_only.1.norm1",
+        {"blocks.0.attn.attn_drop", "blocks.0.attn.proj_w"},
+    ),  # heads x N x N
+    "xcit_nano_12_p16_224": ("cls_attn_blocks.1.norm1", {"blocks.0.attn.attn_drop"}),  # heads x channels x channels
+    "mobilevitv2_050": ("stages.4.1", {"stages.2.1.transformer.0.norm1", "stages.2.1.transformer.0.mlp"}),  # unfolded
+}
+"""Networks of timm with layers that have the shape of maps and are none: the default layer, and some of those."""
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_layers_that_only_have_the_shape_of_maps_are_not_offered(name):
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=3).eval()
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.abs().max() < 1e-3:  # layer scales that begin at zero hide what is behind them
+                weight.normal_(0, 0.2)
+    side = module.default_cfg["input_size"][-1]
+    found = survey(module, torch.zeros(1, 3, side, side))
+    default, others = SHUFFLED[name]
+    assert found.default == default
+    assert not others & {site.layer.name for site in found.layers}
+    assert others <= {child for child, _ in module.named_modules()}
+    places_lie_where_the_picture_changes(module, found.layers, side)
+
+
+def places_lie_where_the_picture_changes(module: nn.Module, sites: tuple[FoundLayer, ...], side: int) -> None:
+    """Changes other patches of another picture than the probe does: in 3 of 4 the layer changes most at the patch."""
+    raw: dict[str, torch.Tensor] = {}
+    modules = dict(module.named_modules())
+    some = [site for site in sites[::7] if ":" not in site.layer.name]
+    for site in some:
+        modules[site.layer.name].register_forward_hook(
+            lambda _m, _x, out, name=site.layer.name: raw.update({name: out})
+        )
+    x = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), (side, side), mode="bilinear") * 4 - 2
+    pictures = [x]
+    size = side // 8
+    corners = [
+        (int(top * side), int(left * side)) for top, left in ((0.08, 0.12), (0.15, 0.75), (0.7, 0.3), (0.55, 0.85))
+    ]
+    for top, left in corners:
+        pictures.append(x.clone())
+        pictures[-1][..., top : top + size, left : left + size] *= -1
+        pictures[-1][..., top : top + size, left : left + size] += 3
+    with torch.no_grad():
+        module(torch.cat(pictures))
+    for site in some:
+        maps = site.arrangement.maps(raw[site.layer.name])
+        changes = (maps[1:] - maps[:1]).abs().sum(dim=1)
+        right = 0
+        for change, (top, left) in zip(changes, corners, strict=True):
+            row, column = divmod(int(change.argmax()), site.layer.width)
+            y, x_ = (row + 0.5) * side / site.layer.height, (column + 0.5) * side / site.layer.width
+            reach = [max(1.5 * side / cells, 12) for cells in (site.layer.height, site.layer.width)]
+            right += top - reach[0] <= y <= top + size + reach[0] and left - reach[1] <= x_ <= left + size + reach[1]
+        assert right >= 3, site.layer.name

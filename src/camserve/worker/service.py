@@ -134,6 +134,23 @@ class WorkerService:
         return _Entry((item,), _guarded_finish(finish, _plain_error))
 
 
+class Refusal:
+    """Answers every caller why the model cannot be served.
+
+    A worker that ended instead would be started anew for ever, and nobody would know why.
+
+    Args:
+        error: what its loading has failed with.
+    """
+
+    def __init__(self, error: CamserveError) -> None:
+        self._error = error
+
+    def answer(self, batch: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Returns the same error for each entry, as its caller reads it."""
+        return [_gateway_error(self._error) if GATEWAY_KEY in data else _plain_error(self._error) for data in batch]
+
+
 def _step_entry(read: Sequence[Item | CamserveError]) -> _Entry:
     """Returns the entry of a step; an item that could not be read is its own error and does not reach the executor."""
     items = tuple(item for item in read if isinstance(item, Item))
