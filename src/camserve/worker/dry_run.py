@@ -7,6 +7,7 @@ import numpy as np
 from camserve.errors import CamserveError, Unsupported
 from camserve.methods import ScoreCam
 from camserve.types import Item, Task
+from camserve.types.target_forms import sample_target
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -19,6 +20,6 @@ def dry_run(network: Network) -> None:
     """
     grey = np.full((*network.preprocessing.crop_px, network.preprocessing.channels), 128, np.uint8)
     try:
-        Executor(network).answer(Item(grey, (), (Task(0, ScoreCam(), 0, 1),)))
+        Executor(network).answer(Item(grey, (sample_target(network.info),), (Task(0, ScoreCam(), 0, 1),)))
     except CamserveError as error:
         raise Unsupported(f"the network cannot be explained: {error}") from error
