@@ -79,9 +79,9 @@ class Capture:
         pooled = is_pooled_linear(self._classifier, self.activations, self.logits)
         if self._classifier is None or not targets.score.linear or not pooled.any():
             return self._differentiated(targets)
-        closed = constant_gradients(self._classifier, targets, self.activations.shape[-2:])
+        closed = constant_gradients(self._classifier, targets, len(self.logits), self.activations.shape[-2:])
         if pooled.all():
-            return closed.expand(len(self.logits), -1, -1, -1, -1)
+            return closed
         return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(targets))
 
     def each_gradient(self, targets: Targets) -> Iterator[Tensor]:

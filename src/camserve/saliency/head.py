@@ -43,18 +43,20 @@ def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tens
     return apart <= min(ROUNDING * torch.finfo(logits.dtype).eps, 1e-3) * added.abs().amax(dim=1)
 
 
-def constant_gradients(linear: nn.Linear, targets: Targets, size: torch.Size) -> Tensor:
+def constant_gradients(linear: nn.Linear, targets: Targets, images: int, size: torch.Size) -> Tensor:
     """Returns dS/dA of a head of global average pooling and one linear layer: for a class W_ck / (u v) everywhere.
 
     Args:
         linear: the head's linear layer.
-        targets: K targets, or K for each of B images.
+        targets: K targets, the same for all images or K for each.
+        images: number B of images.
         size: (u, v).
 
     Returns:
-        (B or 1, K, C, u, v), without graph; a view that takes the memory of (B or 1, K, C).
+        (B, K, C, u, v), without graph; a view that takes the memory of (B, K, C).
 
     Raises:
         Unsupported: the scores are no linear function of the outputs.
     """
-    return (targets.through(linear.weight.detach()) / size.numel())[..., None, None].expand(-1, -1, -1, *size)
+    rows = targets.through(linear.weight.detach()).expand(images, -1, -1)
+    return (rows.contiguous() / size.numel())[..., None, None].expand(-1, -1, -1, *size)
