@@ -111,7 +111,7 @@ def test_one_number_for_each_image_comes_in_many_shapes(end):
     assert said == pytest.approx({0: torch.sigmoid(-z).item(), 1: torch.sigmoid(z).item()}, rel=1e-5)
 
 
-@pytest.mark.parametrize("output", ["1", 1, "scores"])
+@pytest.mark.parametrize("output", ["1", 1, -1, "scores"])
 def test_an_output_is_named_by_field_or_index(output):
     module = Wrapped(lambda z: Named(z[:, :3], -z))
     engine = Engine(module, preprocessing=PREPROCESSING, output=output)
@@ -146,7 +146,7 @@ def test_what_holds_no_scores_is_refused_with_what_was_wanted_and_what_came(kind
         Engine(Wrapped(returned), preprocessing=PREPROCESSING, **options)
 
 
-@pytest.mark.parametrize("output", ["boxes", "7", "0.1", ""])
+@pytest.mark.parametrize("output", ["boxes", "7", "-3", "--1", "0.1", ""])
 def test_an_output_that_is_not_there_is_refused_with_those_that_are(output):
     with pytest.raises(InvalidOption, match=r"no output .*; it returned tuple of '0' \(2, 7\) float32"):
         Engine(Wrapped(lambda z: (z, None)), preprocessing=PREPROCESSING, output=output)

@@ -130,11 +130,11 @@ def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, 
 
 
 def _by_position(returned: Any, output: str) -> Path | None:
-    """Returns the path of an output that is named by indices, of fields as well; None where there is none."""
+    """Returns the path of an output that is named by indices, as a list has them; None where there is none."""
     path: Path = ()
     for index in output.split("."):
         items = list(_items(returned))
-        if not index.isdecimal() or int(index) >= len(items):
+        if not index.removeprefix("-").isdecimal() or not -len(items) <= int(index) < len(items):
             return None
         key, returned = items[int(index)]
         path = (*path, key)

@@ -271,7 +271,7 @@ class FittedRequest:
 
     @cached_property
     def references(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each reference image among the targets."""
+        """Size (height, width) of each reference image among the targets."""
         return tuple(
             _checked_image(read_image(target.image), self.model, self.limits)
             for target in self.targets
