@@ -81,6 +81,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def made_with(environment: Mapping[str, Any]) -> str:
+    """Returns versions and commit of an environment, for the line below a table."""
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("camserve", "torch"))
+    commit, changes, _ = environment["commit"].partition("+")
+    return f"{versions}; commit {commit[:12]}{' with changes' if changes else ''}"
+
+
 def write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -57,14 +57,14 @@ def measure(methods: Sequence[MethodSpec], scenes: int, photos: Sequence[str], r
     images = work / f"images-{'-'.join(photos)}"
     paths = [_photo(name, images) for name in photos]
     where = {"model": MODEL, "images": None, "boxes": None, "benchmark": None, "limit": None}
-    digits = _evaluated(methods, work / "digits", {**where, "benchmark": command.DIGITS, "limit": scenes})
-    faithful = _evaluated(methods, work / f"photos-{'-'.join(photos)}", {**where, "images": images})
+    digits = evaluated(methods, work / "digits", {**where, "model": None, "benchmark": command.DIGITS, "limit": scenes})
+    faithful = evaluated(methods, work / f"photos-{'-'.join(photos)}", {**where, "images": images})
     return {
-        "digits": {"settings": digits["settings"], "methods": _kept(digits["methods"], ON_DIGITS)},
+        "digits": {"settings": digits["settings"], "methods": kept(digits["methods"], ON_DIGITS)},
         "photos": {
             "settings": faithful["settings"],
             "names": list(photos),
-            "methods": _kept(faithful["methods"], ON_PHOTOS),
+            "methods": kept(faithful["methods"], ON_PHOTOS),
         },
         "times": _times(methods, faithful["methods"], paths[0], rounds),
     }
@@ -77,7 +77,7 @@ def _photo(name: str, folder: Path) -> Path:
     return path
 
 
-def _evaluated(methods: Sequence[MethodSpec], out: Path, what: Mapping[str, Any]) -> Content:
+def evaluated(methods: Sequence[MethodSpec], out: Path, what: Mapping[str, Any]) -> Content:
     """Returns the report of `camserve evaluate`."""
     report, *_ = command.run(
         **what,
@@ -94,7 +94,7 @@ def _evaluated(methods: Sequence[MethodSpec], out: Path, what: Mapping[str, Any]
     return content
 
 
-def _kept(rows: Iterable[Content], names: Sequence[str]) -> dict[str, Content]:
+def kept(rows: Iterable[Content], names: Sequence[str]) -> dict[str, Content]:
     """Returns the figures of each method that the table, or a reader of the file, may want."""
     return {row["method"]: {name: row[name] for name in ("title", "unsupported", *names)} for row in rows}
 
@@ -121,15 +121,15 @@ def table(content: Content) -> str:
     headings = ["method", "pointing", "energy", "IoU", "insertion", "deletion", "overall", "queries", "time"]
     lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
     for name, row in digits.items():
-        where = [_cell(row, "pointing", ".0%"), _cell(row, "energy", ".0%"), _cell(row, "iou", ".2f")]
-        curves = [_cell(photos[name], f"{PROTOCOL}_{what}", ".3f") for what in ("insertion", "deletion", "overall")]
-        cost = [_cell(photos[name], "queries", ".0f"), duration(times[name]["median_s"]) if name in times else "-"]
+        where = [cell(row, "pointing", ".0%"), cell(row, "energy", ".0%"), cell(row, "iou", ".2f")]
+        curves = [cell(photos[name], f"{PROTOCOL}_{what}", ".3f") for what in ("insertion", "deletion", "overall")]
+        cost = [cell(photos[name], "queries", ".0f"), duration(times[name]["median_s"]) if name in times else "-"]
         lines.append("| " + " | ".join([row["title"], *where, *curves, *cost]) + " |")
     remarks = [_caption(content), *_unserved(digits, photos), *_empty("digits", digits), *_empty("photos", photos)]
     return "\n".join([*lines, *(f"\n{remark}" for remark in remarks)])
 
 
-def _cell(row: Content, name: str, form: str) -> str:
+def cell(row: Content, name: str, form: str) -> str:
     return "-" if row[name] is None else format(row[name], form)
 
 
@@ -137,8 +137,6 @@ def _caption(content: Content) -> str:
     digits, photos, environment = content["digits"], content["photos"], content["environment"]
     shown = next((row for row in digits["methods"].values() if row["images"]), {"images": 0, "maps": 0})
     protocol = photos["settings"]["protocols"][PROTOCOL]
-    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("camserve", "torch"))
-    commit, changes, _ = environment["commit"].partition("+")
     return (
         f"Pointing game (no tolerance), energy and box IoU: {shown['images']} scenes of the digits benchmark, "
         f"{shown['maps']} maps, layer `{digits['settings']['layer']}`. Insertion, deletion and overall: RISE protocol "
@@ -147,7 +145,7 @@ def _caption(content: Content) -> str:
         f"layer `{photos['settings']['layer']}`: too few photos to rank methods that are close. Queries: passes of the "
         f"network, or of its tail, beyond the one that all methods share; constant masks are not asked. Time: one map "
         f"of a photo, median, {environment['device']}, threads: {environment['torch_threads']}. Default parameters, "
-        f"precision exact; {versions}; commit {commit[:12]}{' with changes' if changes else ''}."
+        f"precision exact; {common.made_with(environment)}."
     )
 
 

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from skimage.data import chelsea, coffee
 
 from camserve import Engine
-from camserve.evaluation.digits.network import load_engine
+from camserve.evaluation.digits.shipped import load_engine
 from camserve.evaluation.examples import digits_examples
 from camserve.finalise.maps import normalise, upsample
 from camserve.methods import GroupCam, MethodSpec, ScoreCam, method_text

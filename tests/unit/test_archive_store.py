@@ -1,6 +1,7 @@
 """The model store: what is listed, what is built, and when."""
 
 import hashlib
+import sys
 import zipfile
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from camserve.archive import (
 from camserve.archive import package as package_module
 from camserve.archive import store as store_module
 from camserve.archive.package import WEIGHTS, handler_source
-from camserve.archive.sources import lite0_file, sha256_of
+from camserve.archive.sources import find_weights, sha256_of
 from camserve.archive.untrusted import read_member
 from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.evaluation.digits.shipped import SHIPPED
 from camserve.saliency.layers import survey
 
 ROOT = Path(__file__).parents[2]
@@ -53,16 +55,33 @@ def own_store(tmp_path) -> Path:
     return store
 
 
-def test_shipped_manifest_is_true(tmp_path):
-    model = listed_models(tmp_path)["lite0"]
-    path = ensure_archive("lite0", tmp_path)
+SHIPPED_MODELS = listed_models(Path("no store"))
+
+
+@pytest.mark.parametrize("name", SHIPPED_MODELS)
+def test_shipped_manifest_is_true(name, tmp_path):
+    model = SHIPPED_MODELS[name]
+    path = ensure_archive(name, tmp_path)
     card = read_card(path)
-    assert sha256_of(lite0_file()) == model.weights_sha256
+    assert sha256_of(find_weights(model.source, model.weights).file) == model.weights_sha256
     assert hashlib.sha256(read_member(path, WEIGHTS)).hexdigest() == model.packed_sha256
-    assert (card.name, card.version, card.architecture) == ("lite0", model.version, model.source)
+    assert (card.name, card.version, card.architecture) == (name, model.version, model.source)
+    if name in SHIPPED:
+        network = SHIPPED[name]
+        assert (card.labels, card.outputs, card.units) == (network.labels, network.outputs, network.units)
     assert (card.preprocessing.crop_px, card.licence, card.layer) == (model.input_px, model.licence, model.layer)
     module, _ = load_package(path)
-    assert model.layer == survey(module, torch.zeros(1, 3, *model.input_px)).default  # that found without being told
+    assert model.layer in (None, survey(module, torch.zeros(1, 3, *model.input_px)).default)  # found without being told
+
+
+def test_the_networks_of_digit_scenes_are_listed():
+    assert set(SHIPPED_MODELS) == {"lite0", *SHIPPED}
+
+
+def test_a_network_of_timm_says_which_extra_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.layers.hybrid_embed", None)  # importing it fails, as where timm is missing
+    with pytest.raises(NotFound, match=r"camserve\[timm\]"):
+        ensure_archive("digits-vit-timm", tmp_path)
 
 
 def test_a_listed_model_is_built_alike_everywhere(own_store, tmp_path):

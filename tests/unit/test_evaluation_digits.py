@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,16 @@ import pytest
 import torch
 
 from camserve import Engine
-from camserve.archive import build_archive
-from camserve.evaluation.digits import network, scenes
+from camserve.evaluation.digits import networks, scenes, shipped, tasks
+from camserve.evaluation.digits.shipped import SHIPPED
 
 TRAIN = Path(__file__).parents[2] / "benchmarks" / "digits" / "train.py"
+
+
+@pytest.fixture
+def recorded() -> dict:
+    """What the training program has printed of the shipped weights."""
+    return json.loads((TRAIN.parent / "figures.json").read_text())
 
 
 def test_a_scene_does_not_depend_on_the_others():
@@ -59,41 +66,99 @@ def test_no_digit_is_in_both_splits():
     assert not train & test
 
 
-def test_the_shipped_network_reads_held_out_digits():
-    """The program that trained it asks 2048 scenes; these are others."""
-    engine = network.load_engine()
-    right = 0
-    for index in range(60):
-        scene = scenes.make_scene(77, index, 1, "test")
-        right += engine.explain(scene.pixels, [], top_predictions=1).predictions[0].label == scene.boxes[0].label
-    assert right >= 57
+@pytest.mark.parametrize("content", [scenes.Content(blots=1), tasks.NUMBERS, scenes.Content(present=7)])
+def test_what_else_is_in_a_scene_has_no_box_and_leaves_room(content):
+    for index in range(10):
+        scene = scenes.make_scene(0, index, 2, "test", content)
+        sizes = sorted(map(tasks.size_px, scene.boxes))
+        assert len(scene.boxes) == 2
+        if content.present is not None:
+            assert scene.boxes[0].label == "7"
+        if content.apart_px:  # the ink leaves a pixel of its square free here and there
+            assert sizes[1] > sizes[0]
+
+
+def test_a_blot_is_drawn_and_a_digit_can_be_left_out():
+    plain, blotted = (scenes.make_scene(0, 1, 0, "test", scenes.Content(blots=blots)) for blots in (0, 1))
+    assert not plain.boxes
+    assert not blotted.boxes
+    assert (plain.pixels != blotted.pixels).any(axis=2).sum() > 100
+    for index in range(50):
+        scene = scenes.make_scene(0, index, 3, "train", scenes.Content(absent=7))
+        assert "7" not in {box.label for box in scene.boxes}
+
+
+def test_the_truth_of_a_scene_is_that_of_its_boxes():
+    scene = scenes.make_scene(0, 2, 3, "test")
+    labels = [int(box.label) for box in scene.boxes]
+    present, (seven,) = tasks.DIGITS_PRESENT.truth(scene), tasks.SEVEN_PRESENT.truth(scene)
+    assert [digit for digit, there in enumerate(present) if there] == sorted(labels)
+    assert seven == (7 in labels)
+    total, largest = tasks.SUM_AND_SIZE.truth(scene)
+    assert total == sum(labels)
+    assert largest == max(max(box.right - box.left, box.bottom - box.top) for box in scene.boxes)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_networks_answer_held_out_scenes_as_well_as_was_recorded(name, recorded):
+    """The program that trained them asks 2048 of these scenes."""
+    network, count = SHIPPED[name], 256
+    held_out = [network.task.scene(1, index, "test") for index in range(count)]
+    x = torch.from_numpy(np.stack([scene.pixels for scene in held_out])).permute(0, 3, 1, 2)
+    how = shipped.PREPROCESSING
+    mean, std = (torch.tensor(three)[:, None, None] for three in (how.mean, how.std))
+    with torch.inference_mode():
+        outputs = network.trained()((x / 255 - mean) / std)
+    found = network.task.figures(outputs.numpy(), np.array([network.task.truth(scene) for scene in held_out]))
+    first = next(iter(found))
+    assert found[first] >= network.task.least
+    # Of 256 scenes the share that is right deviates from that of 2048 by 0.013 (one sigma, where it is 0.95).
+    assert found[first] == pytest.approx(recorded[name]["figures"][first], abs=0.04)
+
+
+def test_the_weights_are_small():
+    sizes = {name: Path(str(network.weights)).stat().st_size for name, network in SHIPPED.items()}
+    assert max(sizes.values()) < 700_000
+    assert sum(sizes.values()) < 3_000_000
+    folder = Path(str(SHIPPED["digits"].weights)).parent
+    assert {path.stem for path in folder.iterdir()} == set(SHIPPED)
 
 
 def test_the_network_suits_every_method_for_convolutions():
-    module = network.trained()
+    module = SHIPPED["digits"].trained()
     assert not module.training
-    layer = network.load_engine().info.layer("")
+    layer = shipped.load_engine().info.layer("")
     assert (layer.channels, layer.height, layer.width) == (64, 12, 12)
     assert sum(isinstance(child, torch.nn.ReLU) for child in module.modules()) == 5
-    assert sum(value.numel() for value in module.state_dict().values()) * 4 < 2 * 2**20
-    assert network.DigitsNet(3)(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
+    assert networks.DigitsNet(3)(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
 
 
 def test_the_network_can_be_packed_as_an_archive(tmp_path):
-    source = "camserve.evaluation.digits.network:trained"
-    path = build_archive(source, name="digits", store=tmp_path, preprocessing=network.PREPROCESSING)
     pixels = scenes.make_scene(2, 0, 2, "test").pixels
-    packed, direct = Engine.load("digits", path.parent), network.load_engine()
+    packed, direct = Engine.load("digits", tmp_path), shipped.load_engine()
+    assert packed.info.labels == direct.info.labels == shipped.DIGITS
     first, second = (engine.explain(pixels, ["grad_cam"], [3]).maps[0].array for engine in (packed, direct))
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)  # float32, other micro-batches
 
 
-def test_the_training_program_runs(tmp_path):
+@pytest.mark.parametrize("name", ["digits", "digits-value", "digits-vit-timm"])
+def test_the_training_program_runs(name, tmp_path):
     """Too few scenes to learn anything, which it says."""
     out = tmp_path / "weights.safetensors"
-    command = [sys.executable, TRAIN, "--scenes", "192", "--held-out", "64", "--out", out]
+    command = [sys.executable, TRAIN, name, "--scenes", "192", "--held-out", "64", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert "accuracy on 64 held-out scenes" in done.stdout, done.stderr
+    assert "on 64 held-out scenes" in done.stdout, done.stderr
     assert done.returncode == 1
-    assert "must be at least 95%" in done.stderr
-    assert out.stat().st_size == Path(str(network.WEIGHTS)).stat().st_size
+    assert "must be at least 0.9" in done.stderr
+    assert out.stat().st_size == Path(str(SHIPPED[name].weights)).stat().st_size
+
+
+def test_the_page_has_the_table_of_what_the_networks_reach(recorded, monkeypatch):
+    monkeypatch.syspath_prepend(str(TRAIN.parent))
+    monkeypatch.syspath_prepend(str(TRAIN.parents[1]))
+    import common
+    import train
+
+    page = (TRAIN.parent / "README.md").read_text()
+    assert page == common.embedded(page, "figures", train.table(recorded)), "run train.py --measure"
+    assert set(recorded) == set(SHIPPED)

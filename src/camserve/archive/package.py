@@ -71,14 +71,16 @@ def build_archive(
     """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
     Args:
-        source: `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
+        source: `efficientnet-lite0`, `digits` or another network of digit scenes, `torchvision:NAME`, `timm:NAME` or
+            `package.module:function`.
         name: name of the served model; None: that of the source.
         version: version of the served model.
         store: directory of the archive; made when missing.
         weights: the weights, as `sources.find_weights` takes them.
         weights_sha256: SHA-256 that the file of the weights must have, in hexadecimal; None: not checked.
         labels: file of class names; None: those known of the weights, else "class 0", "class 1", ...
-        outputs: kind of the network's outputs, see `camserve.scores`; None: found, where the numbers tell.
+        outputs: kind of the network's outputs, see `camserve.scores`; None: that known of the weights, else found,
+            where the numbers tell.
         output: name or index of the tensor that is explained, among those that the network returns; None: `logits`, or
             else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
@@ -101,6 +103,7 @@ def build_archive(
         check_name("model name", name)  # before the work of finding weights
     found = find_weights(source, weights)
     _check_sha256(found, weights_sha256)
+    outputs, units = outputs or found.outputs, units or found.units
     card = ModelCard(
         name=name or default_name(source),
         version=version,
@@ -183,10 +186,10 @@ def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs |
     """Returns the labels as far as they are known before the network runs; where they are not, as many as it needs."""
     if path is not None:
         return read_labels(path)
+    if weights.labels and (outputs == weights.outputs or outputs not in ("binary", "embedding")):
+        return weights.labels
     if outputs in ("binary", "embedding"):
         return ()
-    if weights.labels:
-        return weights.labels
     from camserve.scores import make_score
 
     numbers = count_classes(source, weights.state)

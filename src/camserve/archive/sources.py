@@ -1,7 +1,8 @@
 """Finds networks and weights; no other file knows the ways of torchvision, timm and EfficientNet-Lite.
 
-An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `torchvision:NAME`,
-`timm:NAME`, or `package.module:function` for a function of one's own, called without arguments, that returns a module.
+An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `digits` and the
+other networks of digit scenes, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of one's
+own, called without arguments, that returns a module.
 Weights are shipped with a package, downloaded, read from a file, random, or those the function has set.
 
 The package of `package.module:function` is not packed: it must be importable wherever the archive is loaded, and
@@ -18,19 +19,23 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import as_file
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from camserve.archive.untrusted import is_file, opened_zip, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
-from camserve.types import Preprocessing
+from camserve.types import Outputs, Preprocessing
 
 if TYPE_CHECKING:
     import torch
     from torchvision.models import WeightsEnum
 
+    from camserve.evaluation.digits.shipped import Shipped
+
 LITE0 = "efficientnet-lite0"
+DIGITS = "digits"
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 RANDOM = "random"
@@ -41,7 +46,7 @@ _LITE0_PREPROCESSING = Preprocessing(256, (224, 224), mean=(0.498, 0.498, 0.498)
 _IMAGENET_PREPROCESSING = Preprocessing(
     256, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
-_SOURCES = f"{LITE0}, {TORCHVISION}NAME of a classifier, {TIMM}NAME or package.module:function"
+_SOURCES = f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, {TIMM}NAME or package.module:function"
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
 _INCEPTION = {"transform_input": True, "init_weights": False}
@@ -61,6 +66,10 @@ class Weights:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
     licence: str = ""
+    outputs: Outputs | None = None
+    """Kind of the network's outputs, where that is known."""
+    units: tuple[str, ...] = ()
+    """Units of its outputs, where they are numbers and that is known."""
 
 
 def find_weights(architecture: str, weights: str | None) -> Weights:
@@ -80,6 +89,8 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
     """
     if architecture == LITE0:
         return _lite0_weights(weights)
+    if _is_digits(architecture):
+        return _digits_weights(architecture, weights)
     if architecture.startswith(TIMM):
         return _timm_weights(architecture.removeprefix(TIMM), weights)
     if _is_function(architecture):
@@ -186,6 +197,31 @@ def lite0_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def _is_digits(architecture: str) -> bool:
+    """Tells whether an architecture is a network of digit scenes; what they are made of is imported only then."""
+    return architecture.partition("-")[0] == DIGITS and architecture in _digits()
+
+
+def _digits() -> Mapping[str, Shipped]:
+    from camserve.evaluation.digits.shipped import SHIPPED
+
+    return SHIPPED
+
+
+def _digits_weights(name: str, weights: str | None) -> Weights:
+    from camserve.evaluation.digits.shipped import PREPROCESSING
+
+    network = _digits()[name]
+    if weights == RANDOM:
+        found = _random(PREPROCESSING)
+    elif weights in (None, "DEFAULT"):
+        with as_file(network.weights) as path:
+            found = Weights(_read_state(path), path, f"camserve, {path.name}", PREPROCESSING, licence="Apache-2.0")
+    else:
+        found = _from_file(_weights_file(weights, "DEFAULT"), PREPROCESSING)
+    return replace(found, labels=network.labels, outputs=network.outputs, units=network.units)
+
+
 def _torchvision_weights(name: str, weights: str | None) -> Weights:
     from torchvision.models import get_model_weights
 
@@ -236,6 +272,8 @@ def _torchvision_preprocessing(weights: WeightsEnum) -> Preprocessing:
 def _construct(architecture: str, classes: int) -> torch.nn.Module:
     if architecture == LITE0:
         return _lite0(classes)
+    if _is_digits(architecture):
+        return _digits()[architecture].build()
     if architecture.startswith(TIMM):
         name = _timm_name(architecture.removeprefix(TIMM))
         return cast("torch.nn.Module", _timm().create_model(name, pretrained=False, num_classes=classes))

@@ -317,7 +317,7 @@ def _picture(saliency: SaliencyMap) -> Image.Image:
 
 
 @camserve.command()
-@click.option("--model", default="lite0", show_default=True, help="Of the model store.")
+@click.option("--model", help="Of the model store.  [default: lite0, or the benchmark's own]")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of JPEG, PNG or WebP images.")
 @click.option("--boxes", type=click.Path(path_type=Path), help="COCO JSON, Pascal VOC XML, or a folder of XML files.")
 @click.option("--benchmark", type=click.Choice(["digits"]), help="Scenes, boxes and a model that are shipped.")

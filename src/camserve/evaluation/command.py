@@ -23,13 +23,14 @@ from camserve.evaluation.variants import Classes, Outcome, VariantPlan, augment
 from camserve.methods import METHODS, MethodSpec
 from camserve.types import Precision
 
+DEFAULT_MODEL = "lite0"
 DIGITS = "digits"
 DIGITS_SCENES = 30
 
 
 def run(
     *,
-    model: str,
+    model: str | None,
     images: Path | None,
     boxes: Path | None,
     benchmark: str | None,
@@ -46,7 +47,7 @@ def run(
     """Evaluates and writes the report; continues what a run with the same settings has begun.
 
     Args:
-        model: of the store; not used with a benchmark, which has its own.
+        model: of the store; None: `lite0`, or the benchmark's own.
         images: folder of images; None with a benchmark.
         boxes: COCO JSON file, Pascal VOC XML file or folder of such.
         benchmark: "digits", or None.
@@ -83,7 +84,12 @@ def run(
 
 
 def _subject(
-    model: str, images: Path | None, boxes: Path | None, benchmark: str | None, limit: int | None, store: Path | None
+    model: str | None,
+    images: Path | None,
+    boxes: Path | None,
+    benchmark: str | None,
+    limit: int | None,
+    store: Path | None,
 ) -> tuple[Engine, list[Example], str]:
     """Returns what explains, what is explained, and what that is called."""
     if (images is None) == (benchmark is None):
@@ -91,13 +97,14 @@ def _subject(
     if images is None and boxes is not None:
         raise InvalidOption("--boxes belong to --images; a benchmark has its own")
     if images is None:  # scikit-learn is needed for the benchmark alone
-        from camserve.evaluation.digits.network import load_engine
+        from camserve.evaluation.digits.shipped import MICRO_BATCH, load_engine
 
         examples = digits_examples(limit or DIGITS_SCENES)
-        return load_engine(), examples, "the digits benchmark"
+        engine = load_engine() if model is None else Engine.load(model, store, micro_batch=MICRO_BATCH)
+        return engine, examples, "the digits benchmark"
     examples = folder_examples(images, None if boxes is None else read_boxes(boxes))[:limit]
     known = f", boxes of {boxes.name}" if boxes is not None else ""
-    return Engine.load(model, store), examples, f"folder {images.resolve().name}{known}"
+    return Engine.load(model or DEFAULT_MODEL, store), examples, f"folder {images.resolve().name}{known}"
 
 
 def run_augment(

@@ -38,7 +38,26 @@ class Scene:
     """Boxes of the digits, each of a different class; the label is the digit."""
 
 
-def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
+@dataclass(frozen=True)
+class Content:
+    """Says what is in a scene beside how many digits there are."""
+
+    sides_px: tuple[int, int] = DIGIT_PX
+    """Smallest and largest side of the square that a digit, or a blot, is enlarged to."""
+    apart_px: int = 0
+    """Least difference between the sides of any two squares of one scene."""
+    blots: int = 0
+    """Number of blots: spots of ink that are no digits and have no box."""
+    present: int | None = None
+    """A digit that is one of those in the scene; None: whichever are drawn."""
+    absent: int | None = None
+    """A digit that is not in the scene; None: whichever are drawn."""
+
+
+PLAIN = Content()
+
+
+def make_scene(seed: int, index: int, digits: int, split: Split, content: Content = PLAIN) -> Scene:
     """Returns scene `index` of a series.
 
     Args:
@@ -46,17 +65,20 @@ def make_scene(seed: int, index: int, digits: int, split: Split) -> Scene:
         index: of the scene; the same scene whichever others are made.
         digits: how many digits, of different classes, at locations that do not overlap; 1..3.
         split: which handwriting: that for training, or that held out.
+        content: what else there is to say.
     """
     rng = np.random.default_rng([seed, index, digits, split == "test"])
     images, classes = handwriting(split)
     picture = _background(rng)
     boxes = []
-    chosen = rng.choice(10, digits, replace=False)
-    for digit, (left, top, side) in zip(chosen, _squares(rng, digits), strict=True):
+    chosen = _chosen(rng, digits, content)
+    squares = _squares(rng, digits + content.blots, content)
+    for digit, (left, top, side) in zip(chosen, squares, strict=False):  # the squares left over are the blots'
         ink = _ink(images[rng.choice(np.flatnonzero(classes == digit))], side)
-        part = picture[top : top + side, left : left + side]
-        part += ink[..., None] * (rng.uniform(180, 255, 3) - part)
+        _write(picture, ink, left, top, rng)
         boxes.append(_box(str(digit), ink, left, top))
+    for left, top, side in squares[digits:]:
+        _write(picture, _blot(rng, side), left, top, rng)
     return Scene(picture.round().astype(np.uint8), tuple(boxes))
 
 
@@ -92,10 +114,21 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return tinted
 
 
-def _squares(rng: np.random.Generator, count: int) -> list[tuple[int, int, int]]:
+def _chosen(rng: np.random.Generator, count: int, content: Content) -> np.ndarray:
+    """Returns the classes of the digits, (count,)."""
+    if content.present is None and content.absent is None:
+        return rng.choice(10, count, replace=False)
+    others = [digit for digit in range(10) if digit not in (content.present, content.absent)]
+    given = [] if content.present is None else [content.present]
+    return np.array([*given, *rng.choice(others, count - len(given), replace=False)])
+
+
+def _squares(rng: np.random.Generator, count: int, content: Content) -> list[tuple[int, int, int]]:
     """Returns (left, top, side) of squares in the scene that do not overlap; they are drawn together until they fit."""
     while True:
-        sides = rng.integers(DIGIT_PX[0], DIGIT_PX[1] + 1, count)
+        sides = rng.integers(content.sides_px[0], content.sides_px[1] + 1, count)
+        if content.apart_px and (np.diff(np.sort(sides)) < content.apart_px).any():
+            continue
         corners = rng.integers(0, SIZE_PX - sides[:, None] + 1, (count, 2))
         squares = [(int(left), int(top), int(side)) for (left, top), side in zip(corners, sides, strict=True)]
         if not any(_overlap(a, b) for number, a in enumerate(squares) for b in squares[:number]):
@@ -104,6 +137,19 @@ def _squares(rng: np.random.Generator, count: int) -> list[tuple[int, int, int]]
 
 def _overlap(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
     return all(a[axis] < b[axis] + b[2] and b[axis] < a[axis] + a[2] for axis in (0, 1))
+
+
+def _write(picture: np.ndarray, ink: np.ndarray, left: int, top: int, rng: np.random.Generator) -> None:
+    """Draws ink (side, side) over a part of the picture, in a bright colour."""
+    part = picture[top : top + len(ink), left : left + len(ink)]
+    part += ink[..., None] * (rng.uniform(180, 255, 3) - part)
+
+
+def _blot(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Returns a spot of ink without strokes, (side, side), in [0, 1]."""
+    coarse = np.zeros((6, 6), np.uint8)
+    coarse[1:-1, 1:-1] = rng.integers(0, 256, (4, 4))
+    return _ink(coarse, side)
 
 
 def _ink(image: np.ndarray, side: int) -> np.ndarray:

@@ -1,0 +1,293 @@
+"""Measures whether the map of an answer lies on what the answer is about, on scenes whose digits have boxes.
+
+    OMP_NUM_THREADS=2 python benchmarks/targets.py measure    # results/targets-cpu.json; minutes on two cores
+    python benchmarks/targets.py render                       # the table of docs/evaluation.md from that file, at once
+    python benchmarks/targets.py sheet                        # docs/images/targets.png: a row for each kind of target
+    python benchmarks/targets.py measure --scenes 2 --rows binary value --out /tmp/targets.json
+
+The networks are those of digit scenes that are shipped. Their scenes are made of handwriting that no network was
+trained on. A row asks the same of every scene, and counts how often the maps are as they must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from PIL import Image
+
+from camserve import Engine
+from camserve.evaluation.digits.scenes import Content, Scene, make_scene
+from camserve.evaluation.digits.shipped import load_engine
+from camserve.evaluation.digits.tasks import NUMBERS, SEVEN, size_px
+from camserve.evaluation.localisation import energy_inside, inside, points_into
+from camserve.evaluation.truth import TrueBox
+from camserve.finalise.render import Row as SheetRow
+from camserve.finalise.render import overlay, sheet
+from camserve.methods import METHODS
+
+METHOD_NAMES = ("grad_cam", "group_cam")
+SEED = 2
+"""Seed of the scenes; the networks were trained on those of 0, and their answers measured on those of 1."""
+PAGE, TABLE = common.ROOT / "docs" / "evaluation.md", "targets"
+PICTURE = common.ROOT / "docs" / "images" / "targets.png"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Holds the targets of one question about a scene, and tells whether their maps are as they must be."""
+
+    targets: tuple[str, ...]
+    """Text forms."""
+    holds: Callable[[Sequence[np.ndarray]], bool]
+    """Takes the maps (96, 96) of the targets."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Describes one row of the table."""
+
+    what: str
+    """What must hold, for people."""
+    network: str
+    asks: Callable[[Scene], Iterator[Ask]]
+    goal: float | None
+    """Share of the questions, from 0 to 1; None: reported without one."""
+    content: Content = field(default_factory=Content)
+    digits: Callable[[int], int] = lambda index: 3 if index % 3 == 2 else 2
+    """Returns how many digits scene `index` has: as in the benchmark, or always two."""
+
+    def scene(self, index: int) -> Scene:
+        """Returns scene `index` of those that the row asks about."""
+        return make_scene(SEED, index, self.digits(index), "test", self.content)
+
+
+def each_digit(scene: Scene) -> Iterator[Ask]:
+    """Asks for each digit of the scene: does the map point at it?"""
+    for box in scene.boxes:
+        yield pointing(box.label, box)
+
+
+def the_seven(scene: Scene) -> Iterator[Ask]:
+    (box,) = (box for box in scene.boxes if box.label == str(SEVEN))
+    yield pointing("seven", box)
+
+
+def the_largest(scene: Scene) -> Iterator[Ask]:
+    yield pointing("up:largest", max(scene.boxes, key=size_px))
+
+
+def any_digit(scene: Scene) -> Iterator[Ask]:
+    yield Ask(("up:sum",), lambda maps: points_into(maps[0], region(*scene.boxes)))
+
+
+def pointing(target: str, box: TrueBox) -> Ask:
+    return Ask((target,), lambda maps: points_into(maps[0], region(box)))
+
+
+def one_over_the_other(scene: Scene) -> Iterator[Ask]:
+    """Asks of two digits why each and not the other: more energy lies on the one asked about, both times."""
+    first, second = scene.boxes
+    targets = (f"contrast:{first.label}>{second.label}", f"contrast:{second.label}>{first.label}")
+
+    def holds(maps: Sequence[np.ndarray]) -> bool:
+        on_first, on_second = ([float(one[region(box)].sum()) for one in maps] for box in (first, second))
+        return on_first[0] > on_second[0] and on_second[1] > on_first[1]
+
+    yield Ask(targets, holds)
+
+
+def against_each(scene: Scene) -> Iterator[Ask]:
+    """Asks for each digit what speaks against it: at most half as much of the map lies on it as of the map for it."""
+    for box in scene.boxes:
+        yield Ask((box.label, f"against:{box.label}"), lambda maps, box=box: _at_most_half(maps, region(box)))
+
+
+def _at_most_half(maps: Sequence[np.ndarray], on: np.ndarray) -> bool:
+    forth, back = (energy_inside(one, on) for one in maps)
+    return back <= forth / 2 and forth > 0
+
+
+def region(*boxes: TrueBox) -> np.ndarray:
+    return inside(boxes, (96, 96))
+
+
+def _two(index: int) -> int:
+    return 2
+
+
+_POINTS = "the map of a digit points at it"
+_CONTRAST = "of two digits, A over B lies on A more than on B, and B over A on B"
+_AGAINST = "against a digit, at most half as much of the map lies on it as of the map for it"
+
+ROWS = {
+    "multilabel": Row(_POINTS, "digits-multilabel", each_digit, 0.9),
+    "binary": Row("the map of seven points at it", "digits-binary", the_seven, 0.9, Content(present=SEVEN)),
+    "value": Row("the size of the largest digit going up points at it", "digits-value", the_largest, 0.8, NUMBERS),
+    "sum": Row("the sum of the digits going up points at one", "digits-value", any_digit, None, NUMBERS),
+    "contrast": Row(_CONTRAST, "digits-multilabel", one_over_the_other, 0.95, digits=_two),
+    "contrast-softmax": Row(_CONTRAST, "digits", one_over_the_other, 0.95, digits=_two),
+    "contrast-vit": Row(_CONTRAST, "digits-vit", one_over_the_other, None, digits=_two),
+    "against": Row(_AGAINST, "digits-multilabel", against_each, 0.9),
+    "against-softmax": Row(_AGAINST, "digits", against_each, 0.9),
+    "against-vit": Row(_AGAINST, "digits-vit", against_each, None),
+}
+
+
+def measure(rows: Sequence[str], scenes: int) -> dict[str, Any]:
+    """Returns how often the maps of each row and method are as they must be."""
+    return {name: _measured(ROWS[name], scenes) for name in rows}
+
+
+def _measured(row: Row, scenes: int) -> dict[str, Any]:
+    engine = load_engine(row.network)
+    asked = [(scene, ask) for scene in map(row.scene, range(scenes)) for ask in row.asks(scene)]
+    found = {"what": row.what, "network": row.network, "goal": row.goal, "scenes": scenes, "asked": len(asked)}
+    return found | {"methods": {method: _counted(engine, method, asked) for method in METHOD_NAMES}}
+
+
+def _counted(engine: Engine, method: str, asked: Sequence[tuple[Scene, Ask]]) -> dict[str, Any]:
+    held = empty = 0
+    for scene, ask in asked:
+        maps = [engine.explain(scene.pixels, [method], [target]).maps[0].array for target in ask.targets]
+        held += ask.holds(maps)
+        empty += sum(not one.any() for one in maps)
+    return {"held": held, "share": held / len(asked), "empty_maps": empty}
+
+
+def table(content: dict[str, Any]) -> str:
+    """Returns the page's text between the markers: the table and what it was measured with."""
+    titles = [METHODS[method].title for method in METHOD_NAMES]
+    lines = ["| network | what must hold | asked | goal | " + " | ".join(titles) + " |"]
+    lines.append("| --- | --- | ---: | ---: |" + " ---: |" * len(titles))
+    for row in content["rows"].values():
+        goal = "-" if row["goal"] is None else f"{row['goal']:.0%}"
+        shares = [_share(row["methods"][method], row["goal"]) for method in METHOD_NAMES]
+        lines.append(f"| `{row['network']}` | {row['what']} | {row['asked']} | {goal} | {' | '.join(shares)} |")
+    environment = content["environment"]
+    scenes = max(row["scenes"] for row in content["rows"].values())
+    lines.append(
+        f"\n{scenes} scenes for each row, default parameters and layers. {environment['device']}, threads: "
+        f"{environment['torch_threads']}; {common.made_with(environment)}."
+    )
+    empty = _empty(content["rows"])
+    return "\n".join([*lines, *([f"\nEmpty maps, which count as they fall: {empty}."] if empty else [])])
+
+
+def _share(figures: dict[str, Any], goal: float | None) -> str:
+    missed = goal is not None and figures["share"] < goal
+    return f"{figures['share']:.0%}" + (" (missed)" if missed else "")
+
+
+def _empty(rows: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{METHODS[method].title} {figures['empty_maps']} (`{row['network']}`: {row['what']})"
+        for row in rows.values()
+        for method, figures in row["methods"].items()
+        if figures["empty_maps"]
+    )
+
+
+def rendered(page: str, content: dict[str, Any]) -> str:
+    """Returns the page with its table made anew."""
+    return common.embedded(page, TABLE, table(content))
+
+
+@dataclass(frozen=True)
+class Question:
+    """Describes one row of the picture sheet."""
+
+    text: str
+    network: str
+    target: Callable[[Scene], str]
+    content: Content = field(default_factory=Content)
+    index: int = 0
+
+
+def first(scene: Scene) -> str:
+    return scene.boxes[0].label
+
+
+QUESTIONS = (
+    Question("softmax: why the {0}?", "digits", first, index=3),
+    Question("softmax, vision transformer: why the {0}?", "digits-vit", first, index=3),
+    Question("multi-label: why is the {0} there?", "digits-multilabel", first, index=1),
+    Question("binary: why is there a seven?", "digits-binary", lambda scene: "seven", Content(present=SEVEN), 5),
+    Question("value: what makes the largest large?", "digits-value", lambda scene: "up:largest", NUMBERS, 6),
+    Question("value: what does the sum come from?", "digits-value", lambda scene: "up:sum", NUMBERS, 7),
+    Question(
+        "contrast: why the {0}, not the {1}?",
+        "digits-multilabel",
+        lambda scene: f"contrast:{scene.boxes[0].label}>{scene.boxes[1].label}",
+        index=9,
+    ),
+    Question(
+        "contrast: why the {1}, not the {0}?",
+        "digits-multilabel",
+        lambda scene: f"contrast:{scene.boxes[1].label}>{scene.boxes[0].label}",
+        index=9,
+    ),
+    Question("finer: the {0}, not what is nearest?", "digits", lambda scene: f"finer:{first(scene)}", index=12),
+    Question("against: what speaks against the {0}?", "digits", lambda scene: f"against:{first(scene)}", index=12),
+)
+
+
+def picture() -> Image.Image:
+    """Returns the sheet: a row for each question, with the scene and its map by each method."""
+    rows = []
+    for question in QUESTIONS:
+        scene = make_scene(SEED, question.index, 2, "test", question.content)
+        engine, target = load_engine(question.network), question.target(scene)
+        seen = Image.fromarray(scene.pixels)
+        maps = [engine.explain(scene.pixels, [method], [target]).maps[0].array for method in METHOD_NAMES]
+        caption = question.text.format(*(box.label for box in scene.boxes)) + f" ({target})"
+        rows.append(SheetRow(caption, (seen, *(overlay(seen, one) for one in maps))))
+    return sheet(["Scene", *(METHODS[method].title for method in METHOD_NAMES)], rows, cell_px=144)
+
+
+def results(device: torch.device) -> Path:
+    return Path(__file__).parent / "results" / f"targets-{device.type}.json"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("--scenes", type=int, default=50, help="for each row")
+    measuring.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    measuring.add_argument("--out", type=Path, help="default: results/targets-<device>.json beside this file")
+    rendering = commands.add_parser("render")
+    rendering.add_argument("--results", type=Path, default=results(torch.device("cpu")))
+    drawing = commands.add_parser("sheet")
+    drawing.add_argument("--out", type=Path, default=PICTURE)
+    return parser
+
+
+def main() -> None:
+    given = _parser().parse_args()
+    if given.command == "render":
+        PAGE.write_text(rendered(PAGE.read_text(), json.loads(given.results.read_text())))
+        print(f"written to {PAGE}")
+        return
+    if given.command == "sheet":
+        picture().quantize(256).save(given.out, optimize=True)
+        print(f"written to {given.out}")
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    environment = common.environment(device)
+    content = {"environment": environment, "rows": measure(given.rows, given.scenes)}
+    out = given.out or results(device)
+    common.write(out, content)
+    print(table(content))
+    print(f"\nwritten to {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Says what each network of digit scenes was asked to learn: its scenes, what is true of them, how well it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from camserve.evaluation.digits.scenes import Content, Scene, Split, make_scene
+from camserve.evaluation.truth import TrueBox
+
+SEVEN = 7
+NUMBERS = Content(sides_px=(20, 40), apart_px=5)
+"""Content of the scenes of numbers: digits of many sizes, of which the largest is clearly so."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Describes what a network learns."""
+
+    question: str
+    """Question that the network answers, for people."""
+    scene: Callable[[int, int, Split], Scene]
+    """Returns scene (seed, index, split) of those that the network learns from."""
+    truth: Callable[[Scene], Sequence[float]]
+    """Returns what the outputs must say of a scene."""
+    figures: Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+    """Returns how well outputs (N, K) agree with truths (N, K), by name; the first is the one that counts."""
+    told: str
+    """Format string that makes a sentence of the figures, for people."""
+    least: float
+    """Least value of the first figure that a trained network has on held-out scenes."""
+
+
+_UP_TO_THREE = (1, 2, 3, 2, 1, 2, 3, 0)
+"""Numbers of digits of eight scenes."""
+
+
+def _one_digit(seed: int, index: int, split: Split) -> Scene:
+    return make_scene(seed, index, 1, split)
+
+
+def _some_digits(seed: int, index: int, split: Split) -> Scene:
+    """Returns a scene of up to three digits, with a blot in half of those that have room for one."""
+    digits = _UP_TO_THREE[index % 8]
+    return make_scene(seed, index, digits, split, Content(blots=_blots(digits, index)))
+
+
+def _with_or_without_seven(seed: int, index: int, split: Split) -> Scene:
+    """Returns a scene of up to three digits; every second one has a seven."""
+    digits = 1 + index // 2 % 3
+    present, absent = (SEVEN, None) if index % 2 == 0 else (None, SEVEN)
+    content = Content(blots=_blots(digits, index), present=present, absent=absent)
+    return make_scene(seed, index, digits, split, content)
+
+
+def _of_many_sizes(seed: int, index: int, split: Split) -> Scene:
+    """Returns a scene as `_some_digits` does, of digits whose sizes differ."""
+    digits = _UP_TO_THREE[index % 8]
+    return make_scene(seed, index, digits, split, replace(NUMBERS, blots=_blots(digits, index)))
+
+
+def _blots(digits: int, index: int) -> int:
+    return int(digits < 3 and index // 8 % 2)
+
+
+def _present(scene: Scene) -> list[float]:
+    """Returns 1 for each digit that is in the scene and 0 for the others."""
+    return [float(any(box.label == str(digit) for box in scene.boxes)) for digit in range(10)]
+
+
+def _seven(scene: Scene) -> list[float]:
+    return [_present(scene)[SEVEN]]
+
+
+def _numbers(scene: Scene) -> list[float]:
+    """Returns the sum of the digits, and the size of the largest: the longer side of its box, in pixels; else 0."""
+    return [float(sum(int(box.label) for box in scene.boxes)), max(map(size_px, scene.boxes), default=0.0)]
+
+
+def size_px(box: TrueBox) -> float:
+    """Returns the size of a digit: the longer side of its box."""
+    return max(box.right - box.left, box.bottom - box.top)
+
+
+def _classes_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    return {"right": float((outputs.argmax(axis=1) == truths.argmax(axis=1)).mean())}
+
+
+def _labels_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns in how many scenes all labels are right, and how many labels are."""
+    right = (outputs > 0) == (truths > 0.5)
+    return {"right": float(right.all(axis=1).mean()), "labels": float(right.mean())}
+
+
+def _numbers_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the shares of the numbers' variance that are explained, the smaller one first, and the mean errors."""
+    errors = outputs - truths
+    explained = 1 - (errors**2).mean(axis=0) / truths.var(axis=0)
+    total, largest = np.abs(errors).mean(axis=0)
+    return {"explained": float(explained.min()), "sum_error": float(total), "size_error_px": float(largest)}
+
+
+ONE_DIGIT = Task(
+    question="which digit is it?",
+    scene=_one_digit,
+    truth=_present,
+    figures=_classes_right,
+    told="{right:.2%} of the scenes right",
+    least=0.95,
+)
+DIGITS_PRESENT = Task(
+    question="which digits are in the scene?",
+    scene=_some_digits,
+    truth=_present,
+    figures=_labels_right,
+    told="{right:.2%} of the scenes right in all ten labels, {labels:.2%} of the labels",
+    least=0.9,
+)
+SEVEN_PRESENT = Task(
+    question="is there a seven?",
+    scene=_with_or_without_seven,
+    truth=_seven,
+    figures=_labels_right,
+    told="{right:.2%} of the scenes right",
+    least=0.95,
+)
+SUM_AND_SIZE = Task(
+    question="what do the digits add up to, and how large is the largest?",
+    scene=_of_many_sizes,
+    truth=_numbers,
+    figures=_numbers_right,
+    told="mean error {sum_error:.2f} of the sum and {size_error_px:.2f} px of the size; of each number at least "
+    "{explained:.1%} of the variance explained",
+    least=0.9,
+)

@@ -1,0 +1,124 @@
+"""The program that measures whether maps lie on what their target is about: what it counts, and what it renders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from camserve.evaluation.digits.scenes import SIZE_PX, Scene
+from camserve.evaluation.digits.tasks import size_px
+from camserve.evaluation.truth import TrueBox
+
+ROOT = Path(__file__).parents[2]
+LEFT, RIGHT = TrueBox("3", 8, 8, 24, 40), TrueBox("5", 56, 56, 88, 80)
+SCENE = Scene(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8), (LEFT, RIGHT))
+
+
+@pytest.fixture
+def program(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import targets
+
+    return targets
+
+
+@pytest.fixture
+def committed() -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / "targets-cpu.json").read_text())
+
+
+def on(*boxes: TrueBox, value: float = 1.0) -> np.ndarray:
+    found = np.zeros((SIZE_PX, SIZE_PX), np.float32)
+    for box in boxes:
+        found[int(box.top) : int(box.bottom), int(box.left) : int(box.right)] = value
+    return found
+
+
+def test_the_page_has_the_table_of_the_committed_figures(program, committed):
+    page = program.PAGE.read_text()
+    assert page == program.rendered(page, committed), "run `python benchmarks/targets.py render`"
+    assert list(committed["rows"]) == list(program.ROWS)
+    assert {row["scenes"] for row in committed["rows"].values()} == {50}
+
+
+def test_a_map_must_point_at_the_digit_that_is_asked_about(program):
+    left, right = program.each_digit(SCENE)
+    assert (left.targets, right.targets) == (("3",), ("5",))
+    assert left.holds([on(LEFT)])
+    assert not left.holds([on(RIGHT)])
+    assert right.holds([on(RIGHT) + on(LEFT, value=0.5)])
+    assert not right.holds([on()])
+
+
+def test_the_largest_digit_is_that_with_the_longest_side(program):
+    (ask,) = program.the_largest(SCENE)
+    assert size_px(LEFT) == size_px(RIGHT) == 32
+    larger = TrueBox("5", 56, 56, 90, 80)
+    (ask,) = program.the_largest(Scene(SCENE.pixels, (LEFT, larger)))
+    assert ask.targets == ("up:largest",)
+    assert ask.holds([on(larger)])
+    assert not ask.holds([on(LEFT)])
+
+
+def test_a_sum_is_of_every_digit(program):
+    (ask,) = program.any_digit(SCENE)
+    assert ask.holds([on(LEFT)])
+    assert ask.holds([on(RIGHT)])
+    assert not ask.holds([on(TrueBox("", 30, 80, 40, 90))])
+
+
+def test_a_contrast_holds_where_both_ways_do(program):
+    (ask,) = program.one_over_the_other(SCENE)
+    assert ask.targets == ("contrast:3>5", "contrast:5>3")
+    assert ask.holds([on(LEFT), on(RIGHT)])
+    for wrong in ([on(LEFT), on(LEFT)], [on(RIGHT), on(RIGHT)], [on(RIGHT), on(LEFT)], [on(), on(RIGHT)]):
+        assert not ask.holds(wrong)
+
+
+def test_what_speaks_against_a_digit_lies_elsewhere(program):
+    left, _ = program.against_each(SCENE)
+    assert left.targets == ("3", "against:3")
+    assert left.holds([on(LEFT), on(RIGHT)])
+    assert left.holds([on(LEFT), on()])
+    assert not left.holds([on(LEFT), on(LEFT)])
+    assert not left.holds([on(LEFT, RIGHT), on(LEFT, RIGHT)])
+    assert not left.holds([on(), on()])  # where nothing speaks for it, half of that is nothing
+
+
+def test_every_row_asks_of_scenes_that_have_an_answer(program):
+    for row in program.ROWS.values():
+        for index in range(4):
+            asks = list(row.asks(row.scene(index)))
+            assert asks
+            assert all(isinstance(target, str) for ask in asks for target in ask.targets)
+
+
+def test_figures_are_counted_and_rendered(program, tmp_path, monkeypatch):
+    out = tmp_path / "targets.json"
+    arguments = ["targets.py", "measure", "--scenes", "2", "--rows", "value", "contrast", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    program.main()
+    content = json.loads(out.read_text())
+    assert content["environment"]["commit"]
+    assert list(content["rows"]) == ["value", "contrast"]
+    for row in content["rows"].values():
+        for figures in row["methods"].values():
+            assert figures["share"] == figures["held"] / row["asked"]
+    content["rows"]["value"]["methods"]["grad_cam"] |= {"share": 0.5, "empty_maps": 3}
+    text = program.rendered("a <!-- targets: begin --> old <!-- targets: end --> b", content)
+    assert "| `digits-value` | the size of the largest digit going up points at it | 2 | 80% | 50% (missed) |" in text
+    assert "Empty maps, which count as they fall: Grad-CAM 3 (`digits-value`" in text
+    assert "2 scenes for each row" in text
+
+
+def test_the_sheet_has_a_row_for_each_question(program):
+    made = program.picture()
+    assert made.width > 3 * 144
+    assert made.height > len(program.QUESTIONS) * 144
+    kinds = {question.target(SCENE).partition(":")[0] for question in program.QUESTIONS}
+    assert {"up", "contrast", "finer", "against"} <= kinds
+    assert (ROOT / "docs" / "images" / "targets.png").stat().st_size < 300_000
