@@ -386,3 +386,11 @@ def test_what_only_one_partial_has_is_kept(reverse):
     one = merged(parts[::-1] if reverse else parts)
     assert (one.order, one.labels) == ((1, 0), (4, 5))
     assert one.context is context
+
+
+def test_an_answer_that_explains_no_target_cannot_be_read():
+    """It is the worker's fault, so it must not look like the client's."""
+    reply = step_pb2.WorkerReply()
+    reply.step.items.add().result.targets.add(score=0.5)
+    with pytest.raises(ValueError, match="a worker explains no target"):
+        step.result_from_bytes(reply.SerializeToString())

@@ -268,8 +268,13 @@ async def test_an_answer_that_does_not_fit_is_refused():
     assert isinstance(outcome, ItemResult)
     small = tuple(Partial(partial.position, 0, partial.sums[:, :1]) for partial in outcome.partials)
     fewer = tuple(Partial(partial.position, 0, partial.sums[:1]) for partial in outcome.partials)
+    unknown = replace(outcome.predictions[0], index=len(MODEL.labels))
+    open_ended = replace(outcome.targets[0], target=Target(top_k=1))
     for wrong in (
         StepResult((), {}, ""),
+        _changed(result, predictions=(unknown,)),
+        _changed(result, targets=(replace(outcome.targets[0], classes=(unknown,)), outcome.targets[1])),
+        _changed(result, targets=(open_ended, outcome.targets[1])),
         _changed(result, targets=outcome.targets[:1]),
         _changed(result, targets=()),
         _changed(result, targets=outcome.targets[:1], partials=fewer),

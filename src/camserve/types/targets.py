@@ -19,7 +19,6 @@ A label that looks like one of these is named by its index, or with `Target(labe
 from __future__ import annotations
 
 import hashlib
-import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
@@ -559,7 +558,7 @@ def _vector(values: Any) -> np.ndarray:
         raise InvalidOption(f"a vector has the shape [dimension], got {list(found.shape)}")
     if not np.isfinite(found).all():
         raise InvalidOption(f"a vector has finite numbers, got {shown(found[~np.isfinite(found)][0].item())}")
-    if not math.isfinite(norm := float(np.linalg.norm(found.astype(np.float64)))) or norm == 0:
+    if not found.any():
         raise InvalidOption("a vector must not be all zeros: nothing is similar to it")
     found.setflags(write=False)
     return found
