@@ -157,3 +157,30 @@ def test_the_page_on_security_has_the_figures_of_the_results(monkeypatch):
     page, content = hostile.SECURITY.read_text(), json.loads(hostile.RESULTS.read_text())
     assert common.embedded(page, "summary", hostile.summary(content)) == page
     assert common.embedded(page, "attacks", hostile.table(content)) == page
+
+
+def test_the_page_of_networks_is_made_from_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import families
+
+    results, page = json.loads(families.RESULTS.read_text()), families.PAGE.read_text()
+    assert page == common.embedded(page, "families", families.page(results))
+    assert set(results["families"]["torchvision"]) == set(families.TORCHVISION)
+    assert set(results["families"]["timm"]) == set(families.TIMM)
+    works = [
+        one for one in results["families"]["timm"].values() if set(one.get("methods", {})) and not one.get("error")
+    ]
+    assert len(works) >= 60
+    assert all(one["default_layer"] and one["offered"] > 0 for one in works)
+    assert all(one.get("error") or one["methods"] for one in results["families"]["timm"].values())
+
+
+def test_a_family_is_explained(tmp_path):
+    out = tmp_path / "families.json"
+    command = [sys.executable, BENCHMARKS / "families.py", "--only", "test_vit", "resnet18", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["families"]
+    assert found["timm"]["test_vit"]["default_layer"] == "blocks.5.norm1"
+    assert found["torchvision"]["resnet18"]["maps"] == [512, 7, 7]

@@ -199,6 +199,22 @@ def test_a_forward_that_switches_gradients_off_gets_the_map_of_the_plain_network
     np.testing.assert_allclose(explained(found), expected(Plain().eval()), atol=CLOSE)
 
 
+def test_parameters_are_frozen_inside_and_as_they_were_afterwards():
+    """So that no graph of them is made, and what a forward does to them in place is allowed."""
+    seen = []
+
+    class Looks(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(self.fc.weight.requires_grad)
+            return super().forward(x)
+
+    module = Looks()
+    module.hidden.requires_grad_(False)
+    explained(engine(module))
+    assert set(seen) == {False}
+    assert [layer.weight.requires_grad for layer in (module.fc, module.hidden)] == [True, False]
+
+
 @pytest.mark.parametrize("kind", [WithBlock, InferenceForward, CheckpointedOtherwise], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("method", ["integrated_gradients", "guided_backprop", "smooth_grad_cam_plus_plus"])
 def test_gradients_of_the_input_are_kept_on_too(kind, method):
