@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from camserve.methods import METHODS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,6 +19,15 @@ def program(monkeypatch):
     import networks
 
     return networks
+
+
+def test_the_readme_has_the_table_of_the_committed_figures(program):
+    committed = json.loads((ROOT / "benchmarks" / "results" / "networks-cpu.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert readme == program.rendered(readme, committed), "run `python benchmarks/networks.py render`"
+    assert list(committed["networks"]) == list(program.NETWORKS)
+    for one in committed["networks"].values():
+        assert set(one["methods"]) >= set(METHODS) - set(program.SLOW)
 
 
 def test_networks_are_measured_and_rendered(program, tmp_path, monkeypatch):
