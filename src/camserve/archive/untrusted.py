@@ -73,9 +73,13 @@ def read_text(path: Path, what: str) -> str:
         InvalidInput: it cannot be read, is longer than `MAX_TEXT_BYTES`, or is not UTF-8.
     """
     with reading(path, what):
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        return _checked_text(data).decode()
+        return read_bytes(path, what).decode("utf-8-sig")
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """Returns the content of a file of text; raises as `read_text`, whatever its encoding is."""
+    with reading(path, what), path.open("rb") as file:
+        return _checked_text(file.read(MAX_TEXT_BYTES + 1))
 
 
 def parse_json(path: Path, data: bytes, what: str) -> Any:

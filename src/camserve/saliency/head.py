@@ -36,7 +36,7 @@ def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tens
     """
     if linear is None or (linear.out_features, linear.in_features) != (logits.shape[1], activations.shape[1]):
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    weight, bias = linear.weight.detach(), 0 if linear.bias is None else linear.bias.detach()
+    weight, bias = linear.weight.detach().to(activations.dtype), 0 if linear.bias is None else linear.bias.detach()
     # The differences are measured against the logits without b: a large b must not hide them.
     added = F.linear(activations.mean(dim=(-2, -1)), weight)
     apart = (added + bias - logits).abs().amax(dim=1)

@@ -18,7 +18,7 @@ def dry_run(network: Network) -> None:
     Raises:
         Unsupported: the network cannot be explained; the text says why.
     """
-    grey = np.full((*network.preprocessing.crop_px, network.preprocessing.channels), 128, np.uint8)
+    grey = np.full((*network.preprocessing.crop_px, network.preprocessing.channels), 0.5, np.float32)
     try:
         Executor(network).answer(Item(grey, (sample_target(network.info),), (Task(0, ScoreCam(), 0, 1),)))
     except CamserveError as error:
