@@ -62,105 +62,56 @@ TORCHVISION = {
 TIMM = (
     *(
         "bat_resnext26ts",
+        "beit_base_patch16_224",
+        "botnet26t_256",
         "cait_xxs24_224",
         "coat_lite_tiny",
         "coatnet_nano_rw_224",
     ),
-    *(
-        "convit_tiny",
-        "convnextv2_atto",
-        "crossvit_tiny_240",
-        "cs3darknet_s",
-    ),
+    *("convit_tiny", "convmixer_768_32", "convnext_atto", "convnextv2_atto", "crossvit_tiny_240", "cs3darknet_s"),
     *(
         "cspresnet50",
+        "darknet53",
+        "davit_tiny",
         "deit_tiny_distilled_patch16_224",
         "deit3_small_patch16_224",
         "densenet121",
     ),
+    *("dla34", "dpn68", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientnet_b0"),
+    *("efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fastvit_t8", "fbnetc_100", "focalnet_tiny_srf"),
+    *("gcvit_xxtiny", "gernet_s", "ghostnet_050", "gmixer_24_224", "gmlp_ti16_224", "haloregnetz_b", "hardcorenas_a"),
+    *("hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small", "inception_next_tiny", "lambda_resnet26t", "lcnet_050"),
+    *("levit_128s", "maxvit_pico_rw_256", "mambaout_femto", "mixer_s32_224", "mnasnet_small", "mobilenetv2_035"),
     *(
-        "dla34",
-        "dpn68",
-        "efficientformerv2_s0",
-        "efficientnet_b0",
-    ),
-    *(
-        "efficientvit_b0",
-        "efficientvit_m0",
-        "eva02_tiny_patch14_224",
-        "focalnet_tiny_srf",
-    ),
-    *(
-        "gcvit_xxtiny",
-        "gernet_s",
-        "ghostnet_050",
-        "haloregnetz_b",
-    ),
-    *(
-        "hardcorenas_a",
-        "hgnetv2_b0",
-        "hiera_tiny_224",
-        "lambda_resnet26t",
-    ),
-    *(
-        "lcnet_050",
-        "levit_128s",
-        "maxvit_pico_rw_256",
-        "mnasnet_small",
-    ),
-    *(
-        "mobilenetv2_035",
         "mobilenetv3_small_050",
         "mobilenetv4_conv_small",
+        "mobileone_s0",
+        "mobilevit_xxs",
         "mobilevitv2_050",
-    ),
-    *(
         "mvitv2_tiny",
-        "nest_tiny",
-        "nf_regnet_b0",
-        "pvt_v2_b0",
     ),
+    *("nest_tiny", "nf_regnet_b0", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "regnetx_002", "regnety_002"),
+    *("repghostnet_050", "repvgg_a0", "repvit_m0_9", "res2net50_14w_8s", "resmlp_12_224", "resnest14d", "resnet18"),
     *(
-        "regnetx_002",
-        "regnety_002",
-        "repghostnet_050",
-        "res2net50_14w_8s",
-    ),
-    *(
-        "resmlp_12_224",
-        "resnest14d",
-        "resnet18",
         "resnetv2_50",
-    ),
-    *(
+        "rexnet_100",
+        "rexnetr_200",
         "samvit_base_patch16_224",
         "selecsls42",
         "semnasnet_050",
         "sequencer2d_s",
     ),
+    *("seresnet18", "shvit_s1", "skresnet18", "starnet_s1", "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224"),
+    *("swinv2_tiny_window8_256", "swiftformer_xs", "test_vit", "tf_efficientnetv2_b0", "tiny_vit_5m_224", "tinynet_e"),
     *(
-        "skresnet18",
-        "starnet_s1",
-        "swin_tiny_patch4_window7_224",
-        "swinv2_cr_tiny_ns_224",
-    ),
-    *(
-        "test_vit",
-        "tf_efficientnetv2_b0",
-        "tiny_vit_5m_224",
-        "tinynet_e",
-    ),
-    *(
+        "tnt_s_patch16_224",
+        "twins_svt_small",
         "vgg11",
         "visformer_tiny",
         "vit_tiny_patch16_224",
         "vit_base_patch16_siglip_224",
     ),
-    *(
-        "vit_small_patch16_18x2_224",
-        "xception41",
-        "xcit_nano_12_p16_224",
-    ),
+    *("vit_small_patch16_18x2_224", "vitamin_small_224", "volo_d1_224", "xception41", "xcit_nano_12_p16_224"),
 )
 """A small member of each family, at its own default size."""
 
@@ -254,7 +205,7 @@ def _wrong(one: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of networks; default: all")
+    parser.add_argument("--only", nargs="*", help="names of networks, in place of their former results; default: all")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--render", action="store_true", help="write docs/models.md from the results, and stop")
     arguments = parser.parse_args()
@@ -264,6 +215,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     families: dict[str, dict[str, Any]] = {"torchvision": {}, "timm": {}}
+    if arguments.only:
+        families = json.loads(RESULTS.read_text())["families"]
     for library, names in (("torchvision", TORCHVISION), ("timm", TIMM)):
         for name in names:
             if arguments.only and name not in arguments.only:
@@ -277,7 +230,11 @@ def main() -> None:
             print(f"{library} {name}: {said}", flush=True)
     machine = environment(torch.device("cpu"))
     machine["versions"]["timm"] = __import__("timm").__version__
-    write(arguments.out, {"environment": machine, "families": families})
+    ordered = {
+        library: {name: families[library][name] for name in names if name in families[library]}
+        for library, names in (("torchvision", TORCHVISION), ("timm", TIMM))
+    }
+    write(arguments.out, {"environment": machine, "families": ordered})
 
 
 if __name__ == "__main__":

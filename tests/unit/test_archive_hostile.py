@@ -355,7 +355,10 @@ def store(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_broken_archive_does_not_hide_the_others(store: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_broken_archive_does_not_hide_the_others(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "160")  # no cell is broken
     assert cli.run(["models", "--store", str(store)]) == 0
     text = "".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"good1.0{SMALL}packed" in text
