@@ -31,7 +31,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +73,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     from camserve.gateway.pool.check_answer import check_answer
     from camserve.gateway.pool.fake import MODEL
     from camserve.types import Preprocessing
+    from camserve.types.request import ExplainRequest
 
     limits = Settings().request_limits()
     file = work / "x.mar"
@@ -91,11 +92,23 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
         grey, _ = images.sent_view(data, Preprocessing(8, (8, 8), (0.5,), (0.5,)))
         assert grey.mode in ("L", "I;16")
 
+    models = (MODEL, replace(MODEL, outputs="value"), replace(MODEL, outputs="embedding", dimension=2))
+
+    def fit(request: ExplainRequest) -> None:
+        """Fits a request to the first model that takes its targets."""
+        for model in models:
+            try:
+                request.fit(model, limits)
+                return
+            except InvalidOption:
+                if model is models[-1]:
+                    raise
+
     def plain_fields(data: bytes) -> None:
         # Fields as TorchServe hands them over: name, value, name, value, ...
         parts = data.split(SEPARATOR)
         entry = {name.decode("latin-1"): value for name, value in zip(parts[::2], parts[1::2], strict=False)}
-        plain.decode(entry).request.fit(MODEL, limits)
+        fit(plain.decode(entry).request)
 
     def archive(data: bytes) -> None:
         if data.startswith(b"PK"):
@@ -109,8 +122,8 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
 
     return {
         "image": (image, (InvalidImage,)),
-        "v1": (lambda data: v1.request_from_bytes(data).fit(MODEL, limits), (CamserveError,)),
-        "oip": (lambda data: oip.decode(data).request.fit(MODEL, limits), (CamserveError,)),
+        "v1": (lambda data: fit(v1.request_from_bytes(data)), (CamserveError,)),
+        "oip": (lambda data: fit(oip.decode(data).request), (CamserveError,)),
         "plain": (plain_fields, (CamserveError,)),
         "step": (step.request_from_bytes, (CamserveError,)),
         # The gateway takes ValueError for a malformed answer.
@@ -357,9 +370,14 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "image": pictures,
         "v1": {
             "full": v1.request_to_proto(full).SerializeToString(),
-            "targets": v1.request_to_proto(
-                make_request(photo, ["grad_cam"], ["contrast:1>2,3", "finer:4", "against:top2", "down:0", *vectors])
-            ).SerializeToString(),
+            **{
+                name: v1.request_to_proto(make_request(photo, ["grad_cam"], targets)).SerializeToString()
+                for name, targets in (
+                    ("classes", ["contrast:1>2,3", "finer:4", "against:top2"]),
+                    ("values", ["down:0", "up:1"]),
+                    ("vectors", vectors),
+                )
+            },
             "pixels": v1.request_to_proto(
                 make_request(np.zeros((3, 4, 3), np.uint8), ["score_cam"], [1])
             ).SerializeToString(),

@@ -216,7 +216,7 @@ def test_gradients_that_do_not_reach_the_input_are_refused():
     module = Cut(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4))
     for frozen in (False, True):
         engine = Engine(module.requires_grad_(not frozen), preprocessing=PREPROCESSING)
-        with pytest.raises(Unsupported, match="do not reach its input"):
+        with pytest.raises(Unsupported, match="no gradient of the scores reaches the network"):
             engine.explain(picture(2), methods=["smooth_grad"])
 
 

@@ -269,8 +269,8 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
 def original(module: nn.Module) -> nn.Module:
     """Returns the module that `torch.compile` was given, where it is one of what that returns; else itself.
 
-    Compiled code is made for the hooks that were there when it was compiled, and keeps running without those that come
-    later: its guards do not look at them.
+    Compiled code need not call hooks that are added after it was compiled, so that a layer seems not to run; whether it
+    does depends on what was compiled before. The original's result is the same.
 
     Raises:
         Unsupported: the module is scripted or traced by TorchScript, which runs without Python's hooks.
