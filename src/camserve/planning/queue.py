@@ -8,7 +8,7 @@ A request that could go into a step is in one of three lines: *lost* (its next w
 3. of one owner the earliest deadline, then the least work that waits, then first come;
 4. and before them all the eldest *aged* request of the line, if there is one.
 
-Requests of nobody (there are no tokens) count as those of one owner in this order.
+An owner is a token, or a connection where nobody needs a token.
 
 A request becomes one class better whenever it has lived for another `age_s`; once it is better than interactive, it is
 aged: an interactive request after `age_s`, a normal one after 2 `age_s`, a batch one after 3 `age_s`. Only the eldest

@@ -22,9 +22,9 @@ import hashlib
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import numpy as np
 
@@ -172,27 +172,10 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Finer:
-    """Asks what tells a class from those whose scores are nearest: Finer-CAM (Zhang et al. 2025).
-
-    Its gamma and number of classes are those of the authors' code. The outputs decide which classes these are, so a
-    worker turns it into a `Contrast`.
-
-    Raises:
-        InvalidOption: on construction, when `gamma` is outside of 0..`MAX_GAMMA` or `nearest` of 1..`MAX_NEAREST`.
-    """
+class _OfOneClass:
+    """Holds the class, or the classes by top_k, that a target with nothing else inside is about."""
 
     of: Target
-    gamma: float = 0.6
-    nearest: int = 3
-    """Number of classes that it is held against; all others where there are fewer."""
-
-    def __post_init__(self) -> None:
-        _check_class("finer", self.of)
-        object.__setattr__(self, "gamma", _gamma("finer", self.gamma))
-        object.__setattr__(self, "nearest", _whole("finer: nearest", self.nearest))
-        if not 1 <= self.nearest <= MAX_NEAREST:
-            raise InvalidOption(f"finer: nearest must be 1..{MAX_NEAREST}, got {shown(self.nearest)}")
 
     @property
     def classes(self) -> tuple[Target, ...]:
@@ -204,13 +187,36 @@ class Finer:
         """Number of maps that the target stands for."""
         return self.of.maps
 
-    def resolved(self, labels: Sequence[str]) -> Finer:
-        """Returns the target with indices for labels; raises as `Target.resolved`."""
-        return Finer(self.of.resolved(labels), self.gamma, self.nearest)
+    def resolved(self, labels: Sequence[str]) -> Self:
+        """Returns the target with an index for its label; raises as `Target.resolved`."""
+        return replace(self, of=self.of.resolved(labels))
 
-    def each(self, ranked: Sequence[int]) -> tuple[Finer, ...]:
+    def each(self, ranked: Sequence[int]) -> tuple[Self, ...]:
         """Returns a target of one class for each map."""
-        return tuple(Finer(of, self.gamma, self.nearest) for of in self.of.each(ranked))
+        return tuple(replace(self, of=of) for of in self.of.each(ranked))
+
+
+@dataclass(frozen=True)
+class Finer(_OfOneClass):
+    """Asks what tells a class from those whose scores are nearest: Finer-CAM (Zhang et al. 2025).
+
+    Its gamma and number of classes are those of the authors' code. The outputs decide which classes these are, so a
+    worker turns it into a `Contrast`.
+
+    Raises:
+        InvalidOption: on construction, when `gamma` is outside of 0..`MAX_GAMMA` or `nearest` of 1..`MAX_NEAREST`.
+    """
+
+    gamma: float = 0.6
+    nearest: int = 3
+    """Number of classes that it is held against; all others where there are fewer."""
+
+    def __post_init__(self) -> None:
+        _check_class("finer", self.of)
+        object.__setattr__(self, "gamma", _gamma("finer", self.gamma))
+        object.__setattr__(self, "nearest", _whole("finer: nearest", self.nearest))
+        if not 1 <= self.nearest <= MAX_NEAREST:
+            raise InvalidOption(f"finer: nearest must be 1..{MAX_NEAREST}, got {shown(self.nearest)}")
 
     def contrast(self, scores: np.ndarray) -> Contrast:
         """Returns the contrast with the classes whose scores are nearest, of equal ones those of lower index.
@@ -229,31 +235,11 @@ class Finer:
 
 
 @dataclass(frozen=True)
-class Against:
+class Against(_OfOneClass):
     """Asks what speaks against a class: the method on the opposite score."""
-
-    of: Target
 
     def __post_init__(self) -> None:
         _check_class("against", self.of)
-
-    @property
-    def classes(self) -> tuple[Target, ...]:
-        """The class targets inside."""
-        return (self.of,)
-
-    @property
-    def maps(self) -> int:
-        """Number of maps that the target stands for."""
-        return self.of.maps
-
-    def resolved(self, labels: Sequence[str]) -> Against:
-        """Returns the target with indices for labels; raises as `Target.resolved`."""
-        return Against(self.of.resolved(labels))
-
-    def each(self, ranked: Sequence[int]) -> tuple[Against, ...]:
-        """Returns a target of one class for each map."""
-        return tuple(map(Against, self.of.each(ranked)))
 
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns the text form."""
@@ -261,14 +247,13 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(_OfOneClass):
     """Asks what makes a number go up, or down, of a network whose outputs are numbers.
 
     Raises:
         InvalidOption: on construction, when `of` has a top_k, or the direction is unknown.
     """
 
-    of: Target
     direction: Direction = "up"
 
     def __post_init__(self) -> None:
@@ -277,24 +262,6 @@ class Value:
             raise InvalidOption(f"direction must be one of {', '.join(DIRECTIONS)}, got {shown(self.direction)}")
         if self.of.top_k is not None:
             raise InvalidOption(f"a value goes {self.direction} by name or index, got {self.of.text()}")
-
-    @property
-    def classes(self) -> tuple[Target, ...]:
-        """The class targets inside: the number's name."""
-        return (self.of,)
-
-    @property
-    def maps(self) -> int:
-        """Number of maps that the target stands for."""
-        return 1
-
-    def resolved(self, labels: Sequence[str]) -> Value:
-        """Returns the target with an index for its name; raises as `Target.resolved`."""
-        return Value(self.of.resolved(labels), self.direction)
-
-    def each(self, ranked: Sequence[int]) -> tuple[Value, ...]:
-        """Returns the target: it is of one number."""
-        return (self,)
 
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns the text form."""
