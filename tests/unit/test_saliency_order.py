@@ -88,6 +88,25 @@ def test_an_early_map_is_better_with_the_order_than_without(executor, name):
     assert np.sum(gained) > 0
 
 
+@pytest.mark.parametrize("name", ["score_cam", "ss_cam", "is_cam", "ablation_cam"])
+def test_channels_are_asked_by_their_energy(executor, name):
+    """Mean of |A_k| over space, the largest first, at a convolution, which has values of both signs."""
+    layer = "features.7"
+    context = answer(executor, SsCam(samples=1), 0, 0, layer=layer).partials[0].context
+    assert context is not None
+    assert context.min() < 0 < context.max()
+    energy = [sum(abs(value) for value in channel.ravel()) / channel.size for channel in context]
+    order = answer(executor, ORDERED[name], 0, 1, ordered=True, layer=layer).partials[0].order
+    assert list(order) == sorted(range(len(energy)), key=lambda channel: -energy[channel])
+
+
+@pytest.mark.parametrize("name", ["score_cam", "ss_cam", "is_cam", "ablation_cam"])
+def test_an_order_of_channels_takes_no_gradient(executor, name):
+    task = Task(0, ORDERED[name], 0, 1, ordered=True)
+    made = executor.execute([Item(picture(2), tuple(map(Target, TARGETS)), (task,))]).made
+    assert not {"layer_gradient", "pixel_gradient"} & set(made)
+
+
 def test_a_method_without_order_goes_by_its_numbers(executor):
     assert answer(executor, Rise(masks=9), 0, 3, ordered=True).partials[0].order == ()
 

@@ -119,8 +119,8 @@ class MethodSpec:
     def work(self, layer: Layer, targets: int) -> Work:
         """Returns what a worker does for all queries; for a method made in one go, what it does in the opening.
 
-        The forward pass that every method starts from is not in it, nor are the gradients that an opening needs for an
-        order of queries or for Group-CAM's groups.
+        The forward pass that every method starts from is not in it, nor are the gradients that an opening needs for
+        Group-CAM's groups.
 
         Raises:
             InvalidOption: the parameters do not fit the layer.

@@ -76,8 +76,8 @@ class Sampled:
     says; those of disjoint sets add up."""
     needs_gradients: bool
     order: Callable[[Features, Any], Tensor] | None = None
-    """Function (features with gradients, spec) -> numbers of the blocks of queries, those that matter most first; None:
-    none matter more. A block is one query, unless the spec says otherwise."""
+    """Function (features, spec) -> numbers of the blocks of queries, those that matter most first; None: none matter
+    more. A block is one query, unless the spec says otherwise."""
 
 
 @dataclass(frozen=True)

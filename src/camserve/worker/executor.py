@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -296,11 +295,8 @@ class Executor:
             self._predict(job, passed.logits)
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
-        tasks = [task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer]
-        wish = not self.network.is_cut(layer)  # an order is a help: without gradients queries go as they are numbered
-        return any(
-            REGISTRY[type(task.method)].needs_gradients or (wish and _ordering(task) is not None) for task in tasks
-        )
+        tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)
+        return any(REGISTRY[type(task.method)].needs_gradients for task in tasks)
 
     def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
         """Returns the target, for a reference image the vector that the network makes of it."""
@@ -428,12 +424,6 @@ def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_
     yield from groups.values()
 
 
-def _ordering(task: Task) -> Callable[[Features, Any], Tensor] | None:
-    """Returns what orders a method's queries, if the task asks for their order and the method has one."""
-    method = REGISTRY[type(task.method)]
-    return method.order if task.ordered and not isinstance(method, Direct) else None
-
-
 def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
     """Returns the numbers of the queries that a task asks, (n,), and the order of all blocks if it asks for that."""
     total = task.method.queries(len(features.activations), len(features.targets))
@@ -443,9 +433,10 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
         if max(task.numbers) >= total:
             raise InvalidOption(f"there are {total} queries, number {max(task.numbers)} was asked")
         return torch.tensor(task.numbers, device=device), ()
-    if (ordering := _ordering(task)) is not None and features.gradients is not None:
+    method = REGISTRY[type(task.method)]
+    if task.ordered and not isinstance(method, Direct) and method.order is not None:
         assert isinstance(task.method, MethodSpec), "curves and rankings have no order"
-        order = tuple(ordering(features, task.method).tolist())
+        order = tuple(method.order(features, task.method).tolist())
         return torch.tensor(task.method.numbers(order, start, stop), dtype=torch.long, device=device), order
     return torch.arange(start, stop, device=device), ()
 

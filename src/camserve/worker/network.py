@@ -128,10 +128,6 @@ class Network:
         )
         self.info.layer("")  # the default layer exists
 
-    def is_cut(self, layer: str) -> bool:
-        """Tells whether the forward cuts gradients between a layer that `info` lists and the scores."""
-        return self._sites[layer].cut
-
     def _select(self, output: str | int | None, wanted: int | None) -> Tensor:
         """Makes the module one that returns (n, C), and returns the outputs of two images that differ."""
         # No plain image: a network that divides by the image's own deviation would answer with NaN.
