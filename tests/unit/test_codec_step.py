@@ -89,6 +89,7 @@ partials = st.builds(
     order=numbers,
     context=st.none() | float32_arrays(3),
     labels=numbers,
+    energies=st.lists(st.floats(0, allow_infinity=False), max_size=3).map(tuple),
 )
 explained = st.builds(Explained, target=targets, score=float32s, classes=several(predictions))
 results = st.builds(
@@ -276,7 +277,7 @@ def assert_same_result(one: ItemResult, other: ItemResult) -> None:
     for sent, received in zip(one.partials, other.partials, strict=True):
         assert_same_array(sent.sums, received.sums)
         assert_same_array(sent.context, received.context)
-        names = ("position", "queries", "order", "labels")
+        names = ("position", "queries", "order", "energies", "labels")
         assert [getattr(sent, name) for name in names] == [getattr(received, name) for name in names]
 
 
@@ -381,10 +382,10 @@ def merged(parts: list[Partial]) -> Partial:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_what_only_one_partial_has_is_kept(reverse):
     context = np.ones((2, 2, 2), np.float32)
-    first = Partial(3, 1, np.ones((1, 2, 2)), order=(1, 0), context=context, labels=(4, 5))
+    first = Partial(3, 1, np.ones((1, 2, 2)), order=(1, 0), energies=(2.0, 1.0), context=context, labels=(4, 5))
     parts = [first, Partial(3, 2, np.ones((1, 2, 2)))]
     one = merged(parts[::-1] if reverse else parts)
-    assert (one.order, one.labels) == ((1, 0), (4, 5))
+    assert (one.order, one.energies, one.labels) == ((1, 0), (2.0, 1.0), (4, 5))
     assert one.context is context
 
 

@@ -282,6 +282,7 @@ async def test_an_answer_that_does_not_fit_is_refused():
         _changed(result, partials=outcome.partials[::-1]),
         _changed(result, partials=small),
         _with(result, 1, order=(0, 1)),
+        _with(result, 1, energies=(2.0, 1.0)),
         _with(result, 0, context=np.zeros((96, 4, 6), np.float32)),
         _with(result, 1, labels=(1,)),
     ):
@@ -305,6 +306,11 @@ async def test_what_belongs_to_the_sums_is_checked_as_well():
         _with(result, 1, labels=outcome.partials[1].labels[1:]),
         _with(result, 1, order=order[1:]),
         _with(result, 1, order=(order[0], *order[:-1])),
+        _with(result, 1, order=()),
+        _with(result, 1, energies=()),
+        _with(result, 1, energies=outcome.partials[1].energies[1:]),
+        _with(result, 1, energies=(math.nan, *outcome.partials[1].energies[1:])),
+        _with(result, 1, energies=(-1.0, *outcome.partials[1].energies[1:])),
         _with(result, 2, sums=np.zeros((1, 2, 9), np.float32)),
         _with(result, 3, sums=np.zeros((2, *MODEL.input_size), np.float32)),
     ):

@@ -42,9 +42,9 @@ def masks(features: Features, spec: GroupCam, numbers: Tensor) -> Masks:
     return make_masks(features.input, values[numbers], features.targets, owners[numbers], blurred).with_anchor()
 
 
-def order(features: Features, spec: GroupCam) -> Tensor:
-    """Returns the queries (K * groups,) by the energy of their group, the sum of M_l over space, the largest first."""
-    return _group_maps(features, spec).sum(dim=(1, 2)).argsort(descending=True, stable=True)
+def energies(features: Features, spec: GroupCam) -> Tensor:
+    """Returns the energies (K * groups,) of the queries: the sum over space of their group's M_l."""
+    return _group_maps(features, spec).sum(dim=(1, 2))
 
 
 def reduce(scores: Tensor, masks: Masks, spec: GroupCam) -> Tensor:

@@ -75,9 +75,10 @@ class Sampled:
     """Function (features, spec, numbers (n,)) -> sums over the queries of these numbers, of the shape that the spec
     says; those of disjoint sets add up."""
     needs_gradients: bool
-    order: Callable[[Features, Any], Tensor] | None = None
-    """Function (features, spec) -> numbers of the blocks of queries, those that matter most first; None: none matter
-    more. A block is one query, unless the spec says otherwise."""
+    energies: Callable[[Features, Any], Tensor] | None = None
+    """Function (features, spec) -> energies (blocks,) of the blocks of queries, at least 0: how much each may add to
+    the map. The blocks of most energy are asked first; None: all may add the same. A block is one query, unless the
+    spec says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Perturbation:
     reduce: Callable[[Tensor, Any, Any], Tensor]
     """Function (scores (N, K), the same queries, spec) -> sums of the spec's shape; those of disjoint sets add up."""
     needs_gradients: bool
-    order: Callable[[Features, Any], Tensor] | None = None
-    """Function that orders the queries, the same as that of `Sampled`."""
+    energies: Callable[[Features, Any], Tensor] | None = None
+    """Function that returns energies, the same as that of `Sampled`."""
     labels: Callable[[Features, Any], tuple[int, ...]] | None = None
     """Function (features, spec) -> what must be found once for all queries, because another worker might find something
     else; it comes back to the other functions as `Features.labels`."""
@@ -113,15 +114,17 @@ REGISTRY: dict[type[MethodSpec | MapCurves | Ranking], Direct | Sampled | Pertur
     SmoothGrad: Sampled(backprop.smooth_grad, needs_gradients=False),
     Xrai: Sampled(xrai.attributions, needs_gradients=False),
     GroupCam: Perturbation(
-        group_cam.masks, group_cam.reduce, needs_gradients=True, order=group_cam.order, labels=group_cam.labels
+        group_cam.masks, group_cam.reduce, needs_gradients=True, energies=group_cam.energies, labels=group_cam.labels
     ),
-    ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False, order=score_cam.order),
-    SsCam: Perturbation(score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False, order=score_cam.order),
+    ScoreCam: Perturbation(score_cam.masks, score_cam.reduce, needs_gradients=False, energies=score_cam.energies),
+    SsCam: Perturbation(
+        score_cam.noisy_masks, score_cam.reduce_samples, needs_gradients=False, energies=score_cam.energies
+    ),
     IsCam: Perturbation(
-        score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False, order=score_cam.order
+        score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False, energies=score_cam.energies
     ),
     Rise: Perturbation(rise.masks, rise.reduce, needs_gradients=False),
-    AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False, order=score_cam.order),
+    AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False, energies=score_cam.energies),
     Occlusion: Perturbation(occlusion.masks, occlusion.reduce, needs_gradients=False),
     AttentionRollout: Direct(attention.attention_rollout, needs_gradients=False),
     GradientWeightedAttention: Direct(attention.gradient_weighted_attention, needs_gradients=False),

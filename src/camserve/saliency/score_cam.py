@@ -32,15 +32,13 @@ def masks(features: Features, spec: ScoreCam, numbers: Tensor) -> Masks:
     return found.with_anchor() if _is_anchored(features.targets, spec) else found
 
 
-def order(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> Tensor:
-    """Returns the channels (C,) by energy, the mean over space of |A_k|, the largest first.
+def energies(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> Tensor:
+    """Returns the energies (C,) of the channels: the mean over space of |A_k|.
 
     What a channel adds to the map is its weight times A_k, and the weights of masked images differ less than the
-    energies of channels. benchmarks/tolerance.py has measured this order against others, those of gradients included.
+    energies. benchmarks/tolerance.py holds this order against others, those of gradients included.
     """
-    energy = features.activations.abs().mean(dim=(-2, -1))
-    found: Tensor = energy.argsort(descending=True, stable=True)
-    return found
+    return features.activations.abs().mean(dim=(-2, -1))
 
 
 def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:

@@ -141,6 +141,8 @@ class Partial:
     order: tuple[int, ...] = ()
     """Numbers of all blocks of queries (see `MethodSpec.block`), those that matter most first; empty unless the task
     asked for the order and the method has one."""
+    energies: tuple[float, ...] = ()
+    """How much each block may add to the map, in that order: at least 0, the largest first."""
     context: np.ndarray | None = field(default=None, repr=False)
     """Values of the image itself that the finish needs, of the shape that `MethodSpec.context_shape` says; sent with
     the range that starts at 0."""
@@ -154,6 +156,7 @@ class Partial:
             queries=self.queries + other.queries,
             sums=self.sums.astype(np.float64) + other.sums,
             order=self.order or other.order,
+            energies=self.energies or other.energies,
             context=other.context if self.context is None else self.context,
             labels=self.labels or other.labels,
         )

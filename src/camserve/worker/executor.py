@@ -72,6 +72,14 @@ DEFAULT_TARGETS = (Target(top_k=1),)
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """Holds the numbers of all blocks of queries, those of most energy first, and their energies in that order."""
+
+    numbers: tuple[int, ...] = ()
+    energies: tuple[float, ...] = ()
+
+
 @dataclass
 class _Job:
     """Holds one item on its way through the step."""
@@ -92,7 +100,7 @@ class _Job:
     targets: tuple[Explained, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
     """Masked queries by index of the task."""
-    orders: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    orders: dict[int, _Order] = field(default_factory=dict)
     """Order of the blocks of queries by index of the task; empty for a task that does not ask for it."""
     labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Labels of the groups found, by index of the task; empty for a task that brought its own."""
@@ -402,7 +410,8 @@ class Executor:
             position=task.position,
             queries=queries,
             sums=sums.detach().cpu().numpy(),
-            order=job.orders[index],
+            order=job.orders[index].numbers,
+            energies=job.orders[index].energies,
             context=context,
             labels=job.labels.get(index, ()),
         )
@@ -424,7 +433,7 @@ def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_
     yield from groups.values()
 
 
-def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
+def _numbers(task: Task, features: Features) -> tuple[Tensor, _Order]:
     """Returns the numbers of the queries that a task asks, (n,), and the order of all blocks if it asks for that."""
     total = task.method.queries(len(features.activations), len(features.targets))
     start, stop = min(task.start, total), min(task.stop, total)
@@ -432,13 +441,14 @@ def _numbers(task: Task, features: Features) -> tuple[Tensor, tuple[int, ...]]:
     if task.numbers:
         if max(task.numbers) >= total:
             raise InvalidOption(f"there are {total} queries, number {max(task.numbers)} was asked")
-        return torch.tensor(task.numbers, device=device), ()
+        return torch.tensor(task.numbers, device=device), _Order()
     method = REGISTRY[type(task.method)]
-    if task.ordered and not isinstance(method, Direct) and method.order is not None:
+    if task.ordered and not isinstance(method, Direct) and method.energies is not None:
         assert isinstance(task.method, MethodSpec), "curves and rankings have no order"
-        order = tuple(method.order(features, task.method).tolist())
-        return torch.tensor(task.method.numbers(order, start, stop), dtype=torch.long, device=device), order
-    return torch.arange(start, stop, device=device), ()
+        energies, blocks = method.energies(features, task.method).detach().sort(descending=True, stable=True)
+        order = _Order(tuple(blocks.tolist()), tuple(energies.tolist()))
+        return torch.tensor(task.method.numbers(order.numbers, start, stop), dtype=torch.long, device=device), order
+    return torch.arange(start, stop, device=device), _Order()
 
 
 def _most_targets(item: Item) -> int:

@@ -58,13 +58,19 @@ def _check_item(info: ModelInfo, item: Item, result: ItemResult) -> None:
 
 
 def _check_order(info: ModelInfo, task: Task, partial: Partial, targets: int) -> None:
-    """Raises Unavailable where an order does not have every query once: one would be lost, or asked twice."""
-    if not partial.order:
+    """Raises Unavailable where an order does not have every query once: one would be lost, or asked twice.
+
+    Nor may it come without the energies that it goes by, each a number.
+    """
+    if not partial.order and not partial.energies:
         return
     total = task.method.queries(info.layer(task.layer).channels, targets)
     blocks = total // task.method.block if isinstance(task.method, MethodSpec) else total
     if not task.ordered or sorted(partial.order) != list(range(blocks)):
         raise malformed(f"an order of {len(partial.order)} blocks of queries instead of {blocks}")
+    energies = partial.energies
+    if len(energies) != blocks or not all(math.isfinite(energy) and energy >= 0 for energy in energies):
+        raise malformed(f"{len(energies)} energies of {blocks} blocks of queries, from {min(energies, default=0.0)}")
 
 
 def _check_rest(info: ModelInfo, task: Task, partial: Partial, targets: int) -> None:

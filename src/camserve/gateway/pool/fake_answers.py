@@ -149,6 +149,7 @@ def _partial(
     info: ModelInfo, image: ImageContent, task: Task, targets: Sequence[Key], chance: random.Random
 ) -> Partial:
     order: tuple[int, ...] = ()
+    energies: tuple[float, ...] = ()
     method, layer = task.method, info.layer(task.layer)
     if not isinstance(method, MethodSpec):
         return Partial(task.position, task.stop - task.start, _second_stage(method, task.start, task.stop))
@@ -158,6 +159,7 @@ def _partial(
     if task.ordered and isinstance(method, (ScoreCam, GroupCam, SsCam, IsCam)):
         blocks = total // method.block
         order = tuple(chance.sample(range(blocks), blocks))
+        energies = tuple(float(blocks - place) for place in range(blocks))
         task = replace(task, numbers=method.numbers(order, task.start, task.stop))
     labels: tuple[int, ...] = ()
     if not task.labels:  # workers may cluster differently: a test sees it if sums of two clusterings are merged
@@ -168,6 +170,7 @@ def _partial(
         queries=task.stop - task.start,
         sums=sums_of(image, replace(task, labels=task.labels or labels), info, targets),
         order=order,
+        energies=energies,
         context=context_of(image, task, info),
         labels=labels,
     )

@@ -176,20 +176,22 @@ class ItemResult(_message.Message):
     def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
 
 class Partial(_message.Message):
-    __slots__ = ("position", "queries", "sums", "order", "context", "labels")
+    __slots__ = ("position", "queries", "sums", "order", "context", "labels", "energies")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    ENERGIES_FIELD_NUMBER: _ClassVar[int]
     position: int
     queries: int
     sums: Array
     order: _containers.RepeatedScalarFieldContainer[int]
     context: Array
     labels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., sums: _Optional[_Union[Array, _Mapping]] = ..., order: _Optional[_Iterable[int]] = ..., context: _Optional[_Union[Array, _Mapping]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
+    energies: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, position: _Optional[int] = ..., queries: _Optional[int] = ..., sums: _Optional[_Union[Array, _Mapping]] = ..., order: _Optional[_Iterable[int]] = ..., context: _Optional[_Union[Array, _Mapping]] = ..., labels: _Optional[_Iterable[int]] = ..., energies: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")
