@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import hypothesis
 import pytest
 import tiny
@@ -12,6 +15,9 @@ from camserve.worker.network import Network
 # The tests' tensors are small: several threads mostly wait for each other, and take ten times as long where others use
 # the machine as well. Processes that tests start choose for themselves.
 torch.set_num_threads(1)
+
+# What runtimes were measured to take is kept for this run, not in the user's cache.
+os.environ["CAMSERVE_CACHE"] = tempfile.mkdtemp(prefix="camserve-tests-")
 
 # How long an example takes depends on who else uses the machine, and is no reason to fail.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

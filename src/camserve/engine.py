@@ -16,11 +16,13 @@ from camserve.archive import ensure_archive, model_store
 from camserve.finalise.results import Results
 from camserve.images import ImageLike
 from camserve.methods import MethodLike
+from camserve.runtimes.choice import RuntimeName
 from camserve.types import Explanation, ModelInfo, Outputs, Preprocessing, TargetLike
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network, load_network
+from camserve.worker.tuning import tune
 
 
 class Engine:
@@ -42,12 +44,15 @@ class Engine:
         units: unit of each number of outputs "value"; one is that of all.
         layer: default layer by name; None: the last spatial feature layer.
         device: device to move the module to; None: it stays where it is.
-        micro_batch: masked queries per forward pass; None: a default for the device.
+        micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
+        runtime: "eager": PyTorch runs the module as it is then. "auto": what measuring finds fastest on a CPU, which
+            takes some seconds now, and answers for the weights that the module has now. "onnx": ONNX Runtime.
 
     Raises:
         InvalidOption: labels, outputs, units or layer that do not fit the module; a module of one output whose kind is
             not said.
-        Unsupported: a module without spatial layer, or that returns no numbers for each image.
+        Unsupported: a module without spatial layer, or that returns no numbers for each image, or that the runtime
+            cannot run.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Engine:
         layer: str | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
+        runtime: RuntimeName = "eager",
     ) -> None:
         network = Network(
             module,
@@ -74,6 +80,7 @@ class Engine:
             device=device,
             micro_batch=micro_batch,
         )
+        tune(network, runtime, micro_batch)
         self._executor = Executor(network)
 
     @classmethod
@@ -83,6 +90,7 @@ class Engine:
         store: str | Path | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
+        runtime: RuntimeName | None = None,
     ) -> Self:
         """Returns an engine with a model of the model store; a listed model that is missing is built first.
 
@@ -90,14 +98,15 @@ class Engine:
             name: name of the model, `lite0` for instance.
             store: directory; None: `CAMSERVE_MODEL_STORE`, else `./model_store`.
             device: device of the model; None: CUDA where there is one, else the CPU.
-            micro_batch: masked queries per forward pass; None: a default for the device.
+            micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
+            runtime: "auto", "eager" or "onnx"; None: `CAMSERVE_RUNTIME`, else "auto", the fastest on this machine.
 
         Raises:
             NotFound: no such model.
         """
         path = ensure_archive(name, model_store(store))
         engine = cls.__new__(cls)
-        engine._executor = Executor(load_network(path, device=device, micro_batch=micro_batch))
+        engine._executor = Executor(load_network(path, device, micro_batch, runtime))
         return engine
 
     @property

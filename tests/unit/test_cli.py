@@ -234,7 +234,7 @@ def test_explain_without_a_server(engine, tmp_path):
         "evaluate": False,
         "size": "input",
         "signed": False,
-        "precision": "exact",
+        "precision": "auto",
         "boxes": None,
     }
 
@@ -445,6 +445,7 @@ def test_archive_packs_each_source(built, capsys, monkeypatch):
         "layer": "l",
         "licence": None,
         "evaluation": None,
+        "calibration": None,
         "preprocessing": None,
     }
 

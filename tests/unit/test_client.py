@@ -216,7 +216,7 @@ def test_without_a_request_id_the_server_makes_one(server, connect):
             errors.InvalidOption,
             "encoding must be one of float32, float16, uint8, png, got 'overlay_png'",
         ),
-        ({"precision": "int8"}, errors.InvalidOption, "precision must be one of exact, bfloat16, got 'int8'"),
+        ({"precision": "int8"}, errors.InvalidOption, "precision must be one of auto, exact, bfloat16, got 'int8'"),
         ({"image": "/nowhere.png"}, errors.InvalidImage, r"cannot read /nowhere\.png: No such file"),
         ({"image": IMAGE.astype(np.int64)}, errors.InvalidImage, "uint8 or float32, got int64"),
         ({"request_id": "two words"}, errors.InvalidOption, r"1\.\.128 printable ASCII .* got 'two words'"),

@@ -18,6 +18,8 @@ COST = Cost(
     evaluation_queries=4,
     cached=True,
     image_bytes=2**40,
+    runtime="onnx",
+    micro_batch=8,
 )
 ANSWER = Explanation("fake", "1.0", (Prediction(2, "cup", 0.5),), (), InputView((2, 3), (0, 0, 3, 2), (2, 3)), COST)
 

@@ -451,6 +451,8 @@ def test_a_response_has_every_output_in_the_form_of_the_request(raw: bool):
         "worker": "w",
         "cached": True,
         "image_bytes": 7,
+        "runtime": "",
+        "micro_batch": 0,
         "stage_seconds": {"queue": 0.5},
     }
 

@@ -87,7 +87,6 @@ def test_what_is_sent_says_every_default():
         methods=[pb.MethodSpec(grad_cam=pb.GradCam())],
         output=pb.Output(size=pb.Output.INPUT, encoding=pb.Output.FLOAT32, colormap="jet", opacity=0.5),
         top_predictions=5,
-        precision=pb.EXACT,
         fusion=pb.MEAN,
         evaluation_steps=28,
         priority=pb.NORMAL,
@@ -219,13 +218,14 @@ def test_view_round_trip(view):
     assert v1.view_from_proto(resent(v1.view_to_proto(view))) == view
 
 
-@pytest.mark.parametrize("precision", ["exact", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", "exact", "bfloat16"])
 def test_precision_round_trip(precision):
     assert v1.precision_from_proto(pb.Precision.Value(precision.upper())) == precision
+    assert v1.precision_from_proto(v1.precision_to_proto(precision)) == precision
 
 
-def test_unspecified_precision_is_exact():
-    assert v1.precision_from_proto(pb.PRECISION_UNSPECIFIED) == "exact"
+def test_unspecified_precision_is_auto():
+    assert v1.precision_from_proto(pb.PRECISION_UNSPECIFIED) == "auto"
 
 
 def test_unknown_precision_is_refused():

@@ -149,7 +149,7 @@ def test_bfloat16_queries_keep_the_ranking_of_the_map(engine):
         ({"targets": ["tiger cart"]}, InvalidOption, "close to it: 'tiger cat'"),
         ({"targets": [Target(top_k=7)]}, InvalidOption, "top_k must be 1..6, got 7"),
         ({"layer": "9"}, InvalidOption, "unknown layer '9'"),
-        ({"precision": "double"}, InvalidOption, "precision must be one of exact, bfloat16"),
+        ({"precision": "double"}, InvalidOption, "precision must be one of auto, exact, bfloat16"),
         ({"size": "huge"}, InvalidOption, "size must be one of"),
     ],
 )

@@ -16,7 +16,7 @@ from camserve.finalise.results import EVALUATION, Results, follow_ups, maps_of, 
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.pool.fake_answers import answer, ranked
 from camserve.methods import GradCam, GroupCam, MethodSpec, Rise, ScoreCam, SmoothGrad, SsCam, Xrai
-from camserve.types import BoxOptions, Item, ItemResult, MapCurves, Partial, Ranking, Target
+from camserve.types import BoxOptions, Item, ItemResult, MapCurves, Partial, Ranking, StepResult, Target
 from camserve.types.request import ExplainRequest, FittedRequest, OutputOptions, RequestLimits
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
@@ -335,11 +335,15 @@ def test_queries_are_counted_by_method_and_those_of_curves_apart():
 
 def test_a_cost_adds_up():
     results = complete(fitted(ScoreCam(), evaluate=True, evaluation_steps=4, precision="bfloat16"))
-    results.spent({"decode": 0.25, "forward": 0.5, "queries": 1.0, "unknown": 7.0}, "first")
-    results.spent({"forward": 0.5, "queries": 2.0}, "second")
+    results.spent(StepResult((), {"decode": 0.25, "forward": 0.5, "queries": 1.0, "unknown": 7.0}, "first"))
+    results.spent(StepResult((), {"forward": 0.5, "queries": 2.0}, "second", micro_batch=8))
+    assert results.cost(10.0, 0.125).precision == "exact"  # nobody has asked a query in bfloat16 so far
+    results.take(replace(results.opening, precision="bfloat16", runtime="eager"))
+    results.take(replace(results.opening, precision="exact", runtime="onnx"))
     cost = results.cost(10.0, 0.125)
     assert (cost.queries, cost.evaluation_queries, cost.steps) == (96 + 10, 10, 2)
     assert (cost.precision, cost.worker, cost.cached) == ("bfloat16", "second", False)
+    assert (cost.runtime, cost.micro_batch) == ("onnx", 8)
     stages = dict(cost.stage_seconds)
     merge_s = stages.pop("merge")
     assert merge_s > 0
@@ -355,8 +359,8 @@ def test_a_cost_adds_up():
 def test_time_in_a_queue_is_never_negative():
     """Steps of one request may run at the same time at several workers."""
     results = complete(fitted(ScoreCam()))
-    results.spent({"queries": 5.0}, "one")
-    results.spent({"queries": 5.0}, "other")
+    results.spent(StepResult((), {"queries": 5.0}, "one"))
+    results.spent(StepResult((), {"queries": 5.0}, "other"))
     assert results.cost(6.0, 0.0).stage_seconds["queue"] == 0
 
 

@@ -67,7 +67,7 @@ def test_an_image_alone_has_the_defaults():
     assert (request.image, request.methods, request.targets) == (b"image", (GradCam(),), ())
     assert (request.model, request.version, request.layers, request.fusion) == ("", "", (), "mean")
     assert request.output == OutputOptions("input", "float32", "jet", 0.5, None, stacked=False)
-    assert (request.top_predictions, request.precision, request.priority) == (5, "exact", "normal")
+    assert (request.top_predictions, request.precision, request.priority) == (5, "auto", "normal")
     assert (request.evaluate, request.evaluation_steps, request.allow_partial) == (False, 28, False)
     assert request.stream == StreamOptions(max_maps=8, min_interval_s=0.25)
 
@@ -144,7 +144,7 @@ def test_an_array_and_a_picture_stay_as_they_are():
         ({"top_predictions": -1}, "top_predictions must be at least 0, got -1"),
         ({"size": "huge"}, "size must be one of input, layer, original, got 'huge'"),
         ({"encoding": "gif"}, "encoding must be one of float32, float16, uint8, png, overlay_png, .* got 'gif'"),
-        ({"precision": "int8"}, "precision must be one of exact, bfloat16, got 'int8'"),
+        ({"precision": "int8"}, "precision must be one of auto, exact, bfloat16, got 'int8'"),
         ({"fusion": "median"}, "fusion must be one of mean, max, got 'median'"),
         ({"priority": "urgent"}, "priority must be one of interactive, normal, batch, got 'urgent'"),
         ({"evaluation_steps": 0}, r"evaluation_steps must be 1\.\.4096, got 0"),
@@ -446,7 +446,7 @@ def test_a_lone_value_is_itself_and_none_is_the_default(methods, targets, found)
         ({"model": None}, "model must be a text, got None"),
         ({"version": 2}, "version must be a text, got 2"),
         ({"stream": True}, "stream must be StreamOptions, got True"),
-        ({"precision": None}, "precision must be one of exact, bfloat16, got None"),
+        ({"precision": None}, "precision must be one of auto, exact, bfloat16, got None"),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_what_is_meant(asked, text):

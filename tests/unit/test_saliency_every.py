@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from asked import BFLOAT16
 from reference.models import CHANNELS, HEIGHT, MODELS, PREPROCESSING, WIDTH, build, silence
 from reference.test_attention_against_twins import PREPROCESSING as SQUARE
 from reference.test_attention_against_twins import transformer
@@ -218,7 +219,7 @@ def test_a_map_does_not_depend_on_its_neighbours_in_the_step(name):
     on = network(name)
     layer = on.info.layers[0].name
     items = [item(on, [spec], seed) for seed, spec in enumerate(served(name))]
-    items.insert(3, item(on, [ScoreCam(), GroupCam(groups=3)], precision="bfloat16"))
+    items.insert(3, item(on, [ScoreCam(), GroupCam(groups=3)], precision=BFLOAT16))
     items.insert(9, item(on, [GradCam(), Rise(masks=4)], layer=layer))
     together = partials(on, items)
     for place, one in enumerate(items):

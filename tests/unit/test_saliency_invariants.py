@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from asked import BFLOAT16
 from PIL import Image
 from reference.models import CHANNELS, CLASSES, HEIGHT, PREPROCESSING, WIDTH, build, picture, silence
 from scipy.stats import spearmanr
@@ -82,8 +83,8 @@ NEIGHBOURS = [
     item(GroupCam(groups=12), encoded(4), (6,), layer="features.5"),
     item(GroupCam(groups=3, variant="reference"), encoded(5), (2, 4)),
     item(GradCam(), picture(6), (3, 0, 1, 2)),
-    item(ScoreCam(), picture(7), layer="features.5", precision="bfloat16"),
-    item(GroupCam(groups=1), picture(8), precision="bfloat16"),
+    item(ScoreCam(), picture(7), layer="features.5", precision=BFLOAT16),
+    item(GroupCam(groups=1), picture(8), precision=BFLOAT16),
 ]
 
 

@@ -17,6 +17,7 @@ from camserve.errors import InvalidOption, NotFound, Unavailable
 from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import TorchServe, WorkerSettings, find_java, serve, serve_worker
 from camserve.supervisor.config import (
+    ALLOCATOR,
     HOST,
     MAX_MESSAGE_BYTES,
     Addresses,
@@ -398,3 +399,12 @@ def test_a_user_with_an_entry_keeps_what_it_has(tmp_path, monkeypatch):
     for variable in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME"):
         monkeypatch.delenv(variable, raising=False)
     assert not environment(tmp_path, WorkerSettings(store=tmp_path)).keys() & {"LOGNAME", "HOME"}
+
+
+def test_workers_keep_the_memory_of_a_pass_unless_the_operator_says_otherwise(tmp_path, monkeypatch):
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    assert environment(tmp_path, WorkerSettings(store=tmp_path)).items() >= ALLOCATOR.items()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    found = environment(tmp_path, WorkerSettings(store=tmp_path))
+    assert (found["MALLOC_TRIM_THRESHOLD_"], found["MALLOC_TOP_PAD_"]) == ("131072", ALLOCATOR["MALLOC_TOP_PAD_"])

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from camserve.archive.calibration import calibration_images, calibration_members
 from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card
 from camserve.archive.checkpoints import misfit
 from camserve.archive.class_names import read_labels
@@ -70,6 +71,7 @@ def build_archive(
     preprocessing: Preprocessing | None = None,
     licence: str | None = None,
     evaluation: Path | None = None,
+    calibration: Path | None = None,
 ) -> Path:
     """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
@@ -93,6 +95,7 @@ def build_archive(
             one's own that of torchvision's ResNets.
         licence: licence of the weights; None: what is known of them.
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
+        calibration: folder of images, 16 at most, on which a worker finds out whether bfloat16 leaves maps as they are.
 
     Raises:
         InvalidOption: a bad name or version; an unknown source, weights, output or layer; outputs, units or labels that
@@ -129,6 +132,8 @@ def build_archive(
     network, card = _checked(module, card, outputs)
     path = store / f"{card.name}.mar"
     members = _members(card, module) | survey_members(network.survey, _hash(module, card))
+    if calibration is not None:
+        members |= calibration_members(calibration_images(calibration, card.preprocessing))
     _write_zip(path, members, lambda written: _check_same(written, network, card))
     if found.taken:
         _log.warning("%s: %s", short(found.file), "; ".join(found.taken))
@@ -325,11 +330,12 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
     """Raises Unsupported where an archive that was written gives another network than the one that was packed."""
     import torch
 
-    from camserve.worker.network import exact_float32, load_network
+    from camserve.worker.modes import exact_float32
+    from camserve.worker.network import load_network
 
     if read_card(path) != card:
         raise Unsupported(f"the card of {card.name} is another one when it is read again")
-    loaded = load_network(path, device="cpu")
+    loaded = load_network(path, device="cpu", runtime="eager")
     ours, theirs = network.module.state_dict(), loaded.module.state_dict()
     differing = sorted(ours.keys() ^ theirs.keys()) or [
         name for name, value in ours.items() if not _is_same(value, theirs[name])

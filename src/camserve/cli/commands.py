@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
-from camserve.types import OUTPUTS, AnyTarget, BoxOptions, Explanation, Preprocessing, Vector
+from camserve.types import OUTPUTS, PRECISIONS, AnyTarget, BoxOptions, Explanation, Preprocessing, Vector
 from camserve.types.targets import parse_target
 from camserve.wording import shown
 
@@ -152,7 +152,7 @@ for _command in (*serving.COMMANDS, token):
 @click.option("--evaluate", is_flag=True, help="Also measure deletion and insertion (RISE protocol) of each map.")
 @click.option("--size", type=click.Choice(["input", "layer", "original"]), default="input", show_default=True)
 @click.option("--signed", is_flag=True, help="Also show what speaks against the target, in diverging colours.")
-@click.option("--precision", type=click.Choice(["exact", "bfloat16"]), default="exact", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
 @click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
 @connection_options
@@ -466,6 +466,11 @@ def _is_number(text: str) -> bool:
     "--evaluation",
     type=click.Path(path_type=Path),
     help="report.json of `camserve evaluate` on this model: a server's auto method goes by it.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of up to 16 images, on which workers find out whether bfloat16 leaves maps as they are.",
 )
 @click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
 @click.option("--crop", metavar="PX|HxW", help="Side, or height x width, of the centre crop, the network's input.")

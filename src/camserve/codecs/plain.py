@@ -14,7 +14,7 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
     size                size of the maps: input, layer or original
     signed              true: maps in [-1, 1], with the evidence against the target below 0
     boxes               true, or a threshold in 0..1: adds bounding boxes; `all` behind it: a box around each component
-    precision           exact or bfloat16
+    precision           auto, exact or bfloat16
     top_predictions     how many of the most probable classes are listed
     evaluate            true: adds insertion and deletion of each map
     evaluation_steps    number of steps of each of their curves

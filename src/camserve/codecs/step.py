@@ -26,6 +26,7 @@ from camserve.types import (
     StepResult,
     Task,
 )
+from camserve.v1 import explain_pb2
 from camserve.worker.v1 import step_pb2
 
 DESCRIBE: bytes = step_pb2.WorkerRequest(describe=step_pb2.DescribeRequest()).SerializeToString()
@@ -115,7 +116,7 @@ def _item_to_proto(item: Item) -> step_pb2.Item:
         image=None if item.image is None else v1.image_to_proto(item.image),
         targets=[v1.target_to_proto(target) for target in item.targets],
         tasks=[_task_to_proto(task) for task in item.tasks],
-        precision=item.precision.upper(),
+        precision=v1.precision_to_proto(item.precision),
         remaining_s=remaining_s,
     )
 
@@ -200,6 +201,8 @@ def _item_result_to_proto(result: ItemResult) -> step_pb2.ItemResult:
         targets=[_explained_to_proto(explained) for explained in result.targets],
         input=v1.view_to_proto(result.view),
         partials=[_partial_to_proto(partial) for partial in result.partials],
+        precision=result.precision.upper(),
+        runtime=result.runtime,
     )
 
 
@@ -209,6 +212,8 @@ def _item_result_from_proto(message: step_pb2.ItemResult) -> ItemResult:
         targets=tuple(_explained_from_proto(explained) for explained in message.targets),
         view=v1.view_from_proto(message.input),
         partials=tuple(_partial_from_proto(partial) for partial in message.partials),
+        precision="bfloat16" if message.precision == explain_pb2.BFLOAT16 else "exact",
+        runtime=message.runtime,
     )
 
 

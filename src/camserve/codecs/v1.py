@@ -41,6 +41,7 @@ from camserve.types import (
     Precision,
     Prediction,
     Progress,
+    RuntimeInfo,
     SaliencyMap,
     StreamOptions,
     Target,
@@ -78,7 +79,7 @@ def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
                 encoding=output.encoding.upper(),
                 boxes=None if output.boxes is None else to_message(pb.BoxOptions, output.boxes),
             ),
-            precision=request.precision.upper(),
+            precision=precision_to_proto(request.precision),
             priority=request.priority.upper(),
             stream=to_message(pb.StreamOptions, request.stream),
         )
@@ -445,9 +446,14 @@ def prediction_to_proto(prediction: Prediction) -> pb.Prediction:
     return to_message(pb.Prediction, prediction)
 
 
+def precision_to_proto(precision: Precision) -> int:
+    """Returns the number of a precision; "auto" is left unset, so that servers from before it was there understand."""
+    return 0 if precision == "auto" else pb.Precision.Value(precision.upper())
+
+
 def precision_from_proto(value: int) -> Precision:
     """Returns the precision of a number, 0 being the default; raises InvalidOption for an unknown one."""
-    return cast("Precision", _name("precision", pb.Precision, value, "exact"))
+    return cast("Precision", _name("precision", pb.Precision, value, "auto"))
 
 
 def prediction_from_proto(message: pb.Prediction) -> Prediction:
@@ -539,11 +545,14 @@ def model_to_proto(info: ModelInfo) -> pb.Model:
     """Returns the message of a model without `ready` and `methods`."""
     height, width = info.input_size
     layers = [to_message(pb.Layer, layer) for layer in info.layers]
-    return to_message(pb.Model, info, input_height=height, input_width=width, layers=layers)
+    runtime = to_message(pb.Runtime, info.runtime, precision=info.runtime.precision.upper())
+    return to_message(pb.Model, info, input_height=height, input_width=width, layers=layers, runtime=runtime)
 
 
 def model_from_proto(message: pb.Model) -> ModelInfo:
     """Returns the model of a message without `ready` and `methods`."""
     layers = tuple(from_message(Layer, layer) for layer in message.layers)
     size = (message.input_height, message.input_width)
-    return from_message(ModelInfo, message, input_size=size, layers=layers, channels=message.channels or 3)
+    channels, precision = message.channels or 3, precision_from_proto(message.runtime.precision)
+    runtime = from_message(RuntimeInfo, message.runtime, precision="exact" if precision == "auto" else precision)
+    return from_message(ModelInfo, message, input_size=size, layers=layers, channels=channels, runtime=runtime)

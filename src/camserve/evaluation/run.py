@@ -36,7 +36,8 @@ from camserve.methods import MethodSpec
 from camserve.saliency.registry import REGISTRY, Perturbation
 from camserve.scores import Targets
 from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap, Target
-from camserve.worker.network import Network, exact_float32
+from camserve.worker.modes import exact_float32
+from camserve.worker.network import Network
 
 JOURNAL = "journal.jsonl"
 OVERLAYS = "overlays"

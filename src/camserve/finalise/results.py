@@ -32,9 +32,11 @@ from camserve.types import (
     MapSize,
     ModelInfo,
     Partial,
+    Precision,
     Prediction,
     Ranking,
     SaliencyMap,
+    StepResult,
     Task,
     Vector,
 )
@@ -189,7 +191,9 @@ class Results:
         self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
         self._steps = 0
         self._image_bytes = 0
-        self._worker = ""
+        self._last: StepResult | None = None
+        self._precision: Precision = "exact"
+        self._runtime = ""
 
     @property
     def answered(self) -> int:
@@ -247,6 +251,9 @@ class Results:
         """Counts the passes of an answer, and keeps from the first answer what every later item needs."""
         for partial in result.partials:
             self._made[partial.position] += partial.queries
+        if result.precision != "exact":
+            self._precision = result.precision
+        self._runtime = result.runtime
         if self.opening is None:
             self.opening = replace(result, partials=())
             self._orders = {partial.position: partial.order for partial in result.partials if partial.order}
@@ -271,12 +278,12 @@ class Results:
         sent = [image for image in (item.image, *references) if image is not None]
         self._image_bytes += sum(size_bytes(read_image(image)) for image in sent)
 
-    def spent(self, stage_seconds: Mapping[str, float], worker: str) -> None:
+    def spent(self, step: StepResult) -> None:
         """Counts a step that had a slice of the request, and adds up its stages."""
         self._steps += 1
-        self._worker = worker
+        self._last = step
         for stage in WORKER_STAGES:
-            self._stages[stage] += stage_seconds.get(stage, 0.0)
+            self._stages[stage] += step.stage_seconds.get(stage, 0.0)
 
     def queries(self) -> dict[str, int]:
         """Returns the number of passes by method; those of curves are under "evaluation"."""
@@ -305,8 +312,10 @@ class Results:
             evaluation_queries=queries.get(EVALUATION, 0),
             stage_seconds={"queue": queue_s, **self._stages, "render": render_s},
             steps=self._steps,
-            precision=self.fitted.request.precision,
-            worker=self._worker,
+            precision=self._precision,
+            worker=self._last.worker if self._last else "",
+            runtime=self._runtime,
+            micro_batch=self._last.micro_batch if self._last else 0,
             image_bytes=self._image_bytes,
         )
 

@@ -58,7 +58,7 @@ def ask(
     for batch in micro_batches([len(queries) for queries in sets], micro_batch):
         images = [sets[which].blend(start, stop) for which, start, stop in batch]
         joined = torch.cat(images) if len(images) > 1 else images[0]
-        outputs = network(joined.contiguous(memory_format=torch.channels_last))
+        outputs = network(joined)
         row = 0
         for which, start, stop in batch:
             rows = outputs[row : row + stop - start].to(scores[which].dtype)

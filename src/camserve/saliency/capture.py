@@ -43,6 +43,16 @@ ACTIVATIONS: dict[Callable[..., Any], str] = {
 
 
 @dataclass(frozen=True)
+class Graph:
+    """Holds the autograd graph of the tail, which starts at the layer."""
+
+    leaves: tuple[Tensor, ...]
+    """The layer's raw output at each of its calls, at which the graph starts."""
+    output: Tensor
+    """Logits (B, classes), with graph where gradients flow to the layer."""
+
+
+@dataclass(frozen=True)
 class Capture:
     """Holds what one forward pass of B images left at the layer."""
 
@@ -50,18 +60,13 @@ class Capture:
     """The layer's maps (B, C, u, v), without graph; float32 where the network has half precision."""
     logits: Tensor
     """Logits (B, classes), without graph."""
+    raw: Tensor
+    """The layer's raw output at its last call, without graph."""
     _arrangement: Arrangement
-    _leaves: tuple[Tensor, ...] = field(repr=False)
-    """The layer's raw output at each of its calls, at which the graph starts."""
-    _output: Tensor = field(repr=False)
-    """Logits (B, classes), with graph where gradients flow to the layer."""
+    graph: Callable[[], Graph] = field(repr=False)
+    """Function that returns the graph; the first call may have to make it."""
     _classifier: nn.Linear | None = field(default=None, repr=False)
     """The network's last linear layer, if it is known."""
-
-    @property
-    def raw(self) -> Tensor:
-        """Returns the layer's raw output at its last call, without graph."""
-        return self._leaves[-1].detach()
 
     def gradients(self, targets: Targets) -> Tensor:
         """Returns dS/dA for each image's targets, in closed form behind global average pooling and one linear layer.
@@ -90,15 +95,16 @@ class Capture:
             yield self.gradients(target)[:, 0]
 
     def _differentiated(self, targets: Targets) -> Tensor:
-        if not self._output.requires_grad:
+        graph = self.graph()
+        if not graph.output.requires_grad:
             raise Unsupported(CUT)
-        return torch.stack([self._of_leaves(target.value(self._output).sum()) for target in targets.columns()], dim=1)
+        return torch.stack([self._of_leaves(graph, target.value(graph.output)) for target in targets.columns()], dim=1)
 
-    def _of_leaves(self, score: Tensor) -> Tensor:
-        found = torch.autograd.grad(score, self._leaves, retain_graph=True, allow_unused=True)
+    def _of_leaves(self, graph: Graph, scores: Tensor) -> Tensor:
+        found = torch.autograd.grad(scores.sum(), graph.leaves, retain_graph=True, allow_unused=True)
         if any(gradients is None for gradients in found):
             raise Unsupported(CUT)
-        return _maps(found, self._arrangement)
+        return maps_of(found, self._arrangement)
 
 
 CUT = (
@@ -140,8 +146,8 @@ def capture(
         raise Unsupported(f"layer {layer!r} does not return {_wanted(arrangement)}")
     if len(start.leaves) < max(1, len(calls)):
         raise InvalidOption(f"layer {layer!r} does not run in the forward pass")
-    activations = _maps([leaf.detach() for leaf in start.leaves], arrangement)
-    return Capture(activations, output.detach(), arrangement, tuple(start.leaves), output, classifier)
+    graph, raw = Graph(tuple(start.leaves), output), [leaf.detach() for leaf in start.leaves]
+    return Capture(maps_of(raw, arrangement), output.detach(), raw[-1], arrangement, lambda: graph, classifier)
 
 
 def with_output(
@@ -167,7 +173,7 @@ def is_spatial(output: Any, batch: int, arrangement: Arrangement) -> bool:
     return isinstance(output, Tensor) and arrangement.fits(output) and len(output) == batch
 
 
-def _maps(raw: Sequence[Tensor], arrangement: Arrangement) -> Tensor:
+def maps_of(raw: Sequence[Tensor], arrangement: Arrangement) -> Tensor:
     """Returns the maps (B, C, u, v) of a layer's calls, one after the other, in float32 at least."""
     maps = [single(arrangement.maps(each)) for each in raw]
     return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)

@@ -7,19 +7,18 @@ many images and targets a method wants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from camserve.errors import Unsupported
 from camserve.methods.work import Kind
-from camserve.saliency.arrangement import Arrangement
-from camserve.saliency.capture import Capture, capture, with_output
+from camserve.saliency.capture import Capture, with_output
 from camserve.saliency.flow import KeptGradients
+from camserve.saliency.opening import Opening
 from camserve.saliency.run import dtype_of, run, single
-from camserve.saliency.tail import find_tail
 from camserve.scores import Targets
 
 CUT_INPUT = (
@@ -29,46 +28,25 @@ CUT_INPUT = (
 
 
 class Passes:
-    """Makes passes of `module` at `layer`; counts the images that went through, and the work that they were.
+    """Makes further passes of a network at a layer; counts the images that went through, and the work that they were.
 
     Args:
-        module: in eval mode; nothing is left on it.
-        layer: address of the layer.
-        calls: numbers of the layer's calls that count.
-        arrangement: how the layer's raw output holds its maps.
+        opening: what makes forward passes at the layer.
         micro_batch: images in one pass.
         black: (3, 1, 1), pixel value 0 as the network's input.
         white: (3, 1, 1), pixel value 1 (255 of uint8) as the network's input.
-        tails: the network's tails by layer, kept from one request to the next; None where a layer has none.
-        classifier: the network's last linear layer, if it has one.
         work: units by kind, to which those of the passes are added; None: they are not wanted.
-        keeps: whether the forward is kept from switching gradients off.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        layer: str,
-        calls: Sequence[int],
-        arrangement: Arrangement,
-        micro_batch: int,
-        black: Tensor,
-        white: Tensor,
-        tails: dict[str, nn.Module | None],
-        classifier: nn.Linear | None = None,
-        work: Counter[Kind] | None = None,
-        keeps: bool = False,
+        self, opening: Opening, micro_batch: int, black: Tensor, white: Tensor, work: Counter[Kind] | None = None
     ) -> None:
-        self.module = module
-        self.layer = layer
-        self.calls = calls
-        self.arrangement = arrangement
+        self.module = opening.module
+        self.layer = opening.layer
         self.micro_batch = micro_batch
         self.black = black
         self.white = white
-        self._tails = tails
-        self._classifier = classifier
-        self._keeps = keeps
+        self._opening = opening
         self.made = 0
         """Number of images that went through so far."""
         self.work: Counter[Kind] = Counter() if work is None else work
@@ -86,7 +64,7 @@ class Passes:
     def capture(self, x: Tensor) -> Capture:
         """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, of which no gradient is wanted."""
         self.count("masked_forward", len(x), images=len(x))
-        return self._capture(x)
+        return self._opening(x)
 
     def layer_gradients(self, x: Tensor, targets: Targets) -> tuple[Tensor, Iterator[Tensor]]:
         """Makes one forward pass of (n, 3, H, W), n at most the micro-batch, and a backward pass for each target.
@@ -95,7 +73,7 @@ class Passes:
             The activations (n, C, u, v), and dS/dA (n, C, u, v) for each of the targets, one after the other.
         """
         self.count("layer_gradient", len(x) * len(targets), images=len(x))
-        captured = self._capture(x)
+        captured = self._opening(x)
         return captured.activations, captured.each_gradient(targets)
 
     def input_gradients(self, x: Tensor, targets: Targets) -> Iterator[Tensor]:
@@ -123,12 +101,9 @@ class Passes:
                 raise Unsupported(CUT_INPUT)
             yield gradients
 
-    def _capture(self, x: Tensor) -> Capture:
-        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self._keeps)
-
     def differentiable(self, x: Tensor) -> Tensor:
         """Returns the logits (n, classes) of images (n, 3, H, W), with graph; work is counted by the caller."""
-        with KeptGradients(on=True) if self._keeps else nullcontext():
+        with KeptGradients(on=True) if self._opening.keeps else nullcontext():
             return run(self.module, x)
 
     def tail(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -140,26 +115,17 @@ class Passes:
         Returns:
             From (n, C, u, v), n at most the micro-batch, to logits (n, classes).
         """
-        if self.layer not in self._tails:
-            # The first request makes this pass for all that follow, so it is not counted as work of its own.
-            self._tails[self.layer] = self._found_tail(x)
+        # The first request has the tail found for all that follow, so that pass is not counted as work of its own.
+        opening, tail = self._opening, self._opening.tail(x)
         # The network's own tokens are no part of the altered maps: they are taken from a pass of the image.
-        like = x if self.arrangement.grid is None else self.capture(x[None]).raw
-        tail = self._tails[self.layer]
+        like = x if opening.arrangement.grid is None else self.capture(x[None]).raw
 
         def run_tail(maps: Tensor) -> Tensor:
             self.count("tail", len(maps), images=len(maps))
             if tail is None:
                 images = x.expand(len(maps), -1, -1, -1)
-                return with_output(self.module, images, self.layer, self.calls, self.arrangement, maps)
+                return with_output(self.module, images, self.layer, opening.calls, opening.arrangement, maps)
             with torch.no_grad():
-                return single(tail(self.arrangement.raw(maps.to(dtype_of(self.module)), like)))
+                return single(tail(opening.arrangement.raw(maps.to(dtype_of(self.module)), like)))
 
         return run_tail
-
-    def _found_tail(self, x: Tensor) -> nn.Module | None:
-        if len(self.calls) > 1:  # several tails, each of which ends where they come together
-            return None
-        return find_tail(
-            self.module, self.layer, capture(self.module, x[None], self.layer, self.calls, self.arrangement)
-        )

@@ -17,6 +17,7 @@ from camserve.types.model import (
     ModelSummary,
     Outputs,
     Preprocessing,
+    RuntimeInfo,
 )
 from camserve.types.options import (
     COLORMAPS,
@@ -103,6 +104,7 @@ __all__ = [
     "Priority",
     "Progress",
     "Ranking",
+    "RuntimeInfo",
     "SaliencyMap",
     "StepResult",
     "StreamOptions",

@@ -68,6 +68,7 @@ class Cost:
     """Seconds by stage (queue, decode, forward, queries, merge, render), as far as a stage applies."""
     steps: int
     precision: Precision
+    """Precision of masked queries: "bfloat16" where any of them was asked in it, else "exact"."""
     worker: str
     evaluation_queries: int = 0
     """Number of masked forward passes of deletion and insertion curves."""
@@ -75,6 +76,10 @@ class Cost:
     """Whether the answer was made for an earlier, equal request; the other figures are then those of that one."""
     image_bytes: int = 0
     """Number of image bytes that were sent to workers for this request; 0 where there is no service between."""
+    runtime: str = ""
+    """Name of what ran the network: "eager" (PyTorch) or "onnx"; "" where a worker does not say."""
+    micro_batch: int = 0
+    """Number of masked queries of a pass in the last step; 0 where a worker does not say."""
 
 
 @dataclass(frozen=True)

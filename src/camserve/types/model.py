@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from camserve.errors import InvalidOption
+from camserve.types.options import Precision
 from camserve.wording import close_to, shown
 
 if TYPE_CHECKING:
@@ -78,6 +79,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class RuntimeInfo:
+    """Says what runs a network on the worker that was asked, chosen by measuring when it was loaded."""
+
+    name: str = ""
+    """Name of the runtime: "eager" (PyTorch) or "onnx" (ONNX Runtime); "" where a worker does not say."""
+    micro_batch: int = 0
+    """Number of masked queries of a pass; 0 where a worker does not say."""
+    precision: Precision = "exact"
+    """Precision that "auto" means there."""
+    reason: str = ""
+    """Why no faster runtime, or no faster precision, is used; empty where none is missing."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Describes a served model."""
 
@@ -106,6 +121,9 @@ class ModelInfo:
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why each other layer that returns maps is not offered, by name."""
+
+    runtime: RuntimeInfo = field(default_factory=RuntimeInfo, compare=False)
+    """Description of the runtime of the worker that was asked; other workers may have another one."""
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 from camserve.errors import InvalidOption
 from camserve.wording import shown
 
-Precision = Literal["exact", "bfloat16"]
+Precision = Literal["auto", "exact", "bfloat16"]
+"""Precision of masked queries. "exact" is float32 throughout; "bfloat16" rounds what matrix products and convolutions
+take; "auto" is whichever a worker has seen to be fast and to change no ranking of places."""
 DEFAULT_CURVE_STEPS = 28
 """Number of steps of a curve as in RISE, where each step changes 1792 of 224 x 224 pixels."""
 MAX_CURVE_STEPS = 4096

@@ -162,7 +162,7 @@ class ExplainRequest:
     fusion: Fusion = "mean"
     output: OutputOptions = field(default_factory=OutputOptions)
     top_predictions: int = DEFAULT_PREDICTIONS
-    precision: Precision = "exact"
+    precision: Precision = "auto"
     evaluate: bool = False
     """Whether deletion and insertion of every map are measured."""
     evaluation_steps: int = DEFAULT_CURVE_STEPS
@@ -383,7 +383,8 @@ class Options(TypedDict, total=False):
     top_predictions: int
     """Number of the most probable classes that are listed; default 5."""
     precision: Precision
-    """Precision of masked queries: "exact" (default) is float32 throughout."""
+    """Precision of masked queries: "auto" (default) is the fastest that leaves maps as they are in float32, see
+    docs/performance.md; "exact" is float32 throughout."""
     evaluate: bool
     """Adds deletion and insertion (RISE protocol) of every map, at the cost of further masked queries."""
     evaluation_steps: int

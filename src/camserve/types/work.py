@@ -187,6 +187,10 @@ class ItemResult:
     view: InputView
     partials: tuple[Partial, ...]
     """One partial for each task of the item, in their order."""
+    precision: Precision = "exact"
+    """Precision in which the item's masked queries were asked: "exact" or "bfloat16"."""
+    runtime: str = ""
+    """Name of what ran the network for them: "eager" (PyTorch) or "onnx"; "" where a worker does not say."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,8 @@ class StepResult:
     """Hash of the weights of the model that answered."""
     keeps_images: bool = True
     """Whether the worker remembers images, so that their digest is enough the next time."""
+    micro_batch: int = 0
+    """Number of queries of a pass."""
 
     def is_of(self, model: ModelInfo) -> bool:
         """Returns whether this model answered; sums of two models must never be merged."""

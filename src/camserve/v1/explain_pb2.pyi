@@ -25,6 +25,7 @@ class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRECISION_UNSPECIFIED: _ClassVar[Precision]
     EXACT: _ClassVar[Precision]
     BFLOAT16: _ClassVar[Precision]
+    AUTO: _ClassVar[Precision]
 PRIORITY_UNSPECIFIED: Priority
 INTERACTIVE: Priority
 NORMAL: Priority
@@ -35,6 +36,7 @@ MAX: Fusion
 PRECISION_UNSPECIFIED: Precision
 EXACT: Precision
 BFLOAT16: Precision
+AUTO: Precision
 
 class ExplainRequest(_message.Message):
     __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream")
@@ -633,7 +635,7 @@ class InputView(_message.Message):
     def __init__(self, original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker", "evaluation_queries", "cached", "image_bytes")
+    __slots__ = ("queries", "stage_seconds", "steps", "precision", "worker", "evaluation_queries", "cached", "image_bytes", "runtime", "micro_batch")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -649,6 +651,8 @@ class Cost(_message.Message):
     EVALUATION_QUERIES_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     queries: int
     stage_seconds: _containers.ScalarMap[str, float]
     steps: int
@@ -657,7 +661,9 @@ class Cost(_message.Message):
     evaluation_queries: int
     cached: bool
     image_bytes: int
-    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ..., evaluation_queries: _Optional[int] = ..., cached: bool = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    runtime: str
+    micro_batch: int
+    def __init__(self, queries: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., steps: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., worker: _Optional[str] = ..., evaluation_queries: _Optional[int] = ..., cached: bool = ..., image_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class ExplainUpdate(_message.Message):
     __slots__ = ("progress", "reply")
@@ -710,7 +716,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused")
+    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "runtime")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -744,6 +750,7 @@ class Model(_message.Message):
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     ready: bool
@@ -763,7 +770,20 @@ class Model(_message.Message):
     targets: _containers.RepeatedCompositeFieldContainer[TargetForm]
     channels: int
     refused: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    runtime: Runtime
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ...) -> None: ...
+
+class Runtime(_message.Message):
+    __slots__ = ("name", "micro_batch", "precision", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    micro_batch: int
+    precision: Precision
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., micro_batch: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class TargetForm(_message.Message):
     __slots__ = ("name", "description", "example")

@@ -31,7 +31,7 @@ def explanation(results: Results, item: Item, step: StepResult, outcome: ItemRes
     following: Item | None = item
     while following is not None:
         results.take(outcome)
-        results.spent(step.stage_seconds, step.worker)
+        results.spent(step)
         results.merge(following, outcome)
         following = results.next_item()
         if following is not None:

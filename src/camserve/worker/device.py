@@ -14,8 +14,16 @@ from camserve.types import DeviceMemory
 
 _RESIDENT = Path("/proc/self/statm")
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
-"""Fragments of the texts with which PyTorch says that memory ran out: of CUDA, of the CPU, of cuBLAS and cuDNN."""
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "_STATUS_ALLOC_FAILED",
+    "Failed to allocate memory",
+    "bad allocation",
+    "std::bad_alloc",
+)
+"""Fragments of the texts that say that memory ran out: PyTorch's of CUDA, of the CPU, of cuBLAS and cuDNN; ONNX
+Runtime's."""
 
 
 class BrokenDevice(Internal):

@@ -59,7 +59,8 @@ from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_
 from camserve.worker.forward import Forward, Wanted
 from camserve.worker.memory import Embedded, Memory, Passed, Seen
 from camserve.worker.micro_batch import MicroBatch
-from camserve.worker.network import Network, exact_float32
+from camserve.worker.modes import exact_float32
+from camserve.worker.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class _Job:
     """Features by layer."""
     wanted: tuple[AnyTarget, ...] = ()
     """Targets by index, each of any number of maps; a reference image is the vector that the network makes of it."""
+    precision: Precision = "exact"
+    """Precision of its masked queries."""
     predictions: tuple[Prediction, ...] = ()
     targets: tuple[Explained, ...] = ()
     asked: dict[int, Queries] = field(default_factory=dict)
@@ -159,10 +162,10 @@ class Executor:
                         self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
-                for group in _groups(jobs, lambda job: job.item.precision):
+                for group in _groups(jobs, lambda job: job.precision):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
         return StepResult(
-            outcomes=tuple(map(_outcome, jobs)),
+            outcomes=tuple(map(self._outcome, jobs)),
             stage_seconds=seconds,
             worker=self.worker,
             memory_hits=self.memory.hits - hits,
@@ -172,6 +175,7 @@ class Executor:
             version=self.network.info.version,
             weights=self.network.info.weights,
             keeps_images=self.memory.keeps,
+            micro_batch=self.micro_batch.size,
         )
 
     def answer(self, item: Item, on_progress: Progress | None = None) -> tuple[StepResult, ItemResult]:
@@ -251,6 +255,7 @@ class Executor:
         if job.item.expires_s < time.monotonic():
             raise DeadlineExceeded("the deadline passed before the worker came to this")
         info = self.network.info
+        job.precision = self.network.precision(job.item.precision)
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         job.wanted = tuple(
@@ -363,7 +368,7 @@ class Executor:
         return replace(features, labels=task.labels or job.labels[index])
 
     def _ask(self, jobs: Sequence[_Job], on_progress: Progress | None) -> None:
-        precision: Precision = jobs[0].item.precision
+        precision = jobs[0].precision
         waiting = [(job, index, masks) for job in jobs for index, masks in job.asked.items()]
 
         def network(x: Tensor) -> Tensor:
@@ -415,6 +420,14 @@ class Executor:
             context=context,
             labels=job.labels.get(index, ()),
         )
+
+    def _outcome(self, job: _Job) -> ItemResult | CamserveError:
+        if job.error is not None:
+            return job.error
+        assert job.seen is not None
+        partials = tuple(job.partials[index] for index in range(len(job.item.tasks)))
+        runtime = self.network.runtime_of(job.precision).name
+        return ItemResult(job.predictions, job.targets, job.seen.view, partials, job.precision, runtime)
 
 
 @contextmanager
@@ -482,11 +495,3 @@ def _not_finite(passed: Passed, layer: str) -> Unsupported | None:
         return None
     what = f"activations at layer {layer!r}" if outputs else "outputs"
     return Unsupported(f"the network's {what} are not finite for this image: NaN or infinite")
-
-
-def _outcome(job: _Job) -> ItemResult | CamserveError:
-    if job.error is not None:
-        return job.error
-    assert job.seen is not None
-    partials = tuple(job.partials[index] for index in range(len(job.item.tasks)))
-    return ItemResult(job.predictions, job.targets, job.seen.view, partials)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from camserve.archive import load_package
+from camserve.archive.calibration import read_calibration
 from camserve.archive.surveyed import read_survey
 from camserve.errors import CamserveError, InvalidOption, Unsupported
 from camserve.methods.work import Kind
-from camserve.saliency.capture import Capture, capture
+from camserve.runtimes.choice import RuntimeName, runtime_name
+from camserve.runtimes.kept import cache_folder
+from camserve.runtimes.onnx import OnnxRuntime
+from camserve.runtimes.precision import why_no_bfloat16
+from camserve.runtimes.runtime import Eager, Runtime
+from camserve.saliency.capture import Capture
 from camserve.saliency.layers import FoundLayer, Survey, survey
+from camserve.saliency.opening import Opening, Trunk
 from camserve.saliency.passes import Passes
-from camserve.saliency.run import dtype_of, failed, run, single
+from camserve.saliency.run import dtype_of, failed, single
 from camserve.scores import Score, find_outputs, make_score
 from camserve.scores.returned import select
-from camserve.types import ModelInfo, Outputs, Precision, Preprocessing
+from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
+from camserve.worker.modes import Shared, exact_float32
+from camserve.worker.tuning import tune
 
 DEFAULT_MICRO_BATCH = {"cpu": 4, "cuda": 128}
 """Number of queries per forward pass by type of device. It is small on CPUs: glibc gives blocks above 32 MB back to the
@@ -91,6 +100,8 @@ class Network:
         self.dtype = torch.promote_types(dtype_of(self.module), torch.float32)
         """Precision of the network's input as it is kept here; `run` hands it on in the module's own."""
         self.preprocessing = preprocessing
+        self.runtime: Runtime = Eager(self.module)
+        """Runs the network; `camserve.worker.tuning` may have found a faster one."""
         self.evaluating = Shared(self._evaluate)
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
         with self.evaluating(), exact_float32():
@@ -107,8 +118,9 @@ class Network:
         if self.survey.alone:
             self.micro_batch = 1
         numbers = returned.shape[1]
-        self._tails: dict[str, nn.Module | None] = {}
-        self._sites: dict[str, FoundLayer] = {each.layer.name: each for each in self.survey.layers}
+        self._openings = {each.layer.name: self._opening(each) for each in self.survey.layers}
+        self.runtime = Eager(self.module)  # `_select` may have made another module of it
+        self._bfloat16 = Eager(self.module, bfloat16=True)
         self.info = ModelInfo(
             name=name,
             version=version,
@@ -125,8 +137,37 @@ class Network:
             units=_units(units, self.score, numbers),
             dimension=numbers if self.score.kind == "embedding" else 0,
             refused=self.survey.refused,
+            runtime=RuntimeInfo(self.runtime.name, self.micro_batch),
         )
         self.info.layer("")  # the default layer exists
+
+    def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
+        """Has a runtime run the network from now on; see `camserve.worker.tuning`.
+
+        Args:
+            runtime: a runtime of this network's module.
+            info: what is said of it.
+        """
+        self.runtime, self.micro_batch = runtime, info.micro_batch
+        self.info = replace(self.info, runtime=info)
+        if isinstance(runtime, OnnxRuntime):
+            (found,) = (each for each in self.survey.layers if each.layer.name == runtime.layer)
+            self._openings[runtime.layer] = self._opening(found, runtime.trunk)
+
+    def precision(self, asked: Precision) -> Precision:
+        """Returns the precision in which masked queries are asked: "exact" or "bfloat16".
+
+        Raises:
+            Unsupported: bfloat16 is asked of a device that does not compute in it.
+        """
+        if asked == "auto":
+            return self.info.runtime.precision
+        if asked == "bfloat16" and (reason := why_no_bfloat16(self.device)):
+            raise Unsupported(f"precision bfloat16 is not served: {reason}; exact and auto are")
+        return asked
+
+    def _opening(self, found: FoundLayer, trunk: Trunk | None = None) -> Opening:
+        return Opening(self.module, found, self.classifier, self.survey.keeps, trunk)
 
     def _select(self, output: str | int | None, wanted: int | None) -> Tensor:
         """Makes the module one that returns (n, C), and returns the outputs of two images that differ."""
@@ -169,12 +210,12 @@ class Network:
         pixels = pixels.to(self.device)
         scaled = pixels.to(self.dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
         mean, std = (scaled.new_tensor(values) for values in (self.preprocessing.mean, self.preprocessing.std))
-        return ((scaled - mean) / std).permute(0, 3, 1, 2)  # channels_last in memory
+        x = ((scaled - mean) / std).permute(0, 3, 1, 2)
+        return x.contiguous(memory_format=self.runtime.memory_format)
 
     def capture(self, x: Tensor, layer: str) -> Capture:
         """Makes one forward pass whose graph starts at a layer that `info` lists."""
-        found = self._sites[layer]
-        return capture(self.module, x, layer, found.calls, found.arrangement, self.classifier, keeps=self.survey.keeps)
+        return self._openings[layer](x)
 
     def passes(self, layer: str, work: Counter[Kind] | None = None, micro_batch: int | None = None) -> Passes:
         """Returns what makes further passes at a layer that `info` lists; their work is added to `work`.
@@ -186,25 +227,15 @@ class Network:
         """
         one = (1, 1, 1, self.preprocessing.channels)
         black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        found, size, tails = self._sites[layer], micro_batch or self.micro_batch, self._tails
-        return Passes(
-            self.module,
-            layer,
-            found.calls,
-            found.arrangement,
-            size,
-            black,
-            white,
-            tails,
-            self.classifier,
-            work,
-            keeps=self.survey.keeps,
-        )
+        return Passes(self._openings[layer], micro_batch or self.micro_batch, black, white, work)
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            return run(self.module, x)
+        return self.runtime_of(precision).outputs(x)
+
+    def runtime_of(self, precision: Precision) -> Runtime:
+        """Returns what runs masked queries in a precision."""
+        return self._bfloat16 if precision == "bfloat16" else self.runtime
 
 
 _ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value")
@@ -238,11 +269,27 @@ def _units(units: Sequence[str], score: Score, numbers: int) -> tuple[str, ...]:
     return units * numbers if len(units) == 1 else units
 
 
-def load_network(path: str | Path, device: str | torch.device | None = None, micro_batch: int | None = None) -> Network:
-    """Returns the network of an archive or unpacked archive directory; with device None on CUDA where there is one."""
+def load_network(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    micro_batch: int | None = None,
+    runtime: RuntimeName | None = None,
+) -> Network:
+    """Returns the network of an archive or unpacked archive directory.
+
+    Args:
+        path: the archive.
+        device: None: CUDA where there is one, else the CPU.
+        micro_batch: queries of a pass; None: as many as measuring says.
+        runtime: what runs the network; None: what `CAMSERVE_RUNTIME` says, else the fastest one.
+
+    Raises:
+        Unsupported: the runtime that is wanted cannot run the network.
+    """
+    runtime = runtime or runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
     module, card = load_package(Path(path))
     weights = weights_hash(module, card.preprocessing, card.outputs, card.output)
-    return Network(
+    network = Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
         labels=card.labels,
@@ -260,6 +307,8 @@ def load_network(path: str | Path, device: str | torch.device | None = None, mic
         micro_batch=micro_batch,
         found=read_survey(Path(path), weights),
     )
+    tune(network, runtime, micro_batch, cache_folder(), read_calibration(Path(path)))
+    return network
 
 
 def original(module: nn.Module) -> nn.Module:
@@ -323,49 +372,3 @@ def weights_hash(
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-class Shared:
-    """Holds a state that the first of several threads enters and the last one leaves.
-
-    Args:
-        enter: function that brings the state about and returns the function that undoes it.
-    """
-
-    def __init__(self, enter: Callable[[], Callable[[], None]]) -> None:
-        self._enter = enter
-        self._lock, self._inside = threading.Lock(), 0
-        self._undo: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Makes the state hold inside."""
-        with self._lock:
-            if self._inside == 0:
-                self._undo = self._enter()
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._undo()
-
-
-def _forbid_tf32() -> Callable[[], None]:
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
-    backends = (conv, torch.backends.cuda.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-
-    def undo() -> None:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-    return undo
-
-
-exact_float32 = Shared(_forbid_tf32)
-"""Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""

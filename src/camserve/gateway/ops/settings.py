@@ -29,7 +29,9 @@ class Settings(Layered):
     """Everything of the gateway that an operator can set; it is frozen."""
 
     table: ClassVar[str] = "gateway"
-    others: ClassVar[frozenset[str]] = frozenset({"CAMSERVE_MODEL_STORE", "CAMSERVE_WORKER_"})
+    others: ClassVar[frozenset[str]] = frozenset(
+        {"CAMSERVE_MODEL_STORE", "CAMSERVE_RUNTIME", "CAMSERVE_CACHE", "CAMSERVE_WORKER_"}
+    )
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
     listen: _Address = Field("127.0.0.1:8500", description="host:port of the gRPC server; port 0: chosen by the OS")

@@ -362,7 +362,7 @@ class Dispatcher:
     def _take(self, step: Step, passengers: Sequence[_Passenger], result: StepResult) -> None:
         """Accounts for each outcome; has the sums of those that count merged in threads."""
         for one, outcome in zip(passengers, result.outcomes, strict=True):
-            one.run.results.spent(result.stage_seconds, result.worker)
+            one.run.results.spent(result)
             if isinstance(outcome, Unavailable):
                 self._put_back(step, one.slice_, outcome)
             elif isinstance(outcome, CamserveError):

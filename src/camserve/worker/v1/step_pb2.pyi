@@ -98,7 +98,7 @@ class Array(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory", "made", "version", "weights", "keeps_images")
+    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory", "made", "version", "weights", "keeps_images", "micro_batch")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class StepReply(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ItemReply]
     stage_seconds: _containers.ScalarMap[str, float]
     worker: str
@@ -133,7 +134,8 @@ class StepReply(_message.Message):
     version: str
     weights: str
     keeps_images: bool
-    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., made: _Optional[_Mapping[str, int]] = ..., version: _Optional[str] = ..., weights: _Optional[str] = ..., keeps_images: bool = ...) -> None: ...
+    micro_batch: int
+    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., made: _Optional[_Mapping[str, int]] = ..., version: _Optional[str] = ..., weights: _Optional[str] = ..., keeps_images: bool = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class DeviceMemory(_message.Message):
     __slots__ = ("device", "used_bytes", "limit_bytes")
@@ -164,16 +166,20 @@ class Explained(_message.Message):
     def __init__(self, target: _Optional[_Union[_explain_pb2.Target, _Mapping]] = ..., score: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("predictions", "targets", "input", "partials")
+    __slots__ = ("predictions", "targets", "input", "partials", "precision", "runtime")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     PARTIALS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Prediction]
     targets: _containers.RepeatedCompositeFieldContainer[Explained]
     input: _explain_pb2.InputView
     partials: _containers.RepeatedCompositeFieldContainer[Partial]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ...) -> None: ...
+    precision: _explain_pb2.Precision
+    runtime: str
+    def __init__(self, predictions: _Optional[_Iterable[_Union[_explain_pb2.Prediction, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ..., input: _Optional[_Union[_explain_pb2.InputView, _Mapping]] = ..., partials: _Optional[_Iterable[_Union[Partial, _Mapping]]] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class Partial(_message.Message):
     __slots__ = ("position", "queries", "sums", "order", "context", "labels", "energies")

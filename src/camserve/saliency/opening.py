@@ -1,0 +1,79 @@
+"""Makes the forward pass at one layer that every method starts from: activations, logits, and gradients if asked.
+
+Where a faster runtime has the network's trunk, which is all up to the layer, activations and logits come from there and
+only the tail, which is all behind the layer, is run by PyTorch, for gradients that have no closed form. Else PyTorch
+runs the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from camserve.saliency.capture import Capture, Graph, capture, maps_of
+from camserve.saliency.layers import FoundLayer
+from camserve.saliency.run import dtype_of, single
+from camserve.saliency.tail import find_tail
+
+Trunk = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""Function from (n, C, H, W) to the logits (n, classes) and the layer's raw output at each of the calls that count."""
+
+
+class Opening:
+    """Makes forward passes at one layer of a network; may be used from several threads.
+
+    Args:
+        module: in eval mode; nothing is left on it.
+        found: what is known of the layer.
+        classifier: the network's last linear layer, if it has one.
+        keeps: whether the forward is kept from switching gradients off.
+        trunk: what runs the network up to the logits faster than PyTorch; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        found: FoundLayer,
+        classifier: nn.Linear | None = None,
+        keeps: bool = False,
+        trunk: Trunk | None = None,
+    ) -> None:
+        self.module = module
+        self.layer = found.layer.name
+        self.calls = found.calls
+        self.arrangement = found.arrangement
+        self.keeps = keeps
+        self._classifier = classifier
+        self._trunk = trunk
+        self._tail: list[nn.Module | None] = []
+
+    def __call__(self, x: Tensor) -> Capture:
+        """Makes one forward pass of (n, C, H, W)."""
+        if self._trunk is None:
+            return self._captured(x)
+        logits, raw = self._trunk(x)
+        maps, graph = maps_of(raw, self.arrangement), cache(partial(self._graph, x, raw[-1]))
+        return Capture(maps, single(logits), raw[-1], self.arrangement, graph, self._classifier)
+
+    def tail(self, x: Tensor) -> nn.Module | None:
+        """Returns the tail behind the layer, found with an image (3, H, W); None where there is none to be had."""
+        if not self._tail:
+            # Several calls have several tails, each of which ends where they come together.
+            found = find_tail(self.module, self.layer, self._captured(x[None])) if len(self.calls) <= 1 else None
+            self._tail.append(found)
+        return self._tail[0]
+
+    def _captured(self, x: Tensor) -> Capture:
+        return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self.keeps)
+
+    def _graph(self, x: Tensor, raw: Tensor) -> Graph:
+        tail = None if self.keeps else self.tail(x[0])
+        if tail is None:
+            return self._captured(x).graph()
+        leaf = raw.to(dtype_of(self.module)).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            # The tail goes on with a copy, because autograd forbids in-place operations on a leaf.
+            return Graph((leaf,), single(tail(leaf.clone())))

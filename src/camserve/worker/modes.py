@@ -1,0 +1,55 @@
+"""Holds modes of the whole process that several threads need at once, and leaves them as they were found."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Shared:
+    """Holds a state that the first of several threads enters and the last one leaves.
+
+    Args:
+        enter: function that brings the state about and returns the function that undoes it.
+    """
+
+    def __init__(self, enter: Callable[[], Callable[[], None]]) -> None:
+        self._enter = enter
+        self._lock, self._inside = threading.Lock(), 0
+        self._undo: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Makes the state hold inside."""
+        with self._lock:
+            if self._inside == 0:
+                self._undo = self._enter()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._undo()
+
+
+def _forbid_tf32() -> Callable[[], None]:
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
+    backends = (conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+
+    def undo() -> None:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+    return undo
+
+
+exact_float32 = Shared(_forbid_tf32)
+"""Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""

@@ -1,0 +1,152 @@
+"""Has a network run as fast as it can on this machine: runtime, size of a pass and precision, found by measuring."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camserve.errors import Unsupported
+from camserve.methods import GroupCam, ScoreCam
+from camserve.queries.pack import ask
+from camserve.runtimes.choice import BUDGET_S, SIZES, Choice, RuntimeName, choose, fastest, measure
+from camserve.runtimes.kept import Kept
+from camserve.runtimes.precision import Auto, auto_precision, why_no_bfloat16
+from camserve.runtimes.runtime import Eager
+from camserve.saliency import group_cam, score_cam
+from camserve.saliency.features import Features
+from camserve.saliency.layers import FoundLayer
+from camserve.saliency.locality import pictures
+from camserve.saliency.masks import Masks
+from camserve.saliency.run import dtype_of
+from camserve.types.model import RuntimeInfo
+from camserve.types.target_forms import sample_target
+from camserve.worker.modes import exact_float32
+
+if TYPE_CHECKING:
+    from camserve.worker.network import Network
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_QUERIES = 64
+"""Number of Score-CAM's queries of each calibration image."""
+
+
+def tune(
+    network: Network,
+    wanted: RuntimeName,
+    micro_batch: int | None = None,
+    folder: Path | None = None,
+    calibration: Sequence[np.ndarray] = (),
+) -> None:
+    """Has a network run by the fastest runtime from now on, whose weights must stay as they are.
+
+    Args:
+        network: the network; where "eager" is wanted it stays as it is.
+        wanted: which runtime; "auto": the one that measuring finds fastest.
+        micro_batch: queries of a pass; None: as many as measuring says.
+        folder: where is kept what was measured; None: nowhere.
+        calibration: images (H, W, C) as the network sees them, on which precision "auto" is found out.
+
+    Raises:
+        Unsupported: the runtime that is wanted cannot run the network.
+    """
+    if wanted == Eager.name:
+        return
+    layer, threads = network.info.default_layer, torch.get_num_threads()
+    kept = Kept(folder, network.info.weights, layer, threads)
+    with network.evaluating(), exact_float32():
+        if reason := _why_eager(network):
+            if wanted != "auto":
+                raise Unsupported(f"ONNX Runtime cannot run the network: {reason}")
+            choice = Choice(network.runtime, network.micro_batch, 0.0, reason)
+        else:
+            choice = choose(network.module, _site(network), _pictures(network), wanted, threads, micro_batch, kept)
+        auto, size = _precision(network, choice, micro_batch, kept, calibration)
+    info = RuntimeInfo(choice.runtime.name, size, auto.precision, "; ".join(filter(None, (choice.reason, auto.reason))))
+    network.adopt(choice.runtime, info)
+    log.info("%s is run by %s, %d queries a pass; auto is %s", network.info.name, info.name, size, info.precision)
+
+
+def _why_eager(network: Network) -> str:
+    """Returns why PyTorch alone can run the network; "" where others may."""
+    if network.device.type != "cpu":
+        return f"it runs on {network.device}"
+    if dtype_of(network.module) != torch.float32:
+        return f"it computes in {str(dtype_of(network.module)).removeprefix('torch.')}"
+    return "pictures of a batch change each other's scores" if network.survey.alone else ""
+
+
+def _site(network: Network) -> FoundLayer:
+    (found,) = (each for each in network.survey.layers if each.layer.name == network.info.default_layer)
+    return found
+
+
+def _pictures(network: Network) -> Tensor:
+    size = (1, *network.preprocessing.crop_px, network.preprocessing.channels)
+    return pictures(network.normalise(torch.zeros(size)))
+
+
+def _precision(
+    network: Network, choice: Choice, micro_batch: int | None, kept: Kept, calibration: Sequence[np.ndarray]
+) -> tuple[Auto, int]:
+    """Returns what precision "auto" is, and the number of queries of a pass that suits it."""
+    if reason := why_no_bfloat16(network.device):
+        return Auto("exact", reason), choice.micro_batch
+    if network.survey.alone or dtype_of(network.module) != torch.float32:
+        return Auto("exact", "bfloat16 is for networks in float32 that take pictures together"), choice.micro_batch
+    if not calibration:
+        return auto_precision(1.0, 0.0, list), choice.micro_batch
+    found = kept.read().get("auto")
+    if isinstance(found, dict) and found.get("precision") in ("exact", "bfloat16") and not micro_batch:
+        return Auto(found["precision"], str(found.get("reason", ""))), int(found.get("micro_batch", 1))
+    image, half = _pictures(network)[:1], Eager(network.module, bfloat16=True)
+    sizes = (choice.micro_batch,) if micro_batch or network.device.type != "cpu" else SIZES
+    best = fastest(list(measure(half, image, sizes, BUDGET_S / 4)))
+    seconds = choice.seconds or next(measure(choice.runtime, image, (choice.micro_batch,), BUDGET_S / 4)).seconds
+    auto = auto_precision(seconds, best.seconds, lambda: list(_maps(network, half, calibration)))
+    size = best.micro_batch if auto.precision == "bfloat16" else choice.micro_batch
+    if not micro_batch:
+        kept.write(auto={"precision": auto.precision, "reason": auto.reason, "micro_batch": size})
+    return auto, size
+
+
+def _maps(network: Network, half: Eager, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields maps of Group-CAM and Score-CAM at the layer's resolution, of PyTorch in float32 and in bfloat16."""
+    exact = Eager(network.module)
+    for image in images:
+        features = _features(network, torch.tensor(image))
+        asked: list[tuple[Masks, GroupCam | ScoreCam]] = []
+        if features.gradients is not None:
+            group = GroupCam(groups=min(GroupCam.groups, len(features.activations)))
+            asked.append((group_cam.masks(features, group, torch.arange(group.groups)), group))
+        channels = features.activations.mean(dim=(1, 2)).argsort(descending=True)[:CALIBRATION_QUERIES]
+        asked.append((score_cam.masks(features, ScoreCam(), channels), ScoreCam()))
+        for masks, spec in asked:
+            reduce = group_cam.reduce if isinstance(spec, GroupCam) else score_cam.reduce
+            expected, came = (
+                reduce(ask(runtime.outputs, [masks], network.micro_batch)[0], masks, spec)[0].relu().cpu().numpy()  # type: ignore[arg-type]
+                for runtime in (exact, half)
+            )
+            yield expected, came
+
+
+def _features(network: Network, pixels: Tensor) -> Features:
+    layer = network.info.default_layer
+    captured = network.capture(network.normalise(pixels[None]), layer)
+    wanted = network.score.resolved(sample_target(network.info), captured.logits[0])
+    targets = network.score.targets(wanted[:1], network.device)
+    return Features(
+        input=network.normalise(pixels[None])[0],
+        activations=captured.activations[0],
+        logits=captured.logits[0],
+        targets=targets,
+        gradients=None if _site(network).cut else captured.gradients(targets)[0],
+        classifier=network.classifier,
+        passes=network.passes(layer),
+    )
