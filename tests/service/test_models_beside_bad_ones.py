@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from gateway_harness import QUICK
+from safetensors.torch import load, save
 from torch import nn
 from worker_backend import WorkerBackend
 
+from camserve import Engine
+from camserve.archive import build_archive
+from camserve.archive.package import WEIGHTS
 from camserve.client import AsyncClient
-from camserve.errors import Unavailable, Unsupported
+from camserve.errors import Internal, Unavailable, Unsupported
 from camserve.gateway.ops.settings import Settings
-from camserve.gateway.pool.discovery import fixed
+from camserve.gateway.pool.discovery import fixed, torchserves
 from camserve.gateway.server import Gateway
+from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.types import Preprocessing
 from camserve.worker.network import Network
 from camserve.worker.service import Refusal
@@ -87,3 +96,97 @@ def test_a_worker_whose_model_cannot_be_loaded_stays_and_says_why(tmp_path):
     (reply,) = handler.handle([{"body": b"image"}], context)
     assert json.loads(reply)["error"]["kind"] == "InvalidInput"
     assert types == ["application/json"]
+
+
+NETWORKS = """
+from torch import nn
+
+def good():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+
+class Picky(nn.Sequential):
+    def forward(self, x):
+        if x.mean() > 1.5:
+            raise ValueError("this is too bright for me")
+        return super().forward(x)
+
+def picky():
+    return Picky(*good())
+
+broken = good
+"""
+"""Networks of a package of one's own, as they are when they are packed."""
+
+BROKEN = """
+class Broken(nn.Sequential):
+    def forward(self, x):
+        raise RuntimeError("my lookup table is gone")
+
+def broken():
+    return Broken(*good())
+"""
+"""What is written to that package afterwards."""
+
+WHY = {
+    "broken": "must take an input of 2 x 3 x 32 x 32 .* it fails with RuntimeError: my lookup table is gone",
+    "rotten": "outputs are not finite for this image: NaN or infinite",
+}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Path:
+    """Archives of good networks, of which all but one went bad after they had been packed."""
+    package = tmp_path / "their_networks.py"
+    package.write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    store = tmp_path / "store"
+    preprocessing = Preprocessing(32, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    for name, function in {"good": "good", "picky": "picky", "broken": "broken", "rotten": "good"}.items():
+        build_archive(f"their_networks:{function}", name=name, store=store, preprocessing=preprocessing)
+    package.write_text(NETWORKS + BROKEN)
+    _spoil_weights(store / "rotten.mar")
+    return store
+
+
+def _spoil_weights(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    spoilt = {name: torch.full_like(value, torch.nan) for name, value in load(members[WEIGHTS]).items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {WEIGHTS: save(spoilt)}).items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.torchserve
+async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
+    models = ("broken", "good", "picky", "rotten")
+    dark, bright = (np.full((32, 32, 3), value, np.uint8) for value in (9, 255))
+    dark[4:12, 8:20] = 200
+    settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", poll_s=0.2)
+    async with (
+        TorchServe(WorkerSettings(store=store, models=models, device="cpu", threads=1).on_free_ports()) as torchserve,
+        Gateway(settings, torchserves([torchserve.backend])) as gateway,
+        AsyncClient(gateway.address) as client,
+    ):
+        await client.wait_ready(120)
+        listed = {model.name: model for model in await client.models()}
+        assert [name for name, model in listed.items() if model.ready] == ["good", "picky"]
+        for name, reason in WHY.items():
+            assert re.search(reason, listed[name].failure)
+            with pytest.raises(Unavailable, match=reason):
+                await client.explain(dark, ["score_cam"], model=name)
+            with pytest.raises(Unavailable, match=reason):
+                await client.model(name)
+        with pytest.raises(Internal):
+            await client.explain(bright, ["grad_cam"], model="picky")
+        for name in ("good", "picky"):
+            assert (await client.model(name)).ready
+            served = await client.explain(dark, ["grad_cam", "score_cam"], model=name)
+            local = Engine.load(name, store, device="cpu").explain(dark, ["grad_cam", "score_cam"])
+            for one, other in zip(served.maps, local.maps, strict=True):
+                np.testing.assert_allclose(one.array, other.array, atol=1e-4)  # sums in float32, in another order
