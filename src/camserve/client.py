@@ -106,8 +106,11 @@ class Client:
         """Returns predictions, and one map for each method and target; all share one forward pass.
 
         Args:
-            image: a path, a file's bytes, a PIL image (sent as PNG), or uint8 (H, W, 3). A uint8 array of the network's
-                own input size is taken as it is; everything else is resized and cropped.
+            image: a path, a file's bytes, a PIL image, or an array: uint8 (H, W, 3), grey (H, W) of uint8 or uint16,
+                or float32 in [0, 1]. A uint8 or float32 array of the network's own input size is taken as it is;
+                everything else is resized and cropped. A PIL image is sent as its own file where its pixels were not
+                loaded, else as PNG; above 16 MiB as WebP without loss, or as JPEG of quality 95 where that is above
+                16 MiB, too.
             methods: names, (name, parameters) or method specs.
             targets: class indices, labels or Targets; empty means the most probable class.
             timeout_s: deadline in seconds; None: the client's.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ _FIRST_FRAME, _SOI, _EOI, _SOS, _APP1 = 0xC0, 0xD8, 0xD9, 0xDA, 0xE1
 _JPEG_NO_MARKERS = {0x00, *range(0xD0, 0xD8), 0xFF}  # behind FF: a byte FF of pixels, restarts, and padding
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GREY_ALPHA_16, _PNG_RGBA_8 = b"\x10\x04", b"\x08\x06"  # depth and colour type in IHDR
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS"}  # the first of each, and all of IDAT
 
 _WEBP_KEPT = {b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF"}
@@ -55,14 +57,16 @@ _STRIPS, _STRIP_ROWS, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
 _TIFF_TYPES = {3: "H", 4: "I"}  # SHORT and LONG
 _TIFF_ALLOWED = {
-    _DEPTH: ("1, 8 or 16 bits for each pixel", (1, 8, 16), 1),
-    _COMPRESSION: ("no compression, LZW, Deflate or PackBits", (1, 5, 8, 32773, 32946), 1),
-    _PHOTOMETRIC: ("grey pixels", (_WHITE_IS_ZERO, 1), -1),
-    _SAMPLES: ("one value for each pixel", (1,), 1),
-    _PREDICTOR: ("predictor 1 or 2", (1, 2), 1),
-    _SAMPLE_FORMAT: ("unsigned whole numbers", (1,), 1),
+    _PHOTOMETRIC: ("grey pixels", "PhotometricInterpretation", (_WHITE_IS_ZERO, 1), ()),
+    _SAMPLES: ("one value for each pixel", "SamplesPerPixel", (1,), (1,)),
+    _SAMPLE_FORMAT: ("unsigned whole numbers", "SampleFormat", (1,), (1,)),
+    _DEPTH: ("1, 8 or 16 bits for each pixel", "BitsPerSample", (1, 8, 16), (1,)),
+    _COMPRESSION: ("no compression, LZW, Deflate or PackBits", "Compression", (1, 5, 8, 32773, 32946), (1,)),
+    _PREDICTOR: ("horizontal differences or none", "Predictor", (1, 2), (1,)),
 }
-"""Values of each tag that are read, with their names, and its value where a file lacks it."""
+"""Values of each tag that are read, behind what they mean and its name; then its value where a file lacks it.
+
+What tells most about a file that is refused comes first."""
 _TIFF_READ = {
     *_TIFF_ALLOWED,
     *(_WIDTH, _HEIGHT, _ORIENTATION),
@@ -88,6 +92,9 @@ class Container:
     """Orientation of EXIF, else of XMP, in 1..8; 1 (upright) where there is none or it cannot be read."""
     inverted: bool = False
     """Whether pixels of value 0 are white, and the largest ones black, in a TIFF; Pillow is not told."""
+    halved: bool = False
+    """Whether pixels are grey and alpha of 16 bits each, in a PNG. To the decoder they are RGBA of 8 bits, the high and
+    the low byte of both: it would take the high ones alone."""
 
 
 def take_apart(data: bytes) -> Container:
@@ -214,8 +221,12 @@ def _png(data: bytes) -> Container:
     if not pixels:
         raise _broken("it ends before its pixels")
     width, height = struct.unpack(">II", found[b"IHDR"][8:16].ljust(8, b"\0"))
+    halved = found[b"IHDR"][16:18] == _PNG_GREY_ALPHA_16
+    if halved:  # filters and interlacing go by the bytes of a pixel, of which both have four
+        header = found[b"IHDR"][4:16] + _PNG_RGBA_8 + found[b"IHDR"][18:21]
+        found = {b"IHDR": found[b"IHDR"][:4] + header + zlib.crc32(header).to_bytes(4)}
     content = b"".join((_PNG_SIGNATURE, *found.values(), *pixels))
-    return Container("PNG", (height, width), content, _orientation(exif, xmp))
+    return Container("PNG", (height, width), content, _orientation(exif, xmp), halved=halved)
 
 
 def _webp(data: bytes) -> Container:
@@ -260,11 +271,11 @@ def _tiff(data: bytes) -> Container:
     except struct.error:
         raise _broken("it ends before its pixels") from None
     kept: dict[int, tuple[int, ...]] = {}
-    for tag, (what, allowed, default) in _TIFF_ALLOWED.items():
-        kept[tag] = tags.get(tag, (default,))
+    for tag, (what, name, allowed, default) in _TIFF_ALLOWED.items():
+        kept[tag] = tags.get(tag, default)
         if len(kept[tag]) != 1 or kept[tag][0] not in allowed:
             raise InvalidImage(
-                f"a TIFF must have {what}, got {', '.join(map(str, kept[tag][:4]))} in tag {tag}; "
+                f"a TIFF must have {what}, got {name} {', '.join(map(str, kept[tag][:4])) or 'none'}; "
                 f"send anything else as {', '.join(FORMATS)}"
             )
     tiled = _TILES in tags

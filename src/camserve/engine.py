@@ -131,8 +131,9 @@ class Engine:
         """Returns predictions, and one map for each method and target; all share one forward pass.
 
         Args:
-            image: a path, a file's bytes, a PIL image, or uint8 (H, W, 3). A uint8 array of the network's own input
-                size is taken as it is; everything else is resized and cropped.
+            image: a path, a file's bytes, a PIL image, or an array: uint8 (H, W, 3), grey (H, W) of uint8 or uint16,
+                or float32 in [0, 1]. A uint8 or float32 array of the network's own input size is taken as it is;
+                everything else is resized and cropped.
             methods: names, (name, parameters) or method specs.
             targets: class indices, labels or Targets; empty means the most probable class.
             on_progress: function called with masked queries (done, total), without those of the curves.

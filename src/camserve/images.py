@@ -31,8 +31,8 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """Image as Python callers may pass it."""
 
 ImageContent = bytes | Image.Image | np.ndarray
-"""Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3), for a network of
-one channel also (H, W, 1) or (H, W), or float32 (H, W, C) in [0, 1] of the network's input size and channels."""
+"""Image as a request holds it: an encoded file, a picture of this process, or pixels: uint8 (H, W, 3) or, grey,
+(H, W, 1) or (H, W); or float32 in [0, 1] of the network's input size: (H, W, C) of C channels or, grey, as those."""
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -50,7 +50,8 @@ _PLAIN = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 """Modes with alpha, and those that they are converted to."""
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
-_GREY_16 = 65535
+_MAX_WEBP_PX = 2**14 - 1  # of a side, as the format has it
+_MOST_16 = 65535
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -148,6 +149,8 @@ def _loaded(container: Container, converted: Callable[[Image.Image], Image.Image
         image = _plain(image)
         for box in _strips(image):  # in place: a second picture would be one too many
             image.paste(Image.fromarray(~np.asarray(image.crop(box))), box)
+    if container.halved:
+        image = _strip_by_strip(image, "I;16", _joined_strip)
     made = converted(image)
     # A WebP picture would keep its decoder, which has two more pictures of the same size.
     return made.copy() if made is image and container.format == "WEBP" else made
@@ -226,11 +229,18 @@ def _plain(image: Image.Image) -> Image.Image:
 
 def _grey_16_strip(strip: Image.Image) -> Image.Image:
     """Returns grey of any dtype as I;16. For F the scale is Pillow's own, in which 255 is white."""
-    values, most = np.asarray(strip), 255 if strip.mode == "F" else _GREY_16
+    values, most = np.asarray(strip), 255 if strip.mode == "F" else _MOST_16
     if not (values.min() >= 0 and values.max() <= most):  # in this way NaN is refused, too
         raise _beyond(strip.mode, values, most)
-    levels = (values * np.float64(_GREY_16 / most)).round() if strip.mode == "F" else values
+    levels = (values * np.float64(_MOST_16 / most)).round() if strip.mode == "F" else values
     return Image.fromarray(levels.astype(np.uint16))  # Pillow's own way from I;16B swaps bytes
+
+
+def _joined_strip(strip: Image.Image) -> Image.Image:
+    """Returns grey with alpha, 16 bits each, laid on white as I;16, of RGBA that has the bytes of both."""
+    grey, alpha = np.moveaxis(np.asarray(strip).copy().view(">u2").astype(np.float64), -1, 0)
+    on_white = grey * (alpha / _MOST_16) + (_MOST_16 - alpha)
+    return Image.fromarray(on_white.round().astype(np.uint16))
 
 
 def _is_perhaps_dark(values: np.ndarray) -> bool:
@@ -252,10 +262,24 @@ def _grey(image: Image.Image) -> Image.Image:
     Colours become ITU-R 601 luma, as Pillow has it; alpha is laid on white.
     """
     if _is_16_bit(image):
-        return _plain(image)
+        return _grey_16(image)
     if image.mode == "L" and not image.has_transparency_data:
         return image
     return _strip_by_strip(image, "L", lambda strip: _rgb_strip(strip).convert("L"))
+
+
+def _grey_16(image: Image.Image) -> Image.Image:
+    """Returns grey of 16 bits as I;16; the level that a PNG file says to be transparent becomes white."""
+    clear = image.info.get("transparency")
+    if image.mode != "I;16" or not isinstance(clear, int):
+        return _plain(image)
+
+    def on_white(strip: Image.Image) -> Image.Image:
+        levels = np.array(strip)
+        levels[levels == clear] = _MOST_16
+        return Image.fromarray(levels)
+
+    return _strip_by_strip(image, "I;16", on_white)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -280,7 +304,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 def _rgb_strip(strip: Image.Image) -> Image.Image:
     if _is_16_bit(strip):  # Pillow would clip instead of scaling
-        scaled = np.asarray(_plain(strip), dtype=np.float64) / 257
+        scaled = np.asarray(_grey_16(strip), dtype=np.float64) / 257
         return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
     strip = _plain(strip)
     if strip.has_transparency_data:
@@ -348,8 +372,10 @@ def seen(content: ImageContent, preprocessing: Preprocessing) -> tuple[np.ndarra
     if isinstance(content, np.ndarray):
         check_array(content, preprocessing.crop_px, preprocessing.channels)
         content = content if content.ndim == 3 else content[..., None]
-        if content.shape == (*preprocessing.crop_px, preprocessing.channels):
-            return np.array(content), whole_view(preprocessing.crop_px)  # a copy: torch wants writable memory
+        size, channels = preprocessing.crop_px, preprocessing.channels
+        if content.shape in ((*size, channels), (*size, 1)):  # grey is all channels of RGB, as that of a file is
+            # A copy: torch wants writable memory.
+            return np.array(np.broadcast_to(content, (*size, channels))), whole_view(size)
     picture, view = sent_view(content, preprocessing)
     return pixels(picture), view
 
@@ -358,14 +384,14 @@ def pixels(picture: Image.Image) -> np.ndarray:
     """Returns the pixels of an RGB, L or I;16 picture: (H, W, C), uint8, or of I;16 float32 in [0, 1]."""
     found = np.array(picture)
     if found.dtype == np.uint16:
-        found = found.astype(np.float32) / np.float32(_GREY_16)
+        found = found.astype(np.float32) / np.float32(_MOST_16)
     return found if found.ndim == 3 else found[..., None]
 
 
 def as_picture(pixels: np.ndarray) -> Image.Image:
     """Returns the picture whose `pixels` these are, (H, W, C), uint8, or float32 in [0, 1]."""
     if pixels.dtype == np.float32:
-        return Image.fromarray((pixels[..., 0] * np.float32(_GREY_16)).round().astype(np.uint16))
+        return Image.fromarray((pixels[..., 0] * np.float32(_MOST_16)).round().astype(np.uint16))
     return from_array(pixels)
 
 
@@ -382,18 +408,19 @@ def check_array(array: np.ndarray, size: tuple[int, int], channels: int) -> None
                 f"files and uint8 arrays are resized to {size[0]} x {size[1]}, it is not"
             )
         if array.shape[2:] not in _channel_axes(channels):
-            raise InvalidImage(f"a float32 image must have shape {[*size, channels]}, got {list(array.shape)}")
+            also = f" or, grey, {list(size)}" if channels == 3 else ""
+            raise InvalidImage(f"a float32 image must have shape {[*size, channels]}{also}, got {list(array.shape)}")
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise InvalidImage("a float32 image must have finite pixels in [0, 1]")
         return
     check_takes_files(size, channels)
-    if array.dtype != np.uint8 or 0 in array.shape or array.shape[2:] not in {*_channel_axes(channels), (3,)}:
-        raise _not_an_array(array, "(height, width), (height, width, 1) or " if channels == 1 else "")
+    if array.dtype != np.uint8 or array.ndim < 2 or 0 in array.shape or array.shape[2:] not in _channel_axes(3):
+        raise _not_an_array(array)
 
 
 def _channel_axes(channels: int) -> set[tuple[int, ...]]:
-    """Returns what may stand behind height and width in the shape of an array with the network's own channels."""
-    return {(1,), ()} if channels == 1 else {(channels,)}
+    """Returns what may stand behind height and width in the shape of an array: the network's own channels, or grey."""
+    return {(channels,), (1,), ()} if channels in (1, 3) else {(channels,)}
 
 
 def check_takes_files(size: tuple[int, int], channels: int) -> None:
@@ -405,9 +432,10 @@ def check_takes_files(size: tuple[int, int], channels: int) -> None:
         )
 
 
-def _not_an_array(array: np.ndarray, also: str = "") -> InvalidImage:
+def _not_an_array(array: np.ndarray) -> InvalidImage:
     return InvalidImage(
-        f"an image array must be uint8 or float32 {also}(height, width, 3), got {array.dtype} {list(array.shape)}"
+        "an image array must be uint8 or float32 (height, width, 3) or, grey, (height, width), "
+        f"got {array.dtype} {list(array.shape)}"
     )
 
 
@@ -454,10 +482,10 @@ def checked_size(image: Image.Image | np.ndarray, max_bytes: int, max_pixels: in
     """Returns (height, width) of a picture or of an array of pixels.
 
     Raises:
-        InvalidImage: the array has another dtype or shape, or it is larger than allowed.
+        InvalidImage: the array has no height and width, or it is larger than allowed.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype not in (np.uint8, np.float32) or image.ndim not in (2, 3) or 0 in image.shape:
+        if image.ndim < 2:  # of its dtype and shape `check_array` knows more
             raise _not_an_array(image)
         if image.nbytes > max_bytes:
             raise InvalidImage(f"an image may have at most {max_bytes} bytes, got {image.nbytes}")
@@ -534,8 +562,9 @@ def _sendable(image: Image.Image) -> Image.Image:
 def as_file(image: Image.Image) -> bytes:
     """Returns a picture as a file to be sent: its own, where nobody can have changed it, else as PNG.
 
-    A PNG over `MAX_BYTES` becomes JPEG of quality 95, colours at full resolution: what a camera would have sent. A
-    server's limits are for files, and a photo of 12 megapixels is too large for them as PNG alone.
+    A picture of 8 bits whose PNG has more than `MAX_BYTES` becomes WebP without loss. Where that has more, too, it is
+    JPEG of quality 95, colours at full resolution: what a camera would have sent. A server's limits are for files, and
+    a photo of 12 megapixels may be too large for them in every form without loss.
 
     Raises:
         InvalidImage: the file behind the picture is broken, or a pixel lies beyond the range of its mode.
@@ -544,9 +573,14 @@ def as_file(image: Image.Image) -> bytes:
     if own is not None:
         return own
     data = png(image)
-    if len(data) > MAX_BYTES and not _is_16_bit(image):
-        data = _saved(_rgb(_sendable(image)), "JPEG", quality=95, subsampling=0)
-    return data
+    if len(data) <= MAX_BYTES or _is_16_bit(image):
+        return data
+    picture = _rgb(_sendable(image))
+    if max(picture.size) <= _MAX_WEBP_PX:
+        data = _saved(picture, "WEBP", lossless=True, quality=0, method=0)  # the fastest
+        if len(data) <= MAX_BYTES:
+            return data
+    return _saved(picture, "JPEG", quality=95, subsampling=0)
 
 
 def _saved(image: Image.Image, file_format: str, **options: int) -> bytes:

@@ -194,14 +194,14 @@ IMAGES = (
     BadRequest(
         "doubles",
         {"image": np.zeros((48, 64, 3))},
-        "an image array must be uint8 or float32 (height, width, 3), got float64 [48, 64, 3]",
+        "an image array must be uint8 or float32 (height, width, 3) or, grey, (height, width), got float64 [48, 64, 3]",
         frozenset({Door.ENGINE}),
         InvalidImage,
     ),
     BadRequest(
         "four channels",
         {"image": np.zeros((48, 64, 4), np.uint8)},
-        "an image array must be uint8 or float32 (height, width, 3), got uint8 [48, 64, 4]",
+        "an image array must be uint8 or float32 (height, width, 3) or, grey, (height, width), got uint8 [48, 64, 4]",
         frozenset({Door.ENGINE}),
         InvalidImage,
     ),

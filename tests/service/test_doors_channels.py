@@ -73,6 +73,9 @@ SENT = {
     "grey array": (1, lambda: (grey16() >> 8).astype(np.uint8)),
     "colour picture": (1, lambda: Image.fromarray(np.random.default_rng(4).integers(0, 256, (50, 70, 3), np.uint8))),
     "four channels": (4, lambda: floats(4)),
+    "grey array for colours": (3, lambda: (grey16() >> 8).astype(np.uint8)),
+    "16-bit array for colours": (3, grey16),
+    "grey floats for colours": (3, lambda: floats(1)[..., 0]),
 }
 
 
@@ -105,18 +108,39 @@ async def test_every_form_of_16_bits_has_the_same_map():
     np.testing.assert_allclose(plain["values"], first[0].array, atol=1e-6)
 
 
+def inferring(pixels: np.ndarray) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name="net", raw_input_contents=[pixels.tobytes()])
+    datatype = {"float32": "FP32", "uint8": "UINT8"}[pixels.dtype.name]
+    request.inputs.add(name="image", datatype=datatype, shape=pixels.shape)
+    request.parameters["explain_targets"].string_param = "2"
+    request.outputs.add(name="saliency")
+    return request
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 async def test_open_inference_takes_floats_of_any_number_of_channels(channels: int):
     pixels = floats(channels)
     (expected,) = Engine(module(channels), preprocessing=preprocessing(channels)).explain(pixels, targets=[2]).maps
-    request = oip.ModelInferRequest(model_name="net", raw_input_contents=[pixels.tobytes()])
-    request.inputs.add(name="image", datatype="FP32", shape=pixels.shape)
-    request.parameters["explain_targets"].string_param = "2"
-    request.outputs.add(name="saliency")
     async with served(channels) as (_, address), grpc.aio.insecure_channel(address) as channel:
-        reply = await inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+        reply = await inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(inferring(pixels))
     got = np.frombuffer(reply.raw_output_contents[0], "<f4").reshape(reply.outputs[0].shape)
     np.testing.assert_allclose(got[0], expected.array, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+async def test_pixels_without_an_axis_of_channels_are_grey_at_every_door(channels: int):
+    engine = Engine(module(channels), preprocessing=preprocessing(channels))
+    for pixels in (floats(1)[..., 0], (grey16() >> 8).astype(np.uint8)):
+        picture = pixels if pixels.dtype == np.float32 else Image.fromarray(pixels)
+        (expected,) = engine.explain(picture, targets=[2]).maps
+        kind = pb.Tensor.FLOAT32 if pixels.dtype == np.float32 else pb.Tensor.UINT8
+        output = pb.Output(size=pb.Output.INPUT)
+        asked = pb.ExplainRequest(image=typed(pixels, kind), targets=[pb.Target(index=2)], output=output)
+        async with served(channels) as (_, address), grpc.aio.insecure_channel(address) as channel:
+            reply = await inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(inferring(pixels))
+            answer = await explain_pb2_grpc.ExplanationServiceStub(channel).Explain(asked)
+        for data in (reply.raw_output_contents[0], answer.maps[0].data):
+            np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(SIZE), expected.array, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoding", [pb.Output.OVERLAY_PNG, pb.Output.OVERLAY_JPEG])

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms import v2
 
 from camserve import containers, images
-from camserve.errors import InvalidImage
+from camserve.errors import InvalidImage, Unavailable
 from camserve.types import InputView, Preprocessing
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}}
@@ -52,6 +53,40 @@ def decoded(data: bytes) -> np.ndarray:
     image = images.decode(data)
     assert image.mode == "RGB"
     return np.asarray(image)
+
+
+# What does not depend on the file
+
+
+def test_a_lack_of_memory_is_not_the_files_fault(monkeypatch):
+    def fails(data):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "take_apart", fails)
+    for read in (images.probe, images.decode):
+        with pytest.raises(Unavailable, match="not enough memory"):
+            read(encoded(noise(6, 8), "PNG"))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_decoder_that_sees_another_size_than_was_checked_decodes_nothing(monkeypatch, file_format):
+    """The bounds are held against the size that the container says."""
+    take_apart = images.take_apart
+    monkeypatch.setattr(images, "take_apart", lambda data: replace(take_apart(data), size=(6, 9)))
+    with pytest.raises(InvalidImage, match="its header has two sizes"):
+        images.decode(encoded(noise(6, 8), file_format))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_a_header_that_cannot_be_read_is_told_without_pythons_objects(file_format):
+    data = bytearray(encoded(noise(6, 8), file_format, **LOSSLESS[file_format]))
+    if file_format == "PNG":
+        data[24:26] = b"\x07\x09"  # depth and colour type that there are none of
+    else:
+        data[16:20] = b"\xff" * 4
+    with pytest.raises(InvalidImage, match=r"broken or truncated") as caught:
+        images.decode(bytes(data))
+    assert "0x" not in str(caught.value)
 
 
 # Formats and colour modes

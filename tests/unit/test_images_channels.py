@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -103,6 +104,93 @@ def test_a_turned_tiff_is_put_upright():
     np.testing.assert_array_equal(grey_of(data) * 65535, np.rot90(LEVELS, -1))
 
 
+COLOURS = noise(256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "text"),
+    [
+        (COLOURS, {"photometric": "rgb"}, "grey pixels, got PhotometricInterpretation 2"),
+        (noise(256, 256, 3, dtype=np.uint16), {"photometric": "rgb", "tile": (64, 64)}, "grey pixels, got Photo"),
+        (noise(256, 256, 4), {"photometric": "separated"}, "grey pixels, got PhotometricInterpretation 5"),
+        (noise(256, 256, 2), {"planarconfig": "contig"}, "one value for each pixel, got SamplesPerPixel 2"),
+        (LEVELS.astype(np.float32), {}, "unsigned whole numbers, got SampleFormat 3"),
+        (LEVELS.astype(np.float32), {"tile": (64, 64)}, "unsigned whole numbers, got SampleFormat 3"),
+        (LEVELS.astype(np.int16), {}, "unsigned whole numbers, got SampleFormat 2"),
+        (LEVELS.astype(np.uint32), {}, "1, 8 or 16 bits for each pixel, got BitsPerSample 32"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_tiff_of_anything_else_is_refused_with_what_is_read(array, options, text, channels):
+    for read in (images.probe, lambda data: images.seen(data, preprocessing(channels=channels))):
+        with pytest.raises(InvalidImage, match=f"a TIFF must have {text}.*; send anything else as JPEG, PNG, WEBP"):
+            read(tiff(array, **options))
+
+
+def hand_written_png(values: np.ndarray, colour_type: int, interlaced: bool = False, clear: int | None = None) -> bytes:
+    """A PNG file of 16-bit values, (H, W, samples), which Pillow cannot write, with a filter of every kind."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, samples = values.shape
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = b""
+    for top, left, down, right in passes:
+        part = values[top::down, left::right].astype(">u2")
+        lines = part.view(np.uint8).reshape(len(part), -1)
+        for number, line in enumerate(lines if lines.size else ()):
+            before = lines[number - 1] if number else np.zeros_like(line)
+            shifted = np.concatenate([np.zeros(2 * samples, np.uint8), line])[: len(line)]
+            kind = number % 4
+            taken = (0, shifted, before, ((shifted.astype(int) + before) // 2).astype(np.uint8))[kind]
+            rows += bytes([kind]) + (line - taken).astype(np.uint8).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, interlaced)
+    clear_level = b"" if clear is None else chunk(b"tRNS", struct.pack(">H", clear))
+    body = chunk(b"IHDR", header) + clear_level + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row and column of each pass of an interlaced PNG, and the steps from row to row and from column to column."""
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_16_bit_grey_with_alpha_keeps_its_16_bits(interlaced):
+    alpha = noise(256, 256, dtype=np.uint16)
+    alpha[::3] = 65535
+    alpha[1, 1] = 0
+    data = hand_written_png(np.stack([LEVELS, alpha], axis=-1), 4, interlaced)
+    got = grey_of(data) * np.float64(65535)
+    share = alpha / 65535
+    expected = LEVELS * share + 65535 * (1 - share)
+    np.testing.assert_allclose(got, expected, atol=0.51)  # rounded to a level
+    np.testing.assert_array_equal(got.round()[::3], LEVELS[::3])
+    assert got[1, 1] == 65535
+    for colours in (np.asarray(images.decode(data)), images.seen(data, preprocessing(channels=3))[0]):
+        np.testing.assert_allclose(colours, np.repeat(expected[..., None] / 257, 3, axis=2), atol=0.51)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_transparent_level_of_16_bit_grey_becomes_white(interlaced):
+    data = hand_written_png(LEVELS[..., None], 0, interlaced, clear=4660)
+    expected = np.where(LEVELS == 4660, 65535, LEVELS)
+    sent = images.png(Image.open(io.BytesIO(data)))
+    for content in (data, sent, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal((grey_of(content) * np.float64(65535)).round(), expected)
+        colours, _ = images.seen(content, preprocessing(channels=3))
+        np.testing.assert_array_equal(colours[..., 1], (expected / 257).round())
+
+
+@pytest.mark.parametrize(("colour_type", "samples"), [(2, 3), (6, 4)])
+def test_16_bit_colours_are_taken_as_8(colour_type, samples):
+    values = noise(256, 256, samples, dtype=np.uint16)
+    values[..., 3:] = 65535
+    got, _ = images.seen(hand_written_png(values, colour_type), preprocessing(channels=3))
+    assert got.dtype == np.uint8
+    np.testing.assert_allclose(got, values[..., :3] / 257, atol=1)  # Pillow takes the high bytes
+
+
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_grey_is_resized_as_torchvision_does(interpolation, dtype):
@@ -120,6 +208,15 @@ def test_two_pictures_of_16_bits_are_told_apart():
     other[0, 0] = 1  # both are the same in 8 bits
     assert images.digest(Image.fromarray(LEVELS)) != images.digest(Image.fromarray(other))
     assert images.digest(Image.fromarray(LEVELS)) == images.digest(Image.fromarray(LEVELS.astype(np.int32)))
+
+
+@pytest.mark.parametrize(
+    "picture", [Image.fromarray(LEVELS), Image.fromarray(noise(6, 8)), Image.new("RGB", (8, 6), "red")]
+)
+def test_a_picture_is_that_of_its_pixels(picture):
+    again = images.as_picture(images.pixels(picture))
+    assert again.mode == picture.mode
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(picture))
 
 
 # Pictures of all modes
@@ -215,6 +312,29 @@ def test_other_pixels_of_grey_or_colours_are_resized(shape):
     assert view.original_size == shape[:2]
 
 
+@pytest.mark.parametrize("size", [(6, 8), (30, 40)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channel", [(), (1,)])
+def test_grey_pixels_are_a_grey_picture_for_a_network_of_colours(size, dtype, channel):
+    pixels = noise(*size, dtype=dtype)
+    shown = pixels if dtype == np.uint8 else (pixels / 257).round().astype(np.uint8)
+    expected, view = images.seen(Image.fromarray(shown), preprocessing((6, 8), 3))
+    got, same = images.seen(images.read_image(pixels.reshape(*size, *channel)), preprocessing((6, 8), 3))
+    np.testing.assert_array_equal(got, expected)
+    assert (view.size, view.original_size) == (same.size, same.original_size)
+    assert images.picture(images.read_image(pixels)).mode == "RGB"
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 1)])
+def test_grey_floats_are_each_channel_of_a_network_of_colours(shape):
+    pixels = noise(*shape).astype(np.float32) / 255
+    got, view = images.seen(pixels, preprocessing((6, 8), 3, resize=16))
+    np.testing.assert_array_equal(got, pixels.reshape(6, 8, 1).repeat(3, axis=2))
+    assert view == images.whole_view((6, 8))
+    got[:] = 0
+    assert pixels.any(), "it is a copy"
+
+
 @pytest.mark.parametrize("channels", [2, 4, 13])
 def test_pixels_of_many_channels_are_taken_as_they_are(channels):
     pixels = noise(6, 8, channels).astype(np.float32) / 255
@@ -247,11 +367,12 @@ RGB = preprocessing((6, 8), 3)
         (
             noise(6, 8, 4),
             GREY,
-            r"\(height, width\), \(height, width, 1\) or \(height, width, 3\), got uint8 \[6, 8, 4\]",
+            r"uint8 or float32 \(height, width, 3\) or, grey, \(height, width\), got uint8 \[6, 8, 4\]",
         ),
-        (noise(6, 8), RGB, r"float32 \(height, width, 3\), got uint8 \[6, 8\]"),
-        (noise(6, 8, 1), RGB, r"float32 \(height, width, 3\), got uint8 \[6, 8, 1\]"),
-        (np.zeros((6, 8, 1), np.float32), RGB, r"must have shape \[6, 8, 3\], got \[6, 8, 1\]"),
+        (noise(6, 8, 2), RGB, r"or, grey, \(height, width\), got uint8 \[6, 8, 2\]"),
+        (noise(6), RGB, r"or, grey, \(height, width\), got uint8 \[6\]"),
+        (np.zeros((6, 8, 4), np.float32), RGB, r"must have shape \[6, 8, 3\] or, grey, \[6, 8\], got \[6, 8, 4\]"),
+        (np.zeros((6, 7), np.float32), RGB, r"input size \[6, 8\], got \[6, 7\]"),
         (np.zeros((6, 8, 3)), RGB, r"got float64 \[6, 8, 3\]"),
         (np.zeros((6,), np.float32), RGB, r"got float32 \[6\]"),
         (np.zeros((1, 6, 8, 3), np.uint8), RGB, r"got uint8 \[1, 6, 8, 3\]"),
@@ -440,11 +561,30 @@ def test_a_format_that_is_not_read_is_sent_as_another():
     np.testing.assert_array_equal(images.decode(images.as_file(Image.open(io.BytesIO(data)))), np.asarray(photo()))
 
 
-def test_a_picture_that_is_too_large_as_png_is_sent_as_a_fine_jpeg(monkeypatch):
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_a_picture_that_is_too_large_as_png_is_sent_without_loss_where_a_webp_fits(mode, monkeypatch):
+    y, x = np.mgrid[:300, :400]
+    shades = np.stack([x // 2 + y // 3, x * y // 700, (x - y) % 200, 255 * (x > 99)], axis=-1).astype(np.uint8)
+    picture = Image.fromarray(shades).convert(mode)
+    monkeypatch.setattr(images, "MAX_BYTES", len(images.png(picture)) - 1)
+    sent = images.as_file(picture)
+    assert sent[8:12] == b"WEBP"
+    assert len(sent) <= images.MAX_BYTES
+    np.testing.assert_array_equal(images.decode(sent), images.picture(picture))
+
+
+def test_a_picture_that_is_too_long_for_webp_is_sent_as_jpeg(monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    assert images.as_file(Image.new("RGB", (2**14 - 1, 1), "red"))[8:12] == b"WEBP"
+    assert images.as_file(Image.fromarray(noise(2**14, 1, 3)))[:2] == b"\xff\xd8"
+
+
+def test_a_picture_of_which_no_form_without_loss_fits_is_sent_as_a_fine_jpeg(monkeypatch):
     y, x = np.mgrid[:1200, :1600]
     shades = np.stack([100 + 60 * np.sin(x / 100), 100 + 60 * np.cos(y / 70), (x + y) / 14], axis=-1)
     picture = Image.fromarray(shades.astype(np.uint8) + (noise(1200, 1600, 3) & 15))
-    monkeypatch.setattr(images, "MAX_BYTES", len(images.png(picture)) - 1)
+    without_loss = min(len(images.png(picture)), len(encoded(picture, "WEBP", lossless=True, quality=0, method=0)))
+    monkeypatch.setattr(images, "MAX_BYTES", without_loss - 1)
     sent = images.as_file(picture)
     assert sent[:2] == b"\xff\xd8"
     assert len(sent) < images.MAX_BYTES

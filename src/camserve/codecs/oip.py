@@ -46,7 +46,7 @@ _BULK: bulk.Fields = {5: {5: {4: "uint", 6: "fp32", 8: "bytes"}}, 7: "raw"}
 """Fields of a ModelInferRequest that hold pixels: three of `inputs.contents`, and `raw_input_contents`."""
 
 _IMAGE = "image"
-_ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, channels]"
+_ALLOWED = "BYTES [1], an encoded file, or UINT8 or FP32 [height, width, channels] or, grey, [height, width]"
 _PIXELS: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
 
@@ -215,7 +215,7 @@ def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageC
 
 
 def _is_image(datatype: str, size: Sequence[int]) -> bool:
-    return len(size) == 3 and min(size) > 0 and (datatype == "FP32" or size[2] in (1, 3))
+    return len(size) in (2, 3) and min(size) > 0 and (datatype == "FP32" or size[2:] in ([], [1], [3]))
 
 
 def _bytes(contents: Sequence[memoryview]) -> int:

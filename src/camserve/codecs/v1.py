@@ -530,10 +530,10 @@ def _image(message: pb.Image, encoded: bytes, data: bytes | memoryview) -> bytes
     if tensor.data_type not in dtypes:
         raise InvalidImage("an image tensor's data_type must be UINT8 or FLOAT32")
     dtype, shape = np.dtype(dtypes[tensor.data_type]), tuple(tensor.shape)
-    if len(shape) != 3 or 0 in shape or (dtype == np.uint8 and shape[2] not in (1, 3)):
+    if len(shape) not in (2, 3) or 0 in shape or (dtype == np.uint8 and shape[2:] not in ((), (1,), (3,))):
         raise InvalidImage(
             "an image tensor's shape must be [height, width, channels], 1 or 3 of them for UINT8, "
-            f"of an RGB image [height, width, 3], got {shown(list(shape))}"
+            f"of an RGB image [height, width, 3], of a grey one also [height, width], got {shown(list(shape))}"
         )
     expected = dtype.itemsize * math.prod(shape)
     if len(data) != expected:
