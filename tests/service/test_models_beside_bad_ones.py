@@ -131,7 +131,7 @@ def broken():
 """What is written to that package afterwards."""
 
 WHY = {
-    "broken": "must take an input of 2 x 3 x 32 x 32 .* it fails with RuntimeError: my lookup table is gone",
+    "broken": "batch of images alone, 2 x 3 x 32 x 32 .* it fails with RuntimeError: my lookup table is gone",
     "rotten": "outputs are not finite for this image: NaN or infinite",
 }
 

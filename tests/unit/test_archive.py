@@ -166,7 +166,7 @@ def test_missing_keys_are_named(tmp_path, state_file):
         build_archive(SMALL, store=tmp_path, weights=str(state_file))
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "-x", "ä", "a\n"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "-x", "ä", "a\n", 7])
 def test_names_that_cannot_be_in_a_path_are_refused(tmp_path, name):
     with pytest.raises(InvalidOption, match="name must match"):
         build_archive(SMALL, name=name, store=tmp_path, weights="random")
@@ -192,8 +192,9 @@ def test_near_sources_are_named(tmp_path):
 
 @pytest.mark.parametrize("weights", [None, "IMAGENET1K_V9", "nowhere.pth"])
 def test_unknown_weights_are_answered_with_those_there_are(tmp_path, weights):
-    with pytest.raises(InvalidOption, match=r"IMAGENET1K_V1.*file.*random|IMAGENET1K_V1.*random.*file"):
+    with pytest.raises(InvalidOption, match=r"IMAGENET1K_V1.*file.*random|IMAGENET1K_V1.*random.*file") as caught:
         build_archive(SMALL, store=tmp_path, weights=weights)
+    assert str(caught.value).endswith("got none" if weights is None else f"there is no file {weights!r}")
 
 
 def test_unknown_layer_is_answered_with_those_there_are(tmp_path):

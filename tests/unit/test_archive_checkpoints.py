@@ -108,6 +108,22 @@ class Forgetful(Net):
         super()._load_from_state_dict({key: value + 1 for key, value in state.items()}, prefix, *rest)
 
 
+class Overlapping(Net):
+    """Has buffers that share memory, none of which is a part of the other."""
+
+    def __init__(self):
+        super().__init__()
+        base = torch.rand(8)
+        self.register_buffer("early", base[0:4])
+        self.register_buffer("late", base[2:6])
+        self.register_buffer("even", base[::2])
+        self.register_buffer("third", base[3:4])
+
+
+def overlapping():
+    return Overlapping()
+
+
 def half():
     return Net().half()
 
@@ -381,6 +397,22 @@ def test_weights_that_differ_where_the_network_has_one_are_refused(tmp_path, net
     torch.save(state, tmp_path / "mine.pth")
     with pytest.raises(InvalidInput, match=r"has first\.weight and again\.weight in common, and they differ"):
         packed(tmp_path, "shared", weights=str(tmp_path / "mine.pth"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "names"),
+    [
+        ({"early"}, "early"),
+        ({"late"}, "late"),
+        ({"early", "late"}, "early, late, third"),  # `even` lies around `third`, and has none of it
+    ],
+)
+def test_memory_that_was_loaded_in_part_is_missing(missing, names, tmp_path, nets):
+    state = nets.Overlapping().state_dict()
+    kept = {name: value.clone() for name, value in state.items() if name not in {*missing, "third"}}
+    torch.save(kept, tmp_path / "mine.pth")
+    with pytest.raises(InvalidInput, match=rf"Missing key\(s\): {names}$"):
+        packed(tmp_path, "overlapping", weights=str(tmp_path / "mine.pth"))
 
 
 # Read again before it is done

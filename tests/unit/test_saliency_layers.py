@@ -123,7 +123,7 @@ def test_nothing_is_left_on_the_network(name):
 
 def test_nothing_is_left_when_the_forward_fails():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(5, 2))
-    with pytest.raises(Unsupported, match=r"input of 1 x 3 x 8 x 8.*shapes cannot be multiplied"):
+    with pytest.raises(Unsupported, match=r"images alone, 1 x 3 x 8 x 8.*shapes cannot be multiplied"):
         find_layers(module, torch.zeros(1, 3, 8, 8))
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 

@@ -241,8 +241,6 @@ def _fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 def _lies_in(part: torch.Tensor, whole: torch.Tensor) -> bool:
     """Tells whether all memory of a tensor belongs to another one, too, so that both were loaded at once."""
-    if not part.numel() or part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-        return False
     start, end = _extent(part)
     return whole.is_contiguous() and _extent(whole)[0] <= start and end <= _extent(whole)[1]
 
@@ -330,7 +328,6 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
     """Raises Unsupported where an archive that was written gives another network than the one that was packed."""
     import torch
 
-    from camserve.worker.modes import exact_float32
     from camserve.worker.network import load_network
 
     if read_card(path) != card:
@@ -344,7 +341,7 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
         raise Unsupported(f"{card.architecture} loads other numbers than were packed: {', '.join(differing[:5])}")
     size = (1, *card.preprocessing.crop_px, card.preprocessing.channels)
     probe = network.normalise(torch.rand(size, generator=torch.Generator().manual_seed(1)))
-    with torch.no_grad(), exact_float32(), network.evaluating(), loaded.evaluating():
+    with torch.no_grad(), network.evaluating(), loaded.evaluating():
         first, again = (one.scores(probe, "exact").float() for one in (network, loaded))
     # Two modules' memory may lie differently, so that a processor adds in another order.
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * float(first.abs().max()), equal_nan=True):

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from camserve.errors import CamserveError, Unsupported
+from camserve.errors import Unsupported
 from camserve.saliency.arrangement import PLANES, Arrangement
 from camserve.saliency.capture import Tap, is_spatial
 from camserve.saliency.flow import Node, reached
@@ -128,8 +128,6 @@ def _watched(module: nn.Module, picture: Tensor) -> Watch:
     watch = Watch(picture)
     try:
         watch.run(module, graph=False)
-    except CamserveError:
-        raise
     except Exception:
         raise failed(picture, first) from first
     return watch
@@ -205,11 +203,10 @@ def _responses(
         scores, responses = _measured(module, seen, sites, len(seen))
         if _are_same(scores[-1:], watch.scores):
             return False, responses
-    except Exception as error:
-        # A network that takes one picture at a time only.
-        first = error if not isinstance(error, torch.OutOfMemoryError) else None
-        if first is None:
-            raise
+    except torch.OutOfMemoryError:  # which says nothing of the network
+        raise
+    except Exception:  # a network that takes fewer pictures at a time is asked again, one by one
+        pass
     scores, responses = _measured(module, seen, sites, 1)
     if not _are_same(scores[-1:], watch.scores):
         raise Unsupported(

@@ -28,7 +28,7 @@ def failed(x: Tensor, error: Exception) -> Unsupported:
     """Returns what is raised where a network fails on pictures of this shape: what was wanted, and what came."""
     shape, precision = " x ".join(map(str, x.shape)), str(x.dtype).removeprefix("torch.")
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return Unsupported(f"the network must take an input of {shape} ({precision}); it fails with {reason}")
+    return Unsupported(f"the network must take a batch of images alone, {shape} ({precision}); it fails with {reason}")
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
