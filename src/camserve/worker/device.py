@@ -4,6 +4,7 @@ device still works."""
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -66,7 +67,13 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
         index = torch.cuda.current_device() if device.index is None else device.index
         return DeviceMemory(f"cuda:{index}", total - free, total)
     used = resident_bytes() if device.type == "cpu" else None
-    return None if used is None else DeviceMemory("cpu", used, limit_bytes(memory_limit()))
+    return None if used is None else DeviceMemory("cpu", used, _own_limit_bytes())
+
+
+@cache
+def _own_limit_bytes() -> int:
+    """Returns `limit_bytes` of this process, read once: reading it takes nine files, in each step."""
+    return limit_bytes(memory_limit())
 
 
 def resident_bytes(statm: Path = _RESIDENT) -> int | None:

@@ -59,7 +59,7 @@ class Forward:
             InvalidImage: the image is broken.
             ImageMissing: there is no image, and none is remembered.
         """
-        if image is not None:
+        if image is not None and self._memory.keeps:
             name = name or images.digest(image)
         seen: Seen | None = self._memory.get(name)
         if seen is None:

@@ -21,6 +21,13 @@ class Shared:
         self._lock, self._inside = threading.Lock(), 0
         self._undo: Callable[[], None] = lambda: None
 
+    def hold(self) -> None:
+        """Makes the state hold until the process ends, so that entering it once more costs nothing."""
+        with self._lock:
+            if self._inside == 0:
+                self._enter()
+            self._inside += 1
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Makes the state hold inside."""

@@ -140,6 +140,10 @@ class Network:
             runtime=RuntimeInfo(self.runtime.name, self.micro_batch),
         )
         self.info.layer("")  # the default layer exists
+        one = (1, 1, 1, preprocessing.channels)
+        black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
+        self._extremes = black, white
+        """The pixels 0 and 1 as the network's input, (C, 1, 1)."""
 
     def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
         """Has a runtime run the network from now on; see `camserve.worker.tuning`.
@@ -187,9 +191,11 @@ class Network:
         return torch.rand(size, generator=torch.Generator().manual_seed(0))
 
     def _evaluate(self) -> Callable[[], None]:
-        undo = [_without_compilation(self.module)]
-        training = [child for child in self.module.modules() if child.training]
-        trained = [weight for weight in self.module.parameters() if weight.requires_grad]
+        with_compilation = _without_compilation(self.module)
+        children = list(self.module.modules())  # once, since each call pays for it
+        training = [child for child in children if child.training]
+        weights = (weight for child in children for weight in child._parameters.values() if weight is not None)
+        trained = [weight for weight in weights if weight.requires_grad]
         if training:
             self.module.eval()
         for weight in trained:
@@ -200,18 +206,18 @@ class Network:
                 child.training = True
             for weight in trained:
                 weight.requires_grad_(True)
-            for each in undo:
-                each()
+            with_compilation()
 
         return back
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns the (B, C, H, W) input on the device of (B, H, W, C) pixels, uint8 or float in [0, 1]."""
-        pixels = pixels.to(self.device)
-        scaled = pixels.to(self.dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
-        mean, std = (scaled.new_tensor(values) for values in (self.preprocessing.mean, self.preprocessing.std))
-        x = ((scaled - mean) / std).permute(0, 3, 1, 2)
-        return x.contiguous(memory_format=self.runtime.memory_format)
+        planes, memory_format = pixels.to(self.device).permute(0, 3, 1, 2), self.runtime.memory_format
+        x = torch.empty_like(planes, dtype=self.dtype, memory_format=memory_format).copy_(planes)
+        if pixels.dtype == torch.uint8:
+            x /= 255
+        mean, std = (x.new_tensor(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std))
+        return x.sub_(mean).div_(std)
 
     def capture(self, x: Tensor, layer: str) -> Capture:
         """Makes one forward pass whose graph starts at a layer that `info` lists."""
@@ -225,9 +231,7 @@ class Network:
             work: units by kind, to which those of the passes are added.
             micro_batch: images of a pass; None: the network's own number.
         """
-        one = (1, 1, 1, self.preprocessing.channels)
-        black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
-        return Passes(self._openings[layer], micro_batch or self.micro_batch, black, white, work)
+        return Passes(self._openings[layer], micro_batch or self.micro_batch, *self._extremes, work=work)
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
@@ -307,6 +311,7 @@ def load_network(
         micro_batch=micro_batch,
         found=read_survey(Path(path), weights),
     )
+    network.evaluating.hold()  # the module is nobody else's
     tune(network, runtime, micro_batch, cache_folder(), read_calibration(Path(path)))
     return network
 
@@ -338,6 +343,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _without_compilation(module: nn.Module) -> Callable[[], None]:
     """Has a module's compiled parts run as they were written; returns the function that undoes it."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # nothing was ever compiled, and looking at each part takes time
+        return lambda: None
     parts = [
         (parent, name, child)
         for parent in module.modules()
