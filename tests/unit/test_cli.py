@@ -36,7 +36,7 @@ VIEW = InputView(original_size=(8, 8), crop=(0.0, 0.0, 8.0, 8.0), size=(8, 8))
 
 def saliency(method=GradCam(), target=CAT, **options) -> SaliencyMap:  # noqa: B008  # frozen
     array = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    options = {"image": Image.new("RGB", (8, 8), "white"), "degenerate": False, **options}
+    options = {"lies_on": lambda: Image.new("RGB", (8, 8), "white"), "degenerate": False, **options}
     return SaliencyMap(method, target, ("features",), array, (0.0, 1.0), complete=True, **options)
 
 
@@ -266,7 +266,7 @@ def test_pictures_are_overlays(tmp_path):
 
 
 def test_picture_of_a_map_that_lies_on_nothing_is_grey(tmp_path):
-    (path,) = cli.write_pictures([saliency(image=None)], "cat", tmp_path)
+    (path,) = cli.write_pictures([saliency(lies_on=None)], "cat", tmp_path)
     with Image.open(path) as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image), np.round(255 * saliency().array).astype(np.uint8))

@@ -259,8 +259,9 @@ def test_a_value_is_refused_in_the_words_of_the_type_that_it_belongs_to(options:
     assert str(found.value) == str(expected.value)
 
 
+RED = Image.new("RGB", (3, 2), "red")
 MAPS = tuple(
-    replace(saliency, array=np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3), image=Image.new("RGB", (3, 2), "red"))
+    replace(saliency, array=np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3), lies_on=lambda: RED)
     for saliency in ANSWER.maps
 )
 EXPLANATION = replace(ANSWER, maps=MAPS)

@@ -12,7 +12,7 @@ from asked import asked
 from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
-from camserve import Engine
+from camserve import Engine, images
 from camserve.errors import InvalidImage, InvalidOption, NotFound, Unsupported
 from camserve.evaluation.curves import PROTOCOLS, faithfulness
 from camserve.images import network_view
@@ -58,6 +58,26 @@ def test_pictures_are_not_written_to_files_on_the_way(engine, monkeypatch):
     from_picture, from_array = engine.explain(Image.fromarray(noise)), engine.explain(noise)
     np.testing.assert_array_equal(from_picture.maps[0].array, from_array.maps[0].array)
     assert from_picture.input.original_size == (1930, 3000)
+
+
+def test_a_file_is_decoded_for_its_maps_to_lie_on_only_when_somebody_looks(engine, monkeypatch):
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *given: decoded.append(1) or decode(*given))
+    array = pixels(0, (90, 70))
+    one, other = engine.explain(png(array), targets=[0, 1]).maps
+    assert decoded == []
+    assert one.overlay(opacity=0).tobytes() == other.image.tobytes()
+    assert one.image.tobytes() == engine.explain(array).maps[0].image.tobytes()
+    assert decoded == [1]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Image.fromarray])
+def test_what_a_map_lies_on_is_what_was_explained_though_the_caller_draws_into_it_afterwards(engine, kind):
+    array = pixels(0, (90, 70)).copy()
+    sent, expected = kind(array), engine.explain(array.copy()).maps[0].image.tobytes()
+    answer = engine.explain(sent)
+    sent.paste("red", (0, 0, 70, 90)) if isinstance(sent, Image.Image) else sent.fill(7)
+    assert answer.maps[0].image.tobytes() == expected
 
 
 def test_an_image_above_the_bounds_of_a_server_is_explained_in_one_process(engine):

@@ -163,5 +163,5 @@ def _map(saliency: SaliencyMap, form: str) -> dict[str, Any]:
     described = texts.map_json(saliency) | {"shape": list(saliency.array.shape)}
     if form == "float":
         return described | {"values": saliency.array.tolist()}
-    data = encodings.encode(saliency, FORMATS[form], saliency.image)
+    data = encodings.encode(saliency, FORMATS[form])
     return described | {"png": base64.b64encode(data).decode()}

@@ -19,7 +19,7 @@ from camserve.codecs import bulk
 from camserve.codecs.fields import from_message, to_message
 from camserve.errors import Internal, InvalidImage, InvalidInput, InvalidOption
 from camserve.finalise.encode import decode, encode
-from camserve.finalise.render import background
+from camserve.finalise.render import Background, lies_on
 from camserve.images import ImageContent
 from camserve.types import (
     DEFAULT_CURVE_STEPS,
@@ -183,7 +183,7 @@ def maps_to_proto(maps: Iterable[SaliencyMap], output: OutputOptions, max_bytes:
     """
     messages, size = [], 0
     for saliency in maps:
-        data = encode(saliency, output.encoding, saliency.image, output.colormap, output.opacity)
+        data = encode(saliency, output.encoding, output.colormap, output.opacity)
         size += len(data)
         if size > max_bytes:
             raise InvalidOption(f"a reply may have at most {max_bytes} bytes: ask for fewer classes")
@@ -229,16 +229,14 @@ def _maps_from_proto(
 ) -> tuple[SaliencyMap, ...]:
     if not messages:
         return ()
-    image, size = None, request.output.size
-    if size != "layer":  # the server took the image: its limits count, not ours
-        image = background(images.picture(request.image), view_from_proto(view), size)
+    beneath = lies_on(request.image, view_from_proto(view), request.output.size)
     try:
-        return tuple(_map_from_proto(message, image) for message in messages)
+        return tuple(_map_from_proto(message, beneath) for message in messages)
     except (ValueError, InvalidOption) as error:
         raise Internal(f"the server's reply is malformed: {error}") from None
 
 
-def _map_from_proto(message: pb.SaliencyMap, image: Image.Image | None) -> SaliencyMap:
+def _map_from_proto(message: pb.SaliencyMap, beneath: Background | None) -> SaliencyMap:
     height, width = message.shape
     found = message.faithfulness
     curves = Faithfulness(found.protocol, np.array(found.deletion), np.array(found.insertion))
@@ -251,7 +249,7 @@ def _map_from_proto(message: pb.SaliencyMap, image: Image.Image | None) -> Salie
         array=decode(message.data, pb.Output.Encoding.Name(message.encoding).lower(), (height, width), message.signed),
         value_range=(message.minimum, message.maximum),
         boxes=tuple(from_message(Box, box) for box in message.boxes),
-        image=image,
+        lies_on=beneath,
         faithfulness=curves if message.HasField("faithfulness") else None,
     )
 

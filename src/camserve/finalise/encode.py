@@ -28,17 +28,14 @@ ARRAYS = (*_DTYPES, "png")
 """The encodings that `decode` reads back."""
 
 
-def encode(
-    saliency: SaliencyMap, encoding: str, image: Image.Image | None, colormap: str = "jet", opacity: float = 0.5
-) -> bytes:
+def encode(saliency: SaliencyMap, encoding: str, colormap: str = "jet", opacity: float = 0.5) -> bytes:
     """Returns the map as bytes.
 
     Args:
         saliency: the map; what is encoded is its (height, width) array.
         encoding: "float32", "float16": little-endian, row by row. "uint8": round(255 * map), row by row, of a signed
             map round(127.5 * (map + 1)). "png": an 8-bit grey PNG file of that. "overlay_png", "overlay_jpeg" (quality
-            90): the map in colours over the image, as a file.
-        image: what an overlay is laid on, see `camserve.finalise.render.background`; None will do for the others.
+            90): the map in colours over the image that it lies on, as a file.
         colormap: colours of an overlay.
         opacity: weight of the colours of an overlay, in 0..1.
 
@@ -46,6 +43,7 @@ def encode(
         InvalidOption: unknown encoding or colormap, opacity out of range, or an overlay without an image.
     """
     if encoding in _OVERLAYS:
+        image = saliency.image
         if image is None:
             raise InvalidOption("an overlay needs a map of size input or original")
         kind, options = _OVERLAYS[encoding]

@@ -10,13 +10,14 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from camserve.images import seen_part
+from camserve import images
+from camserve.images import ImageContent, seen_part
 from camserve.types import COLORMAPS, InputView, MapSize, SaliencyMap, check_overlay
 
 DIVERGING = "coolwarm"
@@ -69,6 +70,44 @@ def background(image: Image.Image, view: InputView, size: MapSize) -> Image.Imag
     if size == "original":
         return image
     return seen_part(image, view)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Makes the image that the maps of one answer lie on, once it is asked for.
+
+    Args:
+        content: what was sent, and was decoded before: its bounds were checked there.
+        view: the part that the network saw.
+        size: size of the maps, "input" or "original".
+    """
+
+    content: ImageContent
+    view: InputView
+    size: MapSize
+
+    def __call__(self) -> Image.Image:
+        """Returns the image; raises InvalidImage where what was sent is broken."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> Image.Image:
+        found = background(images.picture(self.content), self.view, self.size)
+        assert found is not None, "a map of size layer lies on no image"
+        return found
+
+
+def lies_on(content: ImageContent, view: InputView, size: MapSize) -> Background | None:
+    """Returns what makes the image that maps of a size lie on; None for the size "layer", which lie on none.
+
+    What the caller may write into, pixels and pictures, is looked at now; a file can wait.
+    """
+    if size == "layer":
+        return None
+    found = Background(content, view, size)
+    if not isinstance(content, bytes):
+        found()
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,8 +140,8 @@ class SaliencyMap:
     choice: str = ""
     """Reason for which a server chose this method; "" where the caller chose."""
     boxes: tuple[Box, ...] = ()
-    image: Image.Image | None = field(default=None, repr=False)
-    """Image that the map lies on: the network's view, or the sent image for a map of that size."""
+    lies_on: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
+    """Returns the image that the map lies on; None for a map that lies on none."""
     target_text: str = ""
     """Text form of what the map explains, resolved: `finer` as the contrast that it became."""
     classes: tuple[Prediction, ...] = ()
@@ -152,6 +153,14 @@ class SaliencyMap:
     """Whether the map is in [-1, 1], evidence against the target below 0."""
     faithfulness: Faithfulness | None = None
     """Deletion and insertion of this map; None where nobody asked for them."""
+
+    @cached_property
+    def image(self) -> Image.Image | None:
+        """Image that the map lies on: the network's view, or the sent image for a map of that size.
+
+        A photo's file is decoded when this is asked for first: most callers never look at it.
+        """
+        return None if self.lies_on is None else self.lies_on()
 
     @property
     def layer(self) -> str:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from camserve import images
-from camserve.finalise.render import background
+from camserve.finalise.render import lies_on
 from camserve.finalise.results import Results, maps_of
 from camserve.types import Explanation, Item, ItemResult, StepResult
 
@@ -42,10 +41,8 @@ def explanation(results: Results, item: Item, step: StepResult, outcome: ItemRes
 def _finished(results: Results) -> Explanation:
     began_s, known = time.perf_counter(), results.snapshot()
     model, size = known.fitted.model, known.fitted.request.output.size
-    lies_on = None
-    if size != "layer":
-        lies_on = background(images.picture(known.fitted.request.image), known.opening.view, size)
-    maps = tuple(replace(saliency, image=lies_on) for saliency in maps_of(known))
+    beneath = lies_on(known.fitted.request.image, known.opening.view, size)
+    maps = tuple(replace(saliency, lies_on=beneath) for saliency in maps_of(known))
     predictions = tuple(prediction.named(model) for prediction in known.opening.predictions)
     cost = results.cost(0.0, time.perf_counter() - began_s)
     return Explanation(model.name, model.version, predictions, maps, known.opening.view, cost)

@@ -10,11 +10,8 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
-from PIL import Image
-
-from camserve import images
 from camserve.errors import Cancelled
-from camserve.finalise.render import background
+from camserve.finalise.render import Background, lies_on
 from camserve.finalise.results import Snapshot, maps_of
 from camserve.gateway.requests.memory import picture_bytes
 from camserve.gateway.requests.turns import Threads
@@ -75,8 +72,8 @@ class Renderer:
         """Returns the encoded reply of an explanation that was kept."""
 
         def encoded() -> bytes:
-            image = _beneath(fitted, explanation.input)
-            maps = (replace(saliency, image=image) for saliency in explanation.maps)
+            beneath = _beneath(fitted, explanation.input)
+            maps = (replace(saliency, lies_on=beneath) for saliency in explanation.maps)
             return encode(maps, lambda: replace(explanation, maps=()))
 
         return await self._in_thread(fitted, party, encoded)
@@ -100,7 +97,7 @@ def _encoded(
     def maps() -> Iterator[SaliencyMap]:
         for saliency in _drawn(known, abandoned):
             if keep is not None:
-                kept.append(replace(saliency, image=None))
+                kept.append(replace(saliency, lies_on=None))
             yield saliency
 
     def finish() -> Explanation:  # called after the maps were made, so that the cost includes them
@@ -119,17 +116,17 @@ def _drawn(known: Snapshot, abandoned: threading.Event) -> Iterator[SaliencyMap]
     Raises:
         Cancelled: nobody waits for the maps any more.
     """
-    image = _beneath(known.fitted, known.opening.view)
+    beneath = _beneath(known.fitted, known.opening.view)
     for saliency in maps_of(known):
         if abandoned.is_set():
             raise Cancelled("nobody waits for this reply")
-        yield replace(saliency, image=image)
+        yield replace(saliency, lies_on=beneath)
 
 
-def _beneath(fitted: FittedRequest, view: InputView) -> Image.Image | None:
+def _beneath(fitted: FittedRequest, view: InputView) -> Background | None:
     """Returns what an overlay is laid on; the other encodings do not need the image."""
     output = fitted.request.output
-    return background(images.picture(fitted.request.image), view, output.size) if output.overlay else None
+    return lies_on(fitted.request.image, view, output.size) if output.overlay else None
 
 
 @contextmanager
