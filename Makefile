@@ -21,7 +21,13 @@ FAST = $(addsuffix .py,$(addprefix tests/unit/test_, \
 AS_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1
 AS_PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-portable test-portable-fast lint format proto install clean
+# A Python that sees a GPU is taken as it is, since its PyTorch is the one that fits the driver; else .venv is set up.
+SEES_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+ifneq (,$(filter bench-gpu,$(MAKECMDGOALS)))
+GPU_PYTHON := $(shell $(PYTHON) -c '$(SEES_GPU)' 2>/dev/null && echo $(PYTHON))
+endif
+
+.PHONY: help demo test test-portable test-portable-fast lint format proto bench-gpu install clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -54,6 +60,9 @@ proto: $(VENV)/.dev ## Generate the protobuf code in src/ again
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --pyi_out=src $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=src $(SERVICES)
 
+bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.benchmark) ## Measure the engine on a CUDA device: results/engine-cuda.json
+	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/engine.py --device cuda
+
 install: $(VENV)/.dev ## Set up .venv with all that development needs
 
 clean: ## Remove what was built; .venv stays
@@ -74,3 +83,7 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.benchmark: $(VENV)/.dev
+	$(INSTALL) -e '.[benchmark]'
+	@touch $@

@@ -12,37 +12,44 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 PACKAGES = ("camserve", "torch", "torchvision", "grad-cam", "torchcam", "numpy")
+Result = TypeVar("Result")
+VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+"""Flags of instructions that decide how fast a network runs; two machines may differ in nothing else."""
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
-def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def in_turns(
+    cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm: bool = False
+) -> dict[str, list[float]]:
     """Returns the seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
 
     Whatever slows the machine down for a while then slows all cases, and their ratios stay true. Every other round runs
-    backwards, so that no case always follows the same one.
+    backwards, so that no case always follows the same one. Cases that are warm have had their untimed call already.
     """
-    for case in cases.values():
-        case()
+    if not warm:
+        for case in cases.values():
+            case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds):
         order = list(cases) if turn % 2 == 0 else list(cases)[::-1]
         for name in order:
-            seconds[name].append(_seconds(cases[name], device))
+            seconds[name].append(timed(cases[name], device)[0])
     return seconds
 
 
-def _seconds(case: Callable[[], object], device: torch.device) -> float:
+def timed(case: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Returns the seconds of one call, and what it returned."""
     _wait_for(device)
     start = time.perf_counter()
-    case()
+    result = case()
     _wait_for(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 def _wait_for(device: torch.device) -> None:
@@ -73,6 +80,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cpu": _processor(),
         "cpu_cores": os.cpu_count(),
+        "cpu_flags": _flags(),
+        "load_average": os.getloadavg()[0],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -103,10 +112,18 @@ def embedded(readme: str, name: str, text: str) -> str:
 
 def _processor() -> str:
     """Returns the processor's name: Linux has it in /proc/cpuinfo, others in `platform`."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _flags() -> list[str]:
+    return [flag for flag in VECTORS if flag in (_cpuinfo("flags") or _cpuinfo("Features")).split()]
+
+
+def _cpuinfo(field: str) -> str:
+    """Returns what the first processor says of a field; empty where the system has no /proc/cpuinfo."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def _commit() -> str:

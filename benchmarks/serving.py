@@ -5,6 +5,8 @@
     python benchmarks/serving.py --only latency --out benchmarks/results/serving-latency-cpu.json
     python benchmarks/serving.py --render  # the README's table of latencies from the latter file, at once
 
+overhead    Grad-CAM of photos of 150 KB and of 5 MB over gRPC, and in the engine without a service, in turns, nothing
+            else running: what the way through gateway and TorchServe adds, by stage.
 latency     Grad-CAM alone, beside a steady Score-CAM load, and beside the same load with sharing switched off: each
             request then goes out whole, in one step.
 throughput  Group-CAMs of 8 clients at once, one after another, and in the engine without a service.
@@ -16,12 +18,16 @@ mix         how long steps take against their target while methods of unlike cos
             steps of each kind of work; and a SS-CAM of 1000 samples, which has to end, in many steps.
 beside      Grad-CAM beside each of these methods.
 image       bytes of a 5 MB photo that travel to the worker for one Score-CAM.
+
+The photos are scikit-image's, enlarged and with a grain like a camera's, as JPEGs of 150 KB (1.2 megapixels) and 5 MB
+(12 megapixels). Each has another grain, so that nothing is remembered.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import contextlib
 import json
 import math
@@ -60,15 +66,43 @@ SCORE_LAYER = "_blocks.10"
 WHOLE_S = 10.0
 """Target time of a step that is longer than any request of this program, so that each goes out whole."""
 TARGET_S = 0.3
+LATENCY_S = 0.25
+"""Seconds that the p99 of a Grad-CAM beside Score-CAMs may be at most, whatever it is alone."""
+SMALL = "150 KB"
 
 
-def jpeg(array: np.ndarray) -> bytes:
+def jpeg(array: np.ndarray, quality: int = 90) -> bytes:
     file = BytesIO()
-    Image.fromarray(array).save(file, "JPEG", quality=90)
+    Image.fromarray(array).save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 CAT, COFFEE = jpeg(chelsea()), jpeg(coffee())
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Makes photos of about one size of file."""
+
+    file_bytes: int
+    size_px: tuple[int, int]
+    """(width, height)."""
+    grain: float
+    """Standard deviation of the noise, of 255."""
+
+    def photos(self, number: int) -> list[bytes]:
+        """Returns JPEGs of the same scene, each with a grain of its own."""
+        chance, scene = np.random.default_rng(0), np.asarray(Image.fromarray(coffee()).resize(self.size_px), np.float32)
+
+        def grainy() -> np.ndarray:
+            return (scene + self.grain * chance.standard_normal(scene.shape, np.float32)).clip(0, 255).astype(np.uint8)
+
+        first = grainy()
+        quality = bisect.bisect_left(range(1, 96), self.file_bytes, key=lambda quality: len(jpeg(first, quality)))
+        return [jpeg(grainy(), quality) for _ in range(number)]
+
+
+CAMERAS = {"150 KB": Camera(150_000, (1280, 960), 3.0), "5 MB": Camera(5_000_000, (4000, 3000), 8.0)}
 
 
 MIX: Mapping[str, dict[str, Any]] = {
@@ -180,6 +214,35 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
+async def overhead(store: Path, number: int) -> dict[str, Any]:
+    """Measures Grad-CAMs of photos that nobody has seen, over gRPC and in the engine, which take turns."""
+    engine = Engine.load(MODEL, store, device="cpu")
+    found: dict[str, Any] = {}
+    async with serving(store) as service:
+        for name, camera in CAMERAS.items():
+            photos = camera.photos(3 + (number if name == SMALL else max(1, number // 5)))
+            seconds: dict[str, list[float]] = {"gRPC": [], "engine": []}
+            stages: Counter[str] = Counter()
+            for turn, photo in enumerate(photos):
+                began_s = time.perf_counter()
+                answer = await service.client.explain(photo)
+                answered_s = time.perf_counter()
+                engine.explain(photo)
+                if turn >= 3:  # the first ones warm up
+                    seconds["gRPC"].append(answered_s - began_s)
+                    seconds["engine"].append(time.perf_counter() - answered_s)
+                    stages.update(answer.cost.stage_seconds)
+            found[name] = {
+                "photo_bytes": statistics.mean(map(len, photos)),
+                "sent_bytes": answer.cost.image_bytes,
+                **{way: quantiles(taken) for way, taken in seconds.items()},
+                "mean_stage_s": {stage: total / len(seconds["gRPC"]) for stage, total in stages.items()},
+                "added_p50_s": statistics.median(seconds["gRPC"]) - statistics.median(seconds["engine"]),
+            }
+    added_s = found[SMALL]["added_p50_s"]
+    return {"photos": found, "goal": {"added_p50_s": added_s, "wanted": 0.01, "met": added_s <= 0.01}}
+
+
 async def latency(store: Path, number: int) -> dict[str, Any]:
     found = {}
     async with serving(store) as service:
@@ -189,13 +252,14 @@ async def latency(store: Path, number: int) -> dict[str, Any]:
     whole = {"step_target_s": WHOLE_S, "step_queries": 100_000, "step_share": 1.0, "steps_per_worker": 1}
     async with serving(store, **whole) as service, load(service):
         found["beside Score-CAMs, sharing off"] = quantiles(await grad_cams(service, max(5, number // 3)))
-    allowed_s = found["alone"]["p99_s"] + 2 * TARGET_S
-    return {"cases": found, "goal": {"p99_s": allowed_s, "met": found["beside Score-CAMs"]["p99_s"] <= allowed_s}}
+    allowed_s = min(found["alone"]["p99_s"] + 2 * TARGET_S, LATENCY_S)
+    p99_s = found["beside Score-CAMs"]["p99_s"]
+    return {"cases": found, "goal": {"p99_s": p99_s, "wanted": allowed_s, "met": p99_s <= allowed_s}}
 
 
 async def throughput(store: Path, rounds: int) -> dict[str, Any]:
     """Measures masked queries per second of the same requests; the ways take turns."""
-    images = [jpeg(np.roll(chelsea(), 20 * shift, axis=1)) for shift in range(8)]
+    images = CAMERAS[SMALL].photos(8)
     engine = Engine.load(MODEL, store, device="cpu")
     found: dict[str, list[float]] = {"8 clients at once": [], "one after another": [], "engine alone": []}
     async with serving(store) as service:
@@ -219,7 +283,11 @@ async def throughput(store: Path, rounds: int) -> dict[str, Any]:
                     found[name].append(len(images) * 32 / (time.perf_counter() - began_s))
     rates = {name: statistics.median(some) for name, some in found.items()}
     ratio = rates["8 clients at once"] / rates["engine alone"]
-    return {"queries_per_s": rates, "rounds": rounds, "goal": {"of_the_engine": ratio, "met": ratio >= 0.9}}
+    return {
+        "queries_per_s": rates,
+        "rounds": rounds,
+        "goal": {"of_the_engine": ratio, "wanted": 0.95, "met": ratio >= 0.95},
+    }
 
 
 async def deadline(store: Path, number: int) -> dict[str, Any]:
@@ -244,13 +312,18 @@ async def deadline(store: Path, number: int) -> dict[str, Any]:
             exceeded_s.append(allowed_s - (time.perf_counter() - began_s))
     answers = {"partial answer": partial_s, "DEADLINE_EXCEEDED": exceeded_s}
     worst_s = max(abs(second) for seconds in answers.values() for second in seconds)
+    all_answered = len(partial_s) == len(exceeded_s) == number
     return {
         "asked_of_each": number,
         "before_deadline_s": {
             name: {"median": statistics.median(early), "least": min(early), "most": max(early), "answers": len(early)}
             for name, early in answers.items()
         },
-        "goal": {"within_s": worst_s, "met": len(partial_s) == len(exceeded_s) == number and worst_s <= 0.025},
+        "goal": {
+            "within_s": worst_s,
+            "wanted": 0.025,
+            "met": all_answered and worst_s <= 0.025,
+        },
     }
 
 
@@ -287,7 +360,7 @@ async def workers(store: Path, rounds: int) -> dict[str, Any]:
                 seconds.append(time.perf_counter() - began_s)
             found[f"{number} workers"] = statistics.median(seconds)
     ratio = found["2 workers"] / found["1 workers"]
-    return {"median_s": found, "rounds": rounds, "goal": {"ratio": ratio, "met": ratio <= 0.6}}
+    return {"median_s": found, "rounds": rounds, "goal": {"ratio": ratio, "wanted": 0.55, "met": ratio <= 0.55}}
 
 
 async def mix(store: Path, rounds: int) -> dict[str, Any]:
@@ -318,7 +391,7 @@ async def mix(store: Path, rounds: int) -> dict[str, Any]:
         "of_target": {name: ordered[min(len(ordered) - 1, int(part * len(ordered)))] for name, part in QUANTILES},
         "kinds": dict(seen),
         "ss_cam_of_1000_samples": longest,
-        "goal": {"within_two_targets": within, "met": within >= 0.95},
+        "goal": {"within_two_targets": within, "wanted": 0.95, "met": within >= 0.95},
     }
 
 
@@ -335,25 +408,24 @@ async def beside(store: Path, number: int) -> dict[str, Any]:
                 cases[name] = quantiles(await grad_cams(service, number))
     worst_s = max(case["p99_s"] for case in cases.values())
     allowed_s = alone["p99_s"] + 2 * TARGET_S
-    goal = {"worst_p99_s": worst_s, "allowed_s": allowed_s, "met": worst_s <= allowed_s}
+    goal = {"worst_p99_s": worst_s, "wanted": allowed_s, "met": worst_s <= allowed_s}
     return {"alone": alone, "cases": cases, "goal": goal}
 
 
 async def image(store: Path, rounds: int) -> dict[str, Any]:
     """Bytes of a photo's file that travel to the only worker for one Score-CAM, in proportion to its size."""
-    file = BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)).save(file, "PNG")
-    photo = file.getvalue()
+    (photo,) = CAMERAS["5 MB"].photos(1)
     async with serving(store) as service:
         before = service.recorder.image_bytes
         answer = await service.client.explain(photo, ["score_cam"], layer=SCORE_LAYER, timeout_s=600.0)
         sent = service.recorder.image_bytes - before
     ratio = sent / len(photo)
-    goal = {"of_its_size": ratio, "met": ratio <= 1.1}
+    goal = {"of_its_size": ratio, "wanted": 1.1, "met": ratio <= 1.1}
     return {"photo_bytes": len(photo), "sent_bytes": sent, "steps": answer.cost.steps, "goal": goal}
 
 
 WAYS = {
+    "overhead": (overhead, 100, 2),
     "latency": (latency, 150, 5),
     "throughput": (throughput, 5, 1),
     "deadline": (deadline, 20, 2),
@@ -393,12 +465,28 @@ def report(content: Mapping[str, Any]) -> str:
     if "throughput" in results:
         lines += ["", "| Group-CAM, 8 requests | masked queries per second |", "| --- | ---: |"]
         lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
-    lines += ["", "| goal | figure | met |", "| --- | ---: | --- |"]
+    if "overhead" in results:
+        lines += ["", overheads(results["overhead"])]
+    lines += ["", "| goal | figure | wanted | met |", "| --- | ---: | ---: | --- |"]
     for name, result in results.items():
         if (goal := result.get("goal")) is None:
             continue
-        figure = next(value for key, value in goal.items() if key != "met")
-        lines.append(f"| {name} | {figure:.3f} | {'yes' if goal['met'] else 'no'} |")
+        what, figure = next(iter(goal.items()))
+        lines.append(
+            f"| {name}: {what.replace('_', ' ')} | {figure:.3f} | {goal['wanted']:.3f} | "
+            f"{'yes' if goal['met'] else '**no**'} |"
+        )
+    return "\n".join(lines)
+
+
+def overheads(result: Mapping[str, Any]) -> str:
+    """Returns the table of the way through the service."""
+    lines = ["| Grad-CAM, idle | gRPC p50 | engine p50 | added | stages, mean |", "| --- | ---: | ---: | ---: | --- |"]
+    for name, row in result["photos"].items():
+        seconds = (row["gRPC"]["p50_s"], row["engine"]["p50_s"], row["added_p50_s"])
+        stages = ", ".join(f"{stage} {1000 * each:.1f}" for stage, each in row["mean_stage_s"].items())
+        cells = [f"photo of {name}", *(f"{1000 * each:.1f} ms" for each in seconds), f"{stages} ms"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,368 @@
+"""The engine's benchmark times the same for everybody and judges it rightly; how fast anything is, is not asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from camserve.errors import InvalidOption
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """The modules of `benchmarks/`, by name."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("common", "engine", "engine_report", "memory", "passes", "peers", "regress", "subjects")
+    yield {name: importlib.import_module(name) for name in names}
+    patch.undo()
+
+
+def run(program: ModuleType, *arguments: object) -> int | None:
+    """Calls a program's main with a command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        return program.main()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("results") / "engine.json"
+
+
+@pytest.fixture(scope="module")
+def result(programs, out) -> dict:
+    run(programs["engine"], "--quick", "--out", out)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def bench(programs):
+    return programs["subjects"].prepare("tiny", CPU)
+
+
+# What is measured
+
+
+def test_every_row_is_timed_for_us_and_for_the_others(result):
+    rows = {key: set(row["cases"]) | set(row["left_out"]) for key, row in result["rows"].items()}
+    ours, best = {"camserve exact", "camserve auto"}, result["networks"]["tiny"]["rates"]["PyTorch"]
+    best = max(best, key=best.get)
+    plain = {"plain forward, camserve exact", "plain forward, PyTorch", "plain forward, ONNX Runtime"}
+    within = {"camserve auto, within 0.05"}
+    wanted = {
+        "tiny/grad_cam": {"grad-cam", "torchcam", "Captum"} | plain,
+        "tiny/five_targets": {"grad-cam", "torchcam", "Captum", "camserve exact, one target"},
+        "tiny/eigen_cam": {"grad-cam"},
+        "tiny/group_cam": {"one by one"},
+        "tiny/score_cam": {"grad-cam", "torchcam", f"grad-cam, batch {best}", f"torchcam, batch {best}"} | within,
+        "tiny/ablation_cam": {"grad-cam", f"grad-cam, batch {best}"} | within,
+        "tiny/rise": within,
+        "tiny/integrated_gradients": {"Captum", f"Captum, batch {best}", "saliency", f"saliency, batch {best}"},
+        "tiny/xrai": {"saliency", f"saliency, batch {best}"},
+        "tiny/curves": set(),
+    }
+    found = {key: {name for name in names if name != "plain forward, camserve auto"} for key, names in rows.items()}
+    assert found == {key: names | ours for key, names in wanted.items()}
+    for row in result["rows"].values():
+        assert "camserve exact" in row["cases"]
+        assert all(0 < each["min_s"] <= each["median_s"] <= each["max_s"] for each in row["cases"].values())
+
+
+def test_what_is_timed_computes_the_same_maps(result):
+    for row, name in (("grad_cam", "grad-cam"), ("group_cam", "one by one")):
+        case = result["rows"][f"tiny/{row}"]["cases"][name]
+        assert case["largest_difference"] < 1e-3  # float32 on both sides
+        assert case["rank_correlation"] > 0.999
+
+
+def test_the_figures_name_machine_versions_and_commit(result):
+    environment = result["environment"]
+    assert {"when", "commit", "device", "cpu", "cpu_flags", "load_average", "torch_threads"} <= set(environment)
+    assert {"captum", "saliency", "grad-cam", "torchcam"} <= set(environment["versions"])
+    assert all(environment["versions"].values())
+    assert environment["cpu"]
+    assert result["quick"] is True
+
+
+def test_operations_and_limits_are_those_of_the_passes(result, programs):
+    network, rows = result["networks"]["tiny"], result["rows"]
+    convolution, linear = 2 * 32 * 27 * 16 * 16, 2 * 128 * 5
+    assert network["flops"] == convolution + linear
+    assert network["flops_with_gradient"] == 2 * network["flops"]  # weights need no gradient
+    rate = network["product_flops_per_s"]
+    assert rows["tiny/grad_cam"]["limit_s"] == pytest.approx(network["flops"] / rate)
+    assert rows["tiny/rise"]["passes"] == 1 + 64
+    assert rows["tiny/rise"]["limit_s"] == pytest.approx(65 * network["flops"] / rate)
+    assert rows["tiny/integrated_gradients"]["limit_s"] == pytest.approx((1 + 2 * 50) * network["flops"] / rate)
+    assert rows["tiny/ablation_cam"]["passes"] == 1
+    best = max(value for who, rates in network["rates"].items() if who != "camserve auto" for value in rates.values())
+    assert rows["tiny/rise"]["best_rate_s"] == pytest.approx(65 / best)
+    assert rows["tiny/xrai"]["best_rate_s"] is None
+
+
+def test_a_second_run_goes_on_from_the_journal(result, programs, out, capsys):
+    again = out.with_name("again.json")
+    run(programs["engine"], "--quick", "--work", out.parent / "engine-journal", "--out", again)
+    assert json.loads(again.read_text())["rows"] == result["rows"]
+    with pytest.raises(InvalidOption, match="bound_s"):
+        run(programs["engine"], "--quick", "--work", out.parent / "engine-journal", "--bound", 7, "--out", again)
+
+
+def test_rows_are_chosen_by_pattern(programs):
+    rows_of = programs["engine"].rows_of
+    assert rows_of(["lite0", "tiny"], ["*/xrai", "lite0/r*"]) == {"lite0": ["rise", "xrai", "ratios"], "tiny": ["xrai"]}
+    assert rows_of(["tiny"], ["lite0/*"]) == {}
+
+
+# Who cannot take part
+
+
+def test_a_network_whose_weights_are_not_installed_is_left_out(programs, tmp_path, monkeypatch, capsys):
+    def missing():
+        raise ImportError("No module named 'weights'")
+
+    monkeypatch.setitem(programs["subjects"].SUBJECTS, "lite2", missing)
+    out = tmp_path / "engine.json"
+    run(programs["engine"], "--networks", "lite2", "--work", tmp_path, "--out", out)
+    assert json.loads(out.read_text())["networks"] == {"lite2": {"left_out": "No module named 'weights'"}}
+    assert "| `lite2` | - | left out: No module named 'weights' |" in capsys.readouterr().out
+
+
+def test_a_library_that_is_not_installed_is_left_out(programs, bench, monkeypatch):
+    peers = programs["peers"]
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "torchcam" else object())
+    found = peers.offered(bench, "score_cam")
+    assert {name for name, peer in found.items() if peer == "not installed"} == {"torchcam", "torchcam, batch 1"}
+
+
+def test_a_way_that_this_version_does_not_know_is_left_out_with_its_reason(programs, bench):
+    engine = programs["engine"]
+    unknown = engine.Configuration("half", None)
+    cases = {"x": lambda: engine.ours(bench, engine.METHODS["grad_cam"], unknown), "good": lambda: None}
+    first, refused = engine.first_calls(bench, cases)
+    assert set(first) == {"good"}
+    assert "precision must be one of" in refused["x"]
+
+
+def test_another_librarys_failure_costs_its_case_alone_and_ours_is_an_error(programs, bench):
+    def fails():
+        raise ZeroDivisionError("theirs")
+
+    first, refused = programs["engine"].first_calls(bench, {"theirs": fails, "good": lambda: None})
+    assert (set(first), refused) == ({"good"}, {"theirs": "ZeroDivisionError: theirs"})
+    with pytest.raises(ZeroDivisionError):
+        programs["engine"].first_calls(bench, {"camserve exact": fails})
+
+
+# Calls that take too long
+
+
+def test_a_call_of_the_others_is_stopped_and_scaled(programs):
+    peers, network = programs["peers"], nn.Identity()
+
+    def call():
+        for _ in range(10):
+            network(torch.zeros(4, 1))
+        return "whole"
+
+    assert peers.at_most(1e9, peers.Peer(call, images=40), network) == "whole"
+    assert peers.at_most(0.0, peers.Peer(call, images=40), network) == peers.Stopped(0.1)
+    assert not network._forward_hooks
+    stopped = programs["engine"].First(3.0, programs["memory"].Peak(None, None), result=peers.Stopped(0.1))
+    assert programs["engine"].timing(stopped, [])["median_s"] == pytest.approx(30.0)
+    assert programs["engine"].timing(stopped, [])["share"] == 0.1
+
+
+def test_the_network_is_whole_again_after_a_stopped_call(programs, bench):
+    peers = programs["peers"]
+    layer = bench.theirs.get_submodule(bench.layer)
+    stopped = peers.at_most(0.0, peers.offered(bench, "ablation_cam")["grad-cam"], bench.theirs)
+    assert isinstance(stopped, peers.Stopped)
+    assert stopped.share < 1
+    assert bench.theirs.get_submodule(bench.layer) is layer
+
+
+def test_a_slow_first_call_is_the_only_one(programs, bench, monkeypatch):
+    engine = programs["engine"]
+    calls = []
+    monkeypatch.setattr(engine, "SLOW_S", 0.0)
+    monkeypatch.setattr(
+        engine.peers, "offered", lambda bench, row: {"other": engine.peers.Peer(lambda: calls.append(1))}
+    )
+    network = {"flops": 1, "flops_with_gradient": 2, "product_flops_per_s": 1.0, "rates": {"PyTorch": {"1": 1.0}}}
+    row = engine.measure_row(bench, "rise", network, rounds=3, bound_s=60.0)
+    assert calls == [1]
+    assert {case["rounds"] for case in row["cases"].values()} == {1}
+
+
+# Memory
+
+
+def test_the_peak_of_a_call_is_seen_even_where_the_process_has_free_memory(programs):
+    """Blocks this small come from a heap, which keeps what is freed below a block that is still there."""
+    peak_of = programs["memory"].peak_of
+
+    def blocks():
+        return [bytearray(60_000) for _ in range(2000)]
+
+    kept = blocks()
+    pin = bytearray(60_000)
+    del kept
+    for _ in range(2):
+        found, _ = peak_of(blocks, CPU)
+        assert 100 * MIB < found.beyond_start < 160 * MIB  # 114 MiB; the kernel counts pages in batches
+    found, result = peak_of(lambda: np.ones(50 * MIB, np.uint8).sum(), CPU)
+    assert 45 * MIB < found.beyond_start < 80 * MIB
+    assert result == 50 * MIB
+    assert len(pin) == 60_000
+
+
+def test_the_memory_of_our_map_is_counted_beyond_one_micro_batch(programs, bench, monkeypatch):
+    engine = programs["engine"]
+    monkeypatch.setattr(engine.passes, "scores", lambda *_: np.ones(40 * MIB, np.uint8))
+    first, _ = engine.first_calls(bench, {engine.EXACT: lambda: np.ones(90 * MIB, np.uint8).sum()})
+    peak = first[engine.EXACT].peak
+    assert 80 * MIB < peak.beyond_start < 110 * MIB
+    assert 40 * MIB < peak.beyond_floor < 60 * MIB
+
+
+# Goals and tables
+
+
+def case(seconds, **others):
+    return {"median_s": seconds, "min_s": seconds, "share": 1.0, "peak_bytes": 5 * MIB, **others}
+
+
+@pytest.fixture
+def content():
+    """Results of two rows, as `engine.py` writes them."""
+    grad_cam = {
+        "camserve exact": case(0.010),
+        "camserve auto": case(0.008, rank_correlation=0.95, largest_difference=0.2),
+        "plain forward, PyTorch": case(0.020),
+        "plain forward, ONNX Runtime": case(0.005),
+        "torchcam": case(0.040),
+        "Captum": case(0.025),
+        "grad-cam": case(0.080),
+    }
+    score_cam = {
+        "camserve exact": case(10.0, beyond_micro_batch_bytes=65 * MIB),
+        "camserve auto, within 0.05": case(2.0, rank_correlation=1.0, largest_difference=0.04),
+        "grad-cam": case(50.0),
+        "grad-cam, batch 4": case(30.0),
+        "torchcam": case(90.0, share=0.5),
+    }
+    environment = {
+        "cpu": "a processor",
+        "device": "a processor",
+        "cpu_flags": ["avx2"],
+        "torch_threads": 2,
+        "load_average": 0.1,
+        "commit": "0" * 40,
+        "versions": {"camserve": "1", "torch": "2", "torchcam": "3"},
+    }
+    return {
+        "environment": environment,
+        "settings": {"device": "a processor"},
+        "networks": {"lite0": {"flops": 8e8, "rates": {"PyTorch": {"1": 50.0, "4": 60.0}}}},
+        "rows": {
+            "lite0/grad_cam": {"limit_s": 0.004, "best_rate_s": 0.005, "left_out": {}, "cases": grad_cam},
+            "lite0/score_cam": {
+                "limit_s": 5.0,
+                "best_rate_s": 8.0,
+                "left_out": {"camserve auto": "not in this version"},
+                "cases": score_cam,
+            },
+        },
+        "ratios": {"grad_cam, camserve exact": 1.2},
+    }
+
+
+def test_goals_are_judged_by_ratios_of_their_rows(programs, content):
+    goals = {goal["what"]: goal for goal in programs["engine_report"].goals(content)}
+    judged = {what: (goal["figure"], goal["met"]) for what, goal in goals.items() if goal["figure"] is not None}
+    assert judged == {
+        "predictions and Grad-CAM over one plain forward pass, lite0": (pytest.approx(2.0), False),
+        "Grad-CAM: torchcam over camserve, lite0": (pytest.approx(4.0), True),
+        "Grad-CAM: Captum over camserve, lite0": (pytest.approx(2.5), False),
+        "Grad-CAM: grad-cam over camserve, lite0": (pytest.approx(8.0), True),
+        "Score-CAM: the fastest other over camserve exact, lite0": (pytest.approx(3.0), False),
+        "Score-CAM: the fastest other over camserve within 0.05, lite0": (pytest.approx(15.0), True),
+        "Score-CAM within 0.05: the true difference, lite0": (0.04, True),
+        "Score-CAM: MiB beyond the model and one micro-batch, lite0": (65.0, False),
+        "AUTO: least rank correlation with EXACT of any row": (0.95, False),
+    }
+    assert goals["five targets over one, lite0"]["met"] is None
+    assert not any("best plain rate" in what for what in goals)
+    content["settings"]["device"] = "a GPU"
+    assert any("best plain rate" in goal["what"] for goal in programs["engine_report"].goals(content))
+
+
+def test_tables_say_what_was_measured_what_was_scaled_and_what_was_not_there(programs, content):
+    report = programs["engine_report"]
+    content["goals"] = report.goals(content)
+    page = report.pages(content)
+    assert "| Grad-CAM, `lite0` | 10.0 ms | 8.0 ms | - | grad-cam 8.0" not in page  # the others are in order of the row
+    assert "| Grad-CAM, `lite0` | 10.0 ms | 8.0 ms | - | torchcam 4.0, Captum 2.5, grad-cam 8.0 |" in page
+    assert "torchcam 9.0 \\* | 5.0 s, 2.00 x | 8.0 s, 1.25 x | 5 MiB, 5 MiB |" in page
+    assert "| Score-CAM: the fastest other over camserve exact, lite0 | 3 | at least 4 | **no** |" in page
+    assert "4 met, 5 missed, 28 not measured" in page
+    assert "camserve auto: not in this version" in page
+    assert "PyTorch 1: 50.0, 4: 60.0" in page
+    readme = report.readme_table(content)
+    assert "| Score-CAM, `lite0` | 10.0 s | 2.0 s | grad-cam, batch 4: 3.0 times | 5.0 s |" in readme
+    assert "busy" not in readme
+    content["environment"]["load_average"] = 2.0
+    assert "The machine was busy: load 2.0." in report.readme_table(content)
+
+
+def test_the_pages_have_the_tables_of_the_committed_results(programs):
+    report, results = programs["engine_report"], programs["engine"].results_file(CPU)
+    content = json.loads(results.read_text())
+    for path, name in ((ROOT / "README.md", "speed"), (report.PAGE, "engine")):
+        assert path.read_text() == report.rendered(path.read_text(), name, content), (
+            "python benchmarks/engine.py --render"
+        )
+    assert content["goals"] == report.goals(content)
+
+
+# What has become slower
+
+
+def test_a_ratio_that_has_grown_by_more_than_a_quarter_is_lost(programs):
+    before = {"a": 1.0, "b": 2.0, "gone": 1.0}
+    assert programs["regress"].lost({"a": 1.2, "b": 2.6, "new": 9.0}, before) == {"b": pytest.approx(1.3)}
+
+
+def test_what_is_slower_than_committed_is_named_and_fails(programs, content, tmp_path, capsys):
+    regress, file = programs["regress"], tmp_path / "engine.json"
+    arguments = ("--network", "tiny", "--rounds", "1", "--against", file)
+    for committed, status in ((1e9, 0), (1e-9, 1)):
+        content["ratios"] = {"grad_cam, camserve exact": committed, "curves, camserve exact": 1e9}
+        file.write_text(json.dumps(content))
+        assert run(regress, *arguments) == status
+    content["ratios"] = {"a map that is no more": 1.0}
+    file.write_text(json.dumps(content))
+    assert run(regress, *arguments) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("SLOWER") == 1
+    assert "SLOWER: grad_cam, camserve exact takes" in shown
+    assert shown.count("MISSING: a map that is no more") == 1
+    assert "measured on another machine: device 'a processor'" in shown
+    content["ratios"] = {}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        run(regress, *arguments)

@@ -1,0 +1,67 @@
+"""What the service's benchmark sends are photos of the sizes it names, and its goals are judged in its tables."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camserve.types import Cost
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("serving")
+
+
+def test_photos_are_of_the_size_they_are_called_and_no_two_are_equal(serving):
+    camera = serving.CAMERAS[serving.SMALL]
+    one, other = camera.photos(2)
+    assert one != other
+    for photo in (one, other):
+        assert abs(len(photo) - 150_000) < 10_000
+        assert Image.open(BytesIO(photo)).size == camera.size_px
+    grain = np.asarray(Image.open(BytesIO(one)), int) - np.asarray(Image.open(BytesIO(other)), int)
+    assert 0 < np.abs(grain).mean() < 10  # the same scene
+    assert serving.CAMERAS["5 MB"].file_bytes == 5_000_000
+
+
+@pytest.mark.parametrize(("added_s", "met"), [(0.009, True), (0.011, False)])
+def test_what_the_way_through_the_service_adds_is_judged(serving, monkeypatch, added_s, met):
+    """The clock is the test's: each call of the engine takes 20 ms, each over gRPC `added_s` more."""
+    now_s = [0.0]
+
+    async def explain(photo, *_, **__):
+        now_s[0] += 0.020 + added_s
+        cost = Cost(0, {"queue": 0.001, "forward": 0.015}, 1, "exact", "", image_bytes=len(photo))
+        return SimpleNamespace(cost=cost)
+
+    def locally(photo):
+        now_s[0] += 0.020
+
+    @asynccontextmanager
+    async def service(store):
+        yield SimpleNamespace(client=SimpleNamespace(explain=explain))
+
+    monkeypatch.setattr(serving, "serving", service)
+    monkeypatch.setattr(serving, "CAMERAS", {serving.SMALL: serving.Camera(9_000, (128, 96), 3.0)})
+    monkeypatch.setattr(serving.Engine, "load", lambda *_, **__: SimpleNamespace(explain=locally))
+    monkeypatch.setattr(serving.time, "perf_counter", lambda: now_s[0])
+    found = asyncio.run(serving.overhead(Path(), 4))
+    row = found["photos"][serving.SMALL]
+    assert (row["engine"]["p50_s"], row["engine"]["requests"]) == (pytest.approx(0.020), 4)
+    assert (row["gRPC"]["p99_s"], row["added_p50_s"]) == (pytest.approx(0.020 + added_s), pytest.approx(added_s))
+    assert row["mean_stage_s"] == {"queue": pytest.approx(0.001), "forward": pytest.approx(0.015)}
+    assert (found["goal"]["added_p50_s"], found["goal"]["met"]) == (pytest.approx(added_s), met)
+    environment = {"cpu": "a processor", "cpu_cores": 2, "commit": "0" * 40}
+    page = serving.report({"environment": environment, "results": {"overhead": found}})
+    assert f"| photo of 150 KB | {20 + 1000 * added_s:.1f} ms | 20.0 ms | {1000 * added_s:.1f} ms |" in page
+    assert f"| overhead: added p50 s | {added_s:.3f} | 0.010 | {'yes' if met else '**no**'} |" in page
