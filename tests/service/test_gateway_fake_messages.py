@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import pytest
 from gateway_harness import PATIENT, SCORE, Harness, ask, failure, jump, photo, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from camserve.codecs import v1
 from camserve.gateway.api.access import new_token
 from camserve.gateway.api.reading import PATIENCE_S, SMALL_BYTES
+from camserve.gateway.requests.turns import Threads
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
+from camserve.types.request import ExplainRequest
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
 
@@ -327,3 +331,36 @@ def _stalls(text: str, bound: str) -> float:
     """The number of stalls that were measured up to a bound in seconds."""
     (found,) = re.findall(rf'camserve_event_loop_stall_seconds_bucket{{le="{re.escape(bound)}"}} (\S+)', text)
     return float(found)
+
+
+@pytest.mark.parametrize(
+    ("owner", "work", "works", "said"),
+    [(v1, "request_from_bytes", 8, "before the message was read"), (ExplainRequest, "fit", 9, "before the answer was")],
+    ids=["reading", "fitting"],
+)
+async def test_the_default_deadline_holds_while_a_request_waits_for_a_thread(owner, work, works, said, monkeypatch):
+    """`works` are asked of threads before the time is up: the reading of each message, and the fitting of one."""
+    go_on = threading.Event()
+    original, run, given = getattr(owner, work), Threads.run, []
+
+    def blocking(*arguments: Any) -> Any:
+        assert go_on.wait(60)
+        return original(*arguments)
+
+    async def noting(self: Threads, *arguments: Any) -> Any:
+        given.append(arguments)
+        return await run(self, *arguments)
+
+    monkeypatch.setattr(owner, work, blocking)
+    monkeypatch.setattr(Threads, "run", noting)
+    async with serving(**PATIENT) as server:
+        try:
+            # More than there are threads: some have one and do not let go of it, the others wait for one to be read.
+            calls = [asyncio.ensure_future(failure(server.stub.Explain(ask()))) for _ in range(8)]
+            await until(lambda: len(given) >= works)
+            jump(PATIENT["default_deadline_s"] + 1)
+            outcomes = await asyncio.gather(*calls)
+        finally:
+            go_on.set()
+    assert {code for code, _, _ in outcomes} == {"DEADLINE_EXCEEDED"}
+    assert any(said in text for _, text, _ in outcomes)

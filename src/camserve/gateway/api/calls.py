@@ -281,18 +281,34 @@ class Calls:
 
         What the client may have made up is recorded as "unknown", so that labels are few.
         """
-        try:
-            decoded = await self._explainer.threads.run(party, partial(door.decode, data))
-        except Exception:
-            with suppress(CamserveError):
-                name = await self._explainer.threads.run(party, partial(door.model_name, data))
-                record.model = self._registry.get(name).name
-            raise
+        async with self._in_time():
+            try:
+                decoded = await self._explainer.threads.run(party, partial(door.decode, data))
+            except Exception:
+                with suppress(CamserveError):
+                    name = await self._explainer.threads.run(party, partial(door.model_name, data))
+                    record.model = self._registry.get(name).name
+                raise
         request = replace(decoded.request, priority=caller().capped(decoded.request.priority))
         record.methods = tuple(method.name for method in request.methods) or (UNKNOWN,)
         record.priority = request.priority
         record.model = self._registry.get(request.model).name
         return replace(decoded, request=request)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Raises DeadlineExceeded where the block, which may wait for a thread, takes longer than the default deadline.
+
+        gRPC itself ends a call whose own deadline is earlier.
+        """
+        allowed_s = self._settings.default_deadline_s
+        try:
+            async with asyncio.timeout(allowed_s) as timer:
+                yield
+        except TimeoutError:
+            if not timer.expired():
+                raise  # it is not ours
+            raise DeadlineExceeded(f"the deadline of {allowed_s:g} s passed before the message was read") from None
 
     def _ended(self, record: _Record, seconds: float) -> None:
         """Records and logs a call that has ended."""

@@ -76,12 +76,12 @@ class Explainer:
         deadline_s = asyncio.get_running_loop().time() + allowed_s
         model = self._registry.get(request.model)
         limits = self._settings.request_limits()
-        fitted = await self.threads.run(call.owner.party, partial(request.fit, model.required(), limits))
-        model.check_ready()
-        fitted = self._chosen(model, fitted, call, deadline_s)
-        call.hold(answer_bytes(fitted, news=call.on_progress is not None))
         try:
             async with asyncio.timeout_at(deadline_s) as timer:
+                fitted = await self.threads.run(call.owner.party, partial(request.fit, model.required(), limits))
+                model.check_ready()
+                fitted = self._chosen(model, fitted, call, deadline_s)
+                call.hold(answer_bytes(fitted, news=call.on_progress is not None))
                 return await self._answer(model, fitted, call, deadline_s)
         except TimeoutError:
             if not timer.expired():
