@@ -64,11 +64,16 @@ def test_every_class_with_boxes_is_explained_else_the_most_probable(engine, resu
     assert bare["maps"][0]["localisation"] is None
 
 
-KINDS = {"sigmoid": (TINY_LABELS, "lynx"), "binary": (("no", "lynx"), "lynx"), "value": (TINY_LABELS, "lynx")}
+KINDS = {
+    "sigmoid": (TINY_LABELS, "lynx"),
+    "binary": (("no", "lynx"), "lynx"),
+    "value": (TINY_LABELS, "lynx"),
+}
+SCORES = {"value": "value"}
 
 
 @pytest.mark.parametrize("outputs", KINDS)
-def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outputs, tmp_path):
+def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outputs, tmp_path, monkeypatch):
     labels, box = KINDS[outputs]
     module = tiny_module()
     if outputs == "binary":
@@ -79,12 +84,18 @@ def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outp
     (first, *_) = (one for one in record["maps"] if one["label"] == box)
     target = labels.index(box)
     said = {one.index: one for one in engine.explain(EXAMPLES[0].source, [], top_predictions=6).predictions}[target]
-    whole = said.value if outputs == "value" else said.probability
-    assert first["probability"] == pytest.approx(whole, rel=1e-5)
+    score = SCORES.get(outputs, "probability")
+    whole = getattr(said, score)
+    assert first["score"] == pytest.approx(whole, rel=1e-5)
     assert first["curves"]["rise"]["deletion"][0] == pytest.approx(whole, abs=1e-5)
     assert first["localisation"]["energy"] >= 0
     assert record["contrast"] is None or record["contrast"]["least_likely"]["energy"] >= 0
     assert check["stages"]
+    headings: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda _, text: headings.append(text))
+    write_figures(plan.settings(engine), [record], plan.methods, tmp_path)
+    assert list(filter(None, headings)) == [f"{score} of what is explained, mean of maps"]
+    assert f"; score: {score}; " in make_report(plan.settings(engine), [record], plan.methods).as_markdown()
 
 
 def test_figures_are_those_of_the_metrics(engine, result):
@@ -99,8 +110,8 @@ def test_figures_are_those_of_the_metrics(engine, result):
     ((curves,),) = faithfulness(engine.network.module, x, array, column, [PROTOCOLS["rise"]], 4)
     np.testing.assert_allclose(found["curves"]["rise"]["deletion"], curves.deletion, rtol=0, atol=2e-6)
     assert found["curves"]["rise"]["insertion_auc"] == pytest.approx(curves.insertion_auc, abs=1e-6)
-    assert found["probability"] == pytest.approx(saliency.target.probability, abs=1e-6)
-    assert found["curves"]["rise"]["deletion"][0] == pytest.approx(found["probability"], abs=2e-6)
+    assert found["score"] == pytest.approx(saliency.target.probability, abs=1e-6)
+    assert found["curves"]["rise"]["deletion"][0] == pytest.approx(found["score"], abs=2e-6)
 
 
 def test_contrast_needs_boxes_of_the_most_likely_class(engine, result):

@@ -24,7 +24,7 @@ def write_figures(settings: Record, records: Sequence[Record], methods: Sequence
         return []
     paths = [out / f"curves-{protocol}.png" for protocol in settings["protocols"]]
     for protocol, path in zip(settings["protocols"], paths, strict=True):
-        _draw_curves(by_method, protocol, path)
+        _draw_curves(by_method, protocol, settings["score"], path)
     rows = list(_sheet_rows(by_method, out))
     if rows:
         paths.append(out / "sheet.png")
@@ -32,7 +32,7 @@ def write_figures(settings: Record, records: Sequence[Record], methods: Sequence
     return paths
 
 
-def _draw_curves(by_method: dict[str, list[Record]], protocol: str, path: Path) -> None:
+def _draw_curves(by_method: dict[str, list[Record]], protocol: str, score: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,8 +44,10 @@ def _draw_curves(by_method: dict[str, list[Record]], protocol: str, path: Path) 
             mean = np.mean(curves, axis=0)
             style = ("-", "--", ":")[number // 10 % 3]  # the colours repeat after ten
             axes.plot(np.linspace(0, 1, len(mean)), mean, style, label=name)
-        axes.set(title=f"{what}, {protocol}", xlabel="share of pixels changed", ylim=(0, 1))
-    figure.axes[0].set_ylabel("probability of the class explained, mean of maps")
+        axes.set(title=f"{what}, {protocol}", xlabel="share of pixels changed")
+        if score == "probability":  # other scores have no bounds that all of them reach
+            axes.set_ylim(0, 1)
+    figure.axes[0].set_ylabel(f"{score} of what is explained, mean of maps")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=100)
 

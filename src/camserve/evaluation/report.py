@@ -185,6 +185,7 @@ def _caption(settings: Record, images: int) -> str:
     return (
         f"{settings['dataset']}, {images} images; model {settings['model']} {settings['version']}, "
         f"layer {settings['layer']}, input {width} x {height} px, precision {settings['precision']}; "
+        f"score: {settings['score']}; "
         f"protocols: {protocols}; {versions}; "
         f"{settings['machine']}."
     )

@@ -67,6 +67,7 @@ class Plan:
             "version": info.version,
             "weights": info.source,
             "layer": info.layer(self.layer).name,
+            "score": info.score,
             "input_px": list(info.input_size),
             "precision": self.precision,
             "protocols": {
@@ -254,7 +255,7 @@ def _maps(subject: _Subject, maps: Sequence[SaliencyMap], view: InputView) -> li
             "label": one.target.label,
             "degenerate": one.degenerate,
             "curves": {result.protocol: _curves(result) for result in results},
-            "probability": confident.whole,
+            "score": confident.whole,
             "drop": confident.drop,
             "increased": confident.increased,
             "localisation": _localisation(subject, one, view),

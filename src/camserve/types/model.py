@@ -20,6 +20,9 @@ Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "emb
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
 
+_SCORES: Mapping[Outputs, Literal["value", "similarity"]] = {"value": "value", "embedding": "similarity"}
+"""Name of the score by the kind of outputs, where it is no probability."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -124,6 +127,16 @@ class ModelInfo:
 
     runtime: RuntimeInfo = field(default_factory=RuntimeInfo, compare=False)
     """Description of the runtime of the worker that was asked; other workers may have another one."""
+
+    @property
+    def score(self) -> Literal["probability", "value", "similarity"]:
+        """Name of what its predictions say of a class, a number or a reference, which is the score of masked images."""
+        return _SCORES.get(self.outputs, "probability")
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether scores have a zero of their own, as probabilities have; a method that needs one else asks for it."""
+        return self.score == "probability"
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".
