@@ -453,6 +453,9 @@ def test_a_served_model_arrives_with_every_method_and_what_it_costs_and_needs(re
 
 
 def test_the_costs_of_methods_are_these():
+    numbers = dataclasses.replace(MODEL, outputs="value")
+    (score_cam,) = (one for one in v1.served_model_to_proto(numbers, True).methods if one.name == "score_cam")
+    assert score_cam.queries == 97, "numbers have no zero: the baseline is asked as well"
     listed = {method.name: method.queries for method in v1.served_model_to_proto(MODEL, ready=True).methods}
     expected = {"grad_cam": 0, "score_cam": 96, "group_cam": 33, "smooth_grad": 25, "xrai": 200}
     assert {name: listed[name] for name in expected} == expected

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference.models import PREPROCESSING, build, picture, silence
+from reference.models import CLASSES, PREPROCESSING, build, picture, silence
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -22,7 +22,8 @@ from camserve.methods import (
     Xrai,
     parse_method,
 )
-from camserve.types import Preprocessing
+from camserve.scores import make_score
+from camserve.types import OUTPUTS, ModelInfo, Preprocessing, Vector
 
 QUICK = {"samples": 2, "steps": 3, "groups": 3, "masks": 5, "positions": 3}
 """Few passes, where a method lets one choose."""
@@ -56,7 +57,7 @@ def cost(engine: Engine, spec: MethodSpec, **options: object) -> int:
 
 
 def passes(engine: Engine, spec: MethodSpec) -> int:
-    return spec.passes(engine.info.layer("").channels, 2)
+    return spec.passes(engine.info.layer("").channels, 2, engine.info.has_zero)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -70,6 +71,22 @@ def test_passes_are_what_a_reply_counts(spec):
     assert counted == passes(engine, spec)
     first = 2 if spec.ranked else 1  # an engine keeps nothing of an image, so the ranking has a first pass of its own
     assert sum(seen) - first == (1 if isinstance(spec, AblationCam) else counted)  # a tail is no whole pass, but traced
+
+
+@pytest.mark.parametrize("outputs", ["value", "embedding"])
+@pytest.mark.parametrize(
+    "spec", [spec for spec in (*SPECS, ScoreCam("paper"), ScoreCam("logit")) if not spec.needs], ids=str
+)
+def test_passes_are_what_a_reply_counts_where_scores_have_no_zero(spec, outputs):
+    engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING, layer=LAYER, outputs=outputs)
+    numbers = ["up:0", "up:1"] if outputs == "value" else [Vector(np.eye(CLASSES)[row]) for row in range(2)]
+    counted = engine.explain(picture(2), methods=[spec], targets=numbers).cost.queries
+    assert counted == passes(engine, spec)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_a_model_says_as_its_score_does_whether_scores_have_a_zero(outputs):
+    assert ModelInfo("", "", (), (1, 1), (), "", outputs=outputs).has_zero == make_score(outputs).has_zero
 
 
 @pytest.mark.parametrize("spec", [ScoreCam(), GroupCam(groups=20), SsCam(samples=2), IsCam(samples=2)], ids=str)
@@ -104,6 +121,7 @@ def test_cost_of_the_defaults_is_known_where_they_fit():
     assert GroupCam.default_passes(32) == 33
     assert GroupCam.default_passes(31) is None
     assert ScoreCam.default_passes(31) == 31
+    assert ScoreCam.default_passes(31, has_zero=False) == 32
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

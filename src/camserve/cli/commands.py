@@ -567,10 +567,7 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
         with connection.client(10) as client:
             found: ModelInfo = client.model(name)
     else:
-        with needs_extra("worker"):
-            from camserve.engine import Engine
-
-            found = Engine.load(name, store).info
+        found = _info(name, store)
     from camserve.types.target_forms import target_forms
 
     yield f"model {found.name} {found.version}"
@@ -624,8 +621,8 @@ def methods(as_json: bool, model: str | None, store: Path | None) -> None:
     if as_json:
         import json
 
-        channels = None if model is None else _channels(model, store)
-        click.echo(json.dumps([describe_method(name, channels) for name in METHODS], indent=2))
+        info = None if model is None else _info(model, store)
+        click.echo(json.dumps([describe_method(name, info) for name in METHODS], indent=2))
         return
     for name, spec in METHODS.items():
         click.echo(f"{name}: {spec.title}. {spec.paper}")
@@ -633,19 +630,19 @@ def methods(as_json: bool, model: str | None, store: Path | None) -> None:
             click.echo(f"    {parameter.name}={parameter.default}  {parameter.description}")
 
 
-def _channels(model: str, store: Path | None) -> int:
-    """Returns the number of channels of the model's default layer."""
+def _info(model: str, store: Path | None) -> ModelInfo:
+    """Returns the description of a model of a store."""
     with needs_extra("worker"):
         from camserve.engine import Engine
 
-        return Engine.load(model, store).info.layer("").channels
+        return Engine.load(model, store).info
 
 
-def describe_method(name: str, channels: int | None = None) -> dict[str, Any]:
+def describe_method(name: str, model: ModelInfo | None = None) -> dict[str, Any]:
     """Describes a method for JSON: name, title, paper, needs, cost, variants (the default first) and parameters.
 
-    The cost is for one target with default parameters at a layer of `channels` channels: images that go through the
-    network beyond the first forward pass, at most; null where it is not known or the defaults do not fit.
+    The cost is for one target with default parameters at the model's default layer: images that go through the network
+    beyond the first forward pass, at most; null where no model is named or the defaults do not fit.
 
     Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
     exist, or depends on the layer.
@@ -660,7 +657,7 @@ def describe_method(name: str, channels: int | None = None) -> dict[str, Any]:
         "title": spec.title,
         "paper": spec.paper,
         "needs": spec.needs,
-        "cost": None if channels is None else spec.default_passes(channels),
+        "cost": None if model is None else spec.default_passes(model.layer("").channels, model.has_zero),
         "variants": variants,
         "parameters": parameters,
     }

@@ -289,8 +289,7 @@ def served_model_to_proto(info: ModelInfo, ready: bool) -> pb.Model:
     message = model_to_proto(info)
     message.ready = ready
     message.targets.extend(to_message(pb.TargetForm, form) for form in target_forms(info))
-    channels = info.layer("").channels
-    message.methods.extend(_method_to_proto(name, spec, channels) for name, spec in methods.METHODS.items())
+    message.methods.extend(_method_to_proto(name, spec, info) for name, spec in methods.METHODS.items())
     return message
 
 
@@ -303,9 +302,9 @@ def served_model_from_proto(message: pb.Model) -> Model:
     return Model(**values, ready=message.ready, methods=offered, targets=targets)
 
 
-def _method_to_proto(name: str, spec: type[methods.MethodSpec], channels: int) -> pb.Method:
+def _method_to_proto(name: str, spec: type[methods.MethodSpec], info: ModelInfo) -> pb.Method:
     parameters = [to_message(pb.Parameter, each, default=str(each.default)) for each in spec.parameters()]
-    queries = spec.default_passes(channels) or 0
+    queries = spec.default_passes(info.layer("").channels, info.has_zero) or 0
     return to_message(pb.Method, spec, name=name, parameters=parameters, queries=queries)
 
 

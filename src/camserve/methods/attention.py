@@ -11,7 +11,7 @@ class _Attention(MethodSpec):
     needs = "ViT"
     uses_layer = False
 
-    def passes(self, channels: int, targets: int) -> int:
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
         """Returns 1: the pass that keeps the attention."""
         return 1
 

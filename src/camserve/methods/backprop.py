@@ -20,7 +20,7 @@ class _OfInput(MethodSpec):
 class _OnePass(MethodSpec):
     kind = "pixel_gradient"
 
-    def passes(self, channels: int, targets: int) -> int:
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
         """Returns 1: the pass with other rules at ReLUs, which all targets share."""
         return 1
 

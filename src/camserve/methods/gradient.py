@@ -139,7 +139,7 @@ class IntegratedGradCam(_OfGradients):
         """Returns the number of images on the way, each of which is a query that all targets share."""
         return self.images
 
-    def passes(self, channels: int, targets: int) -> int:
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
         """Returns the number of images that are looked at; for the variant paper the black image is one more."""
         return self.images + (self.variant == "paper")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Baseline(MethodSpec):
-    def passes(self, channels: int, targets: int) -> int:
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
         """Returns the number of queries, and one more for the one from which their scores are measured."""
         return 1 + self.queries(channels, targets)
 
@@ -86,6 +86,14 @@ class ScoreCam(_OneQueryPerChannel):
     normalise: str = choice(
         "after", "before", description="Masks are scaled to 0..1 after upsampling, or before, as torchcam does."
     )
+
+    def is_anchored(self, has_zero: bool) -> bool:
+        """Tells whether scores are measured from a query of the baseline; logits are measured from the image's own."""
+        return not has_zero and self.variant != "logit"
+
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+        """Returns one query for each channel, and one more where scores are measured from the baseline."""
+        return self.queries(channels, targets) + self.is_anchored(has_zero)
 
 
 class _Sampled(MethodSpec):

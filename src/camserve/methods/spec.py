@@ -148,12 +148,17 @@ class MethodSpec:
         """Returns (height, width) of a map before it is upsampled."""
         return input_size if self.resolution == "input" else (layer.height, layer.width)
 
-    def passes(self, channels: int, targets: int) -> int:
+    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
         """Returns how many images go through the network, or its tail, beyond the forward pass that all methods share.
 
         This is what a reply's cost counts, at most: constant masks are not asked, and a head with a closed form needs
         no pass. A baseline is counted once, though each further step asks it again; Ablation-CAM on a sequence of
         tokens takes one pass more.
+
+        Args:
+            channels: number of channels of the layer.
+            targets: number of targets of one map each.
+            has_zero: `ModelInfo.has_zero` of the model.
 
         Raises:
             InvalidOption: the parameters do not fit the layer.
@@ -161,10 +166,10 @@ class MethodSpec:
         return self.queries(channels, targets)
 
     @classmethod
-    def default_passes(cls, channels: int) -> int | None:
+    def default_passes(cls, channels: int, has_zero: bool = True) -> int | None:
         """Returns `passes` with default parameters, for one target; None where they do not fit the layer."""
         try:
-            return cls().passes(channels, 1)
+            return cls().passes(channels, 1, has_zero)
         except InvalidOption:  # a layer with fewer channels than the default of 32 groups
             return None
 

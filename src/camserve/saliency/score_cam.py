@@ -29,7 +29,7 @@ def masks(features: Features, spec: ScoreCam, numbers: Tensor) -> Masks:
     Where scores have no zero of their own, they stand behind a query of the baseline, of which nothing is seen.
     """
     found = _channels(features, numbers, spec.normalise, by_value=spec.variant == "logit")[0]
-    return found.with_anchor() if _is_anchored(features.targets, spec) else found
+    return found.with_anchor() if spec.is_anchored(features.targets.score.has_zero) else found
 
 
 def energies(features: Features, spec: ScoreCam | SsCam | IsCam | AblationCam) -> Tensor:
@@ -62,7 +62,7 @@ def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:
         (K, u, v), to be upsampled and cut at 0.
     """
     values = masks.values
-    if _is_anchored(masks.targets, spec):
+    if spec.is_anchored(masks.targets.score.has_zero):
         values, scores = values[1:], -loss(scores[:1], scores[1:], masks.targets.query_size)
     weights = scores
     if spec.variant == "paper":
@@ -70,11 +70,6 @@ def reduce(scores: Tensor, masks: Masks, spec: ScoreCam) -> Tensor:
     elif masks.reference is not None:
         weights = _exponential(scores - masks.reference)
     return torch.einsum("nk,nuv->kuv", weights, values)
-
-
-def _is_anchored(targets: Targets, spec: ScoreCam) -> bool:
-    """Tells whether scores are measured from a query of the baseline; values are measured from that of the image."""
-    return not targets.score.has_zero and spec.variant != "logit"
 
 
 @dataclass(frozen=True)

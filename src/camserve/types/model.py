@@ -135,7 +135,7 @@ class ModelInfo:
 
     @property
     def has_zero(self) -> bool:
-        """Whether scores have a zero of their own, as probabilities have; a method that needs one else asks for it."""
+        """Tells whether scores have a zero of their own, as probabilities have; else methods ask for what they need."""
         return self.score == "probability"
 
     def layer(self, name: str) -> Layer:
