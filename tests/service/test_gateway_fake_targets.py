@@ -11,6 +11,8 @@ from gateway_harness import GRAD, SCORE, Harness, arrays, ask, failure, photo, s
 from camserve.client import AsyncClient
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.images import digest
+from camserve.oip import inference_pb2 as oip
+from camserve.oip import inference_pb2_grpc
 from camserve.types import Against, Contrast, MapCurves, Target, Vector
 from camserve.v1 import explain_pb2 as pb
 
@@ -106,7 +108,7 @@ async def test_a_reference_becomes_a_vector_and_its_image_is_sent_once():
     assert [saliency.target_text.partition(":")[0] for saliency in reply.maps] == ["vector", "vector"]
     assert [list(saliency.classes) for saliency in reply.maps] == [[], []]
     assert [saliency.target.similarity for saliency in reply.maps] == [0.25, 0.25]
-    assert nothing[1].startswith("this model gives vectors: say what to be similar to, by vector ('vector:face.npy')")
+    assert nothing[1].startswith("this model gives vectors, and no references are packed with it: say what to be")
     assert broken[0] == "INVALID_ARGUMENT"
 
 
@@ -150,3 +152,63 @@ async def test_a_python_client_asks_and_reads_targets_of_every_kind():
     assert answer.maps[0].target_text == "contrast:tabby>cup,boat"
     assert [one.label for one in answer.maps[0].classes] == ["tabby", "cup", "boat"]
     assert answer.maps[0].signed
+
+
+def infer(*outputs: str) -> oip.ModelInferRequest:
+    """Asks for these outputs of an image, without any target."""
+    request = oip.ModelInferRequest(model_name="fake")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(photo())
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+PEOPLE = replace(FACES, labels=("ann", "bob", "zoe"))
+
+
+async def test_predictions_alone_are_the_nearest_references():
+    async with serving_model(PEOPLE) as server:
+        inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        reply = await inference.ModelInfer(infer("labels", "similarities"))
+        (step,) = server.upstream.steps
+        typed = await server.stub.Explain(ask(GRAD))
+        model = await server.stub.GetModel(pb.GetModelRequest())
+        assert 'code="OK",method="none"' in await server.metrics()
+    names, similarities = (list(output.contents.ListFields()[0][1]) for output in reply.outputs)
+    assert similarities == [0.5, 0.25, 0.125]
+    assert [item.tasks for item in step] == [()], "nothing but the forward pass is asked"
+    assert [(one.label.encode(), one.similarity) for one in typed.predictions] == list(
+        zip(names, similarities, strict=True)
+    )
+    assert typed.maps[0].target_text == names[0].decode()
+    assert list(model.labels) == ["ann", "bob", "zoe"]
+    assert [(form.name, form.example) for form in model.targets][-1] == ("class", "ann")
+
+
+async def test_predictions_alone_of_a_model_without_references_are_refused_before_any_work():
+    async with serving_model(FACES) as server:
+        inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        code, text, kind = await failure(inference.ModelInfer(infer("labels", "similarities")))
+        assert not server.upstream.steps
+    assert (code, kind) == ("FAILED_PRECONDITION", "Unsupported")
+    assert text.startswith("model fake gives vectors and has no predictions, since no references are packed with it")
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "has"),
+    [
+        (VALUES, "probabilities", "values"),
+        (PEOPLE, "probabilities", "similarities"),
+        (FACES, "values", "similarities"),
+        (replace(MODEL, name="fake"), "similarities", "probabilities"),
+    ],
+)
+async def test_an_output_that_a_model_does_not_have_is_refused_before_any_work(model, wanted, has):
+    async with serving_model(model) as server:
+        inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        code, text, _ = await failure(inference.ModelInfer(infer("saliency", wanted)))
+        assert not server.upstream.steps
+    assert (code, text) == (
+        "INVALID_ARGUMENT",
+        f"the predictions of model fake are {has}, and there are no {wanted}",
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from camserve.codecs import texts
-from camserve.codecs.oip import PARAMETERS, Inference, decode, encode, metadata, model_name
+from camserve.codecs.oip import PARAMETERS, Inference, check_outputs, decode, encode, metadata, model_name
 from camserve.errors import CamserveError, InvalidInput, InvalidOption
 from camserve.methods import METHODS, Auto, GradCam, GroupCam, ScoreCam
 from camserve.oip import inference_pb2 as oip
@@ -348,7 +348,7 @@ def test_the_model_of_a_refused_request_is_known():
     assert (model_name(refused), model_name(b"\xff\xff\xff")) == ("fake", "")
 
 
-def test_without_saliency_only_the_cheapest_map_is_made():
+def test_without_saliency_no_map_is_made():
     parameters = {
         "explain_method": text("score_cam"),
         "explain_layers": text("stem"),
@@ -358,8 +358,8 @@ def test_without_saliency_only_the_cheapest_map_is_made():
         "explain_targets": text("1"),
     }
     request = asked(infer(outputs=("labels",), **parameters)).request
-    assert (request.methods, request.layers, request.evaluate) == ((GradCam(),), (), False)
-    assert request.output == OutputOptions(size="layer", stacked=True)
+    assert (request.methods, request.layers, request.evaluate) == ((), (), False)
+    assert request.output == OutputOptions()
     assert (request.model, request.targets) == ("fake", (Target(index=1),)), "what is asked is checked all the same"
 
 
@@ -549,5 +549,14 @@ def test_a_model_of_another_kind_has_an_output_of_another_name(kind, name, predi
     given = arrays(answered(asked(infer()), answer))
     assert list(given) == [name, "class_indices", "labels", "saliency"]
     assert given[name] == ["FP32", [1], [figure]]
+    check_outputs(asked(infer(outputs=("labels", name))), info)
     with pytest.raises(InvalidInput, match=f"the predictions of model fake are {name}, and there are no probabilities"):
-        answered(asked(infer(outputs=("labels", "probabilities"))), answer)
+        check_outputs(asked(infer(outputs=("labels", "probabilities"))), info)
+    with pytest.raises(InvalidInput, match=f"are probabilities, and there are no {name}"):
+        check_outputs(asked(infer(outputs=(name,))), MODEL)
+
+
+def test_an_output_has_the_name_of_its_kind_where_no_reference_is_packed():
+    (saliency, *_) = ANSWER.maps
+    answer = replace(ANSWER, predictions=(), maps=(replace(saliency, target=ANN),))
+    assert "similarities" in arrays(answered(asked(infer()), answer))

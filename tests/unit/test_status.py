@@ -89,3 +89,4 @@ def test_a_call_that_grpc_ends_counts_as_what_ended_it(remaining_s: float | None
 def test_the_method_label_stays_one_of_few():
     assert method_label(["grad_cam"]) == "grad_cam"
     assert method_label(["grad_cam", "score_cam"]) == "several"
+    assert method_label([]) == "none"

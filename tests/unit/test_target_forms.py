@@ -114,7 +114,12 @@ REFUSED = [
     (KNOWN_FACES, Target(index=2), "class index must be 0..1, got 2"),
     (BINARY, parse_target("contrast:seven>1"), "contrast names each class once, got seven twice"),
     (FACES, Vector([1.0, 2.0]), "a vector of this model has 3 numbers, got 2"),
-    (FACES, None, "this model gives vectors: say what to be similar to, by vector ('vector:face.npy'), reference"),
+    (
+        FACES,
+        None,
+        "this model gives vectors, and no references are packed with it: say what to be similar to, by vector "
+        "('vector:face.npy'), reference",
+    ),
 ]
 
 

@@ -339,6 +339,14 @@ async def test_there_are_at_most_as_many_classes_as_were_asked(classes: int, fit
             check_answer(MODEL, [item], result)
 
 
+async def test_where_nothing_is_explained_no_target_fits():
+    item = replace(ITEM, targets=(), tasks=())
+    check_answer(MODEL, [item], await FakeBackend().step("fake", [item], 1.0))
+    explained = await FakeBackend().step("fake", [replace(item, targets=(Target(index=7),))], 1.0)
+    with pytest.raises(Unavailable, match="could not be read"):
+        check_answer(MODEL, [item], explained)
+
+
 def test_an_error_is_an_outcome_that_fits_any_item():
     check_answer(MODEL, [ITEM], StepResult((InvalidOption("theta"),), {}, "w"))
 

@@ -71,10 +71,15 @@ def test_a_plain_client_gets_a_ranked_map(service, monkeypatch):
 
 
 def test_options_as_json_take_several_methods(service):
-    options = {"methods": ["grad_cam", {"name": "score_cam"}], "targets": [1, "tabby cat"], "format": "none"}
+    options = {"methods": ["grad_cam", {"name": "score_cam"}], "targets": [1, "tabby cat"]}
     reply = plain(service, data=png(pixels(0)), options=json.dumps(options).encode())
-    assert reply["maps"] == []
+    assert [one["method"] for one in reply["maps"]] == ["grad_cam", "grad_cam", "score_cam", "score_cam"]
     assert reply["cost"]["queries"] > 0
+
+
+def test_predictions_alone_run_no_method(service):
+    reply = plain(service, data=png(pixels(0)), method="score_cam", format="none")
+    assert (len(reply["predictions"]), reply["maps"], reply["cost"]["queries"]) == (5, [], 0)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ import numpy as np
 from camserve.codecs import bulk, texts
 from camserve.errors import InvalidImage, InvalidInput, InvalidOption
 from camserve.images import ImageContent
-from camserve.methods import GradCam
 from camserve.oip import inference_pb2 as pb
-from camserve.types import Explanation, ModelInfo, Outputs, Prediction
-from camserve.types.request import UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
+from camserve.types import Explanation, ModelInfo, Prediction
+from camserve.types.request import UNBOUNDED, ExplainRequest, RequestLimits
 from camserve.wording import shown
 
 PLATFORM = "pytorch_camserve"
@@ -80,7 +79,7 @@ def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     request = replace(request, model=message.model_name, version=message.model_version)
     outputs = _outputs(message.outputs)
     if outputs and SALIENCY not in outputs:
-        request = _cheapest(request)
+        request = request.without_maps()
     return Inference(request, timeout_s, outputs, message.id, bool(message.raw_input_contents))
 
 
@@ -107,6 +106,13 @@ def encode(explanation: Explanation, inference: Inference) -> bytes:
     return message.SerializeToString()
 
 
+def check_outputs(inference: Inference, info: ModelInfo) -> None:
+    """Raises InvalidInput where an output is wanted that the model does not have, before anything is done for it."""
+    for name in inference.outputs:
+        if name in _FIGURES and name != _figure_of(info):
+            raise InvalidInput(f"the predictions of model {info.name} are {_figure_of(info)}, and there are no {name}")
+
+
 def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
     """Returns the inputs and outputs of a model."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -118,7 +124,7 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
         outputs=[
             tensor(name=name, datatype=output.datatype, shape=[-1] * output.dimensions)
             for name, output in _OUTPUTS.items()
-            if name not in _FIGURES or name == _FIGURE_OF.get(info.outputs, "probabilities")
+            if name not in _FIGURES or name == _figure_of(info)
         ],
     )
 
@@ -130,12 +136,6 @@ def _request(image: ImageContent, values: dict[str, Any], limits: RequestLimits)
     if "priority" in values:
         values["priority"] = _priority(values["priority"])
     return texts.request(image, PARAMETERS, values, limits, encoding="float32", stacked=True)
-
-
-def _cheapest(request: ExplainRequest) -> ExplainRequest:
-    """Returns the request with the map that costs least, where nobody reads the maps."""
-    output = OutputOptions(size="layer", stacked=True)
-    return replace(request, methods=(GradCam(),), layers=(), output=output, evaluate=False)
 
 
 def _value(parameter: pb.InferParameter) -> bool | int | float | str | None:
@@ -174,12 +174,9 @@ def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) 
 
 
 def _outputs_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the outputs of a response; raises InvalidInput where one is wanted that the model does not have."""
-    said = explanation.predictions[:1]
+    """Returns the outputs of a response; `check_outputs` has seen that the model has those that are wanted."""
+    said = [*explanation.predictions, *(saliency.target for saliency in explanation.maps)][:1]
     figure = next((name for name, of in _FIGURES.items() if said and of(said[0]) is not None), "probabilities")
-    for name in wanted:
-        if name in _FIGURES and name != figure:
-            raise InvalidInput(f"the predictions of model {explanation.model} are {figure}, and there are no {name}")
     return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name == figure)
 
 
@@ -289,8 +286,10 @@ _FIGURES: Mapping[str, Callable[[Prediction], float | None]] = {
 }
 """Functions by name of the output that return what is said of a class, a number or a reference; a model has one."""
 
-_FIGURE_OF: Mapping[Outputs, str] = {"value": "values", "embedding": "similarities"}
-"""Name of that output by the kind of the network's outputs, where they are no probabilities."""
+
+def _figure_of(info: ModelInfo) -> str:
+    """Returns the name of that output of a model."""
+    return {"probability": "probabilities", "value": "values", "similarity": "similarities"}[info.score]
 
 
 def _figures(name: str) -> _Output:

@@ -20,7 +20,7 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
     evaluation_steps    number of steps of each of their curves
     version             version of the model: another one than that which is served is refused
     format              png (default): base64 of a grey PNG; overlay: base64 of an overlay PNG; float: nested lists;
-                        none: no maps
+                        none: no maps are made
 
 Clients of this door are others', so only the server's direction is here. TorchServe has a queue of its own and knows no
 deadline: `priority` and `allow_partial` do not exist here.
@@ -93,7 +93,7 @@ def decode(entry: Mapping[str, Any], limits: RequestLimits = UNBOUNDED) -> Plain
     if form not in tuple(FORMATS):  # what JSON brings may not be hashable
         raise InvalidOption(f"format must be one of {', '.join(FORMATS)}, got {shown(form)}")
     request = texts.request(bytes(image), OPTIONS, _by_field(options), limits, encoding=FORMATS[form])
-    return Plain(request, form)
+    return Plain(request.without_maps() if form == "none" else request, form)
 
 
 def encode(explanation: Explanation, format: str) -> bytes:  # noqa: A002  # the option's name

@@ -44,7 +44,7 @@ from camserve.types import (
     is_final,
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
-from camserve.types.target_forms import default_target, fitted_target
+from camserve.types.target_forms import check_predicts, default_target, fitted_target
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -151,8 +151,9 @@ class ExplainRequest:
 
     image: ImageContent
     methods: tuple[MethodSpec, ...] = (GradCam(),)
+    """Methods that maps are made by; none means predictions alone."""
     targets: tuple[AnyTarget, ...] = ()
-    """Targets to explain; none means the most probable class."""
+    """Targets to explain; none means the most probable class, and without methods that nothing is explained."""
     model: str = ""
     """Name of the model; may be empty where there is only one."""
     version: str = ""
@@ -185,12 +186,17 @@ class ExplainRequest:
                     f"{method.name} has no signed maps: {method.unsigned}; these methods have some: {', '.join(SIGNED)}"
                 )
 
+    def without_maps(self) -> ExplainRequest:
+        """Returns the request for predictions alone, where nobody reads maps."""
+        return replace(self, methods=(), layers=(), output=OutputOptions(), evaluate=False)
+
     def fit(self, model: ModelInfo, limits: RequestLimits = UNBOUNDED) -> FittedRequest:
         """Returns the request fitted to a model. It reads the image's header: a server calls it in a thread.
 
         Raises:
             InvalidImage, InvalidOption: what is wrong, what was allowed and what came.
             NotFound: another version of the model was asked for.
+            Unsupported: predictions alone are asked of a model that has none.
         """
         classes = [each for target in self.targets for each in target.classes]
         limits.check_counts(methods=len(self.methods), layers=len(self.layers), targets=len(self.targets))
@@ -198,6 +204,8 @@ class ExplainRequest:
         limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in classes)))
         if self.version not in ("", model.version):
             raise NotFound(f"model {model.name} is served in version {model.version}, not {shown(self.version)}")
+        if not self.methods:
+            check_predicts(model)
         parts = make_parts(model, self.methods, self.layers, self.fusion, self.output.size)
         if not limits.auto and any(isinstance(method, Auto) for method in self.methods):
             raise InvalidOption("auto: a server chooses, by its load and the deadline; here name a method")
@@ -205,7 +213,7 @@ class ExplainRequest:
             request=replace(self, top_predictions=min(self.top_predictions, len(model.labels))),
             model=model,
             parts=parts,
-            targets=_resolved_targets(self.targets, model, limits),
+            targets=_resolved_targets(self.targets, model, limits, bool(self.methods)),
             image_size=_checked_image(self.image, model, limits),
             digest=images.digest(self.image),
             limits=limits,
@@ -478,10 +486,14 @@ def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
         raise InvalidOption(f"{what} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
-def _resolved_targets(targets: Sequence[AnyTarget], model: ModelInfo, limits: RequestLimits) -> tuple[AnyTarget, ...]:
+def _resolved_targets(
+    targets: Sequence[AnyTarget], model: ModelInfo, limits: RequestLimits, has_maps: bool
+) -> tuple[AnyTarget, ...]:
     for target in targets:
         _check_reference(target, model, limits)
-    distinct = tuple(dict.fromkeys(fitted_target(target, model) for target in targets)) or (default_target(model),)
+    distinct = tuple(dict.fromkeys(fitted_target(target, model) for target in targets))
+    if not distinct and has_maps:
+        distinct = (default_target(model),)
     number = max_targets(distinct)
     if number > limits.targets:
         raise InvalidOption(f"a request explains at most {limits.targets} classes, got {number}")

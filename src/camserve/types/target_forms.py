@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from camserve.errors import InvalidOption
+from camserve.errors import InvalidOption, Unsupported
 from camserve.types.model import ModelInfo
 from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Value, Vector
 from camserve.wording import shown
@@ -23,6 +23,9 @@ _GIVES = {
     "embedding": "vectors",
 }
 """Words for what a model of each kind of outputs gives."""
+
+_CLASS = {"embedding": "What makes the image similar to a packed reference."}
+"""Description of the target "class" by kind of outputs, where it is no class."""
 
 _FEWEST = {"contrast": 2, "finer": 2}
 """Number of classes that a model must have for a target, where it is more than one."""
@@ -44,7 +47,7 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
     first, second = (Target(index=index) for index in range(2))
     number = Value(first).text(model.labels)
     forms = {
-        "class": TargetForm("class", "What speaks for a class.", first.text(model.labels)),
+        "class": TargetForm("class", _CLASS.get(model.outputs, "What speaks for a class."), first.text(model.labels)),
         "contrast": TargetForm(
             "contrast", "Why a class and not others.", Contrast(first, (second,)).text(model.labels)
         ),
@@ -100,7 +103,18 @@ def default_target(model: ModelInfo) -> AnyTarget:
     if "class" in _taken(model):
         return Target(top_k=1)
     forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
-    raise InvalidOption(f"this model gives vectors: say what to be similar to, by {forms}")
+    raise InvalidOption(
+        f"this model gives vectors, and no references are packed with it: say what to be similar to, by {forms}"
+    )
+
+
+def check_predicts(model: ModelInfo) -> None:
+    """Raises Unsupported where a model has no predictions: it gives vectors, and none are packed to compare them to."""
+    if model.outputs == "embedding" and not model.labels:
+        raise Unsupported(
+            f"model {model.name} gives vectors and has no predictions, since no references are packed with it to "
+            "compare them to (`camserve archive --references`)"
+        )
 
 
 def sample_target(model: ModelInfo) -> AnyTarget:

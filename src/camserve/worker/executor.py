@@ -259,7 +259,8 @@ class Executor:
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         job.wanted = tuple(
-            self._known(target.resolved(info.labels), job.work) for target in job.item.targets or DEFAULT_TARGETS
+            self._known(target.resolved(info.labels), job.work)
+            for target in job.item.targets or (DEFAULT_TARGETS if job.item.tasks else ())
         )
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work)
 

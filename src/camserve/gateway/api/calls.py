@@ -26,7 +26,7 @@ from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import Call, Explainer, OnProgress
 from camserve.gateway.requests.memory import MESSAGE_COPIES, REPLY_COPIES, Memory
 from camserve.gateway.requests.rendering import Encode
-from camserve.types import Explanation
+from camserve.types import Explanation, ModelInfo
 from camserve.types.request import ExplainRequest
 
 _log = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class Decoded:
     """Makes the message of the reply."""
     timeout_s: float | None = None
     """Seconds that the message allows, beside the deadline of the call; None: any."""
+    check: Callable[[ModelInfo], None] = lambda model: None
+    """Raises InvalidInput where the reply is to have what the model does not give."""
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,11 @@ class Calls:
                     record.model = self._registry.get(name).name
                 raise
         request = replace(decoded.request, priority=caller().capped(decoded.request.priority))
-        record.methods = tuple(method.name for method in request.methods) or (UNKNOWN,)
+        record.methods = tuple(method.name for method in request.methods)
         record.priority = request.priority
-        record.model = self._registry.get(request.model).name
+        model = self._registry.get(request.model)
+        record.model = model.name
+        decoded.check(model.required())
         return replace(decoded, request=request)
 
     @asynccontextmanager

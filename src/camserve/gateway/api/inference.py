@@ -80,4 +80,4 @@ def _decoded(data: bytes, limits: RequestLimits) -> Decoded:
         made = tuple(maps)  # one tensor holds all maps
         return codec.encode(replace(finish(), maps=made), inference)
 
-    return Decoded(inference.request, encode, inference.timeout_s)
+    return Decoded(inference.request, encode, inference.timeout_s, partial(codec.check_outputs, inference))

@@ -42,6 +42,8 @@ UNKNOWN = "unknown"
 """Label of what a client made up, so that labels stay few."""
 SEVERAL = "several"
 """Label of a request with several methods."""
+NO_METHOD = "none"
+"""Label of a request for predictions alone."""
 
 _EXEMPLAR_CHARACTERS = 128
 """Bound of all names and values of an exemplar together, by OpenMetrics."""
@@ -309,8 +311,8 @@ def catalogue() -> Mapping[str, Described]:
 
 
 def method_label(names: Sequence[str]) -> str:
-    """Returns the name of the only method, or "several" for a request with several."""
-    return names[0] if len(names) == 1 else SEVERAL
+    """Returns the name of the only method, "several" for a request with several, "none" for predictions alone."""
+    return names[0] if len(names) == 1 else SEVERAL if names else NO_METHOD
 
 
 def exemplar(request_id: str) -> dict[str, str] | None:

@@ -37,8 +37,8 @@ def check_answer(info: ModelInfo, items: Sequence[Item], result: StepResult) -> 
 
 def _check_item(info: ModelInfo, item: Item, result: ItemResult) -> None:
     """Raises Unavailable where the targets or the partials of an item do not fit it."""
-    number = len(result.targets)
-    if number != (known_targets(item.targets) or number) or not 0 < number <= max_targets(item.targets):
+    number, known, most = len(result.targets), known_targets(item.targets), max_targets(item.targets)
+    if known not in (None, number) or not min(1, most) <= number <= most:
         raise malformed(f"targets {item.targets} resolved to {result.targets}")
     said = [*result.predictions, *(one for explained in result.targets for one in explained.classes)]
     if not all(is_final(explained.target) for explained in result.targets) or not all(
