@@ -56,7 +56,7 @@ MAX_BYTES = 2**14
 SEPARATOR = b"\n--\n"
 """Separates the parts of an input that stands for several."""
 
-MEMBERS = ("model.json", "labels.json", "weights.safetensors")
+MEMBERS = ("model.json", "labels.json", "weights.safetensors", "references.safetensors")
 
 Read = Callable[[bytes], object]
 
@@ -66,6 +66,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     from camserve import images
     from camserve.archive import read_card
     from camserve.archive.package import read_weights
+    from camserve.archive.references import read_references
     from camserve.codecs import oip, plain, step, v1
     from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption
     from camserve.gateway.api.access import parse_tokens
@@ -117,8 +118,9 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
             with zipfile.ZipFile(file, "w") as packed:
                 for name, part in zip(MEMBERS, data.split(SEPARATOR), strict=False):
                     packed.writestr(name, part)
-        read_card(file)
+        card = read_card(file)
         read_weights(file)
+        read_references(file, card)
 
     return {
         "image": (image, (InvalidImage,)),
@@ -354,8 +356,10 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "layer": None,
         "source": "",
         "licence": "",
+        "outputs": "embedding",
     }
-    parts = [json.dumps(card).encode(), b'["a", "b"]', save({"a": torch.zeros(2, 2)})]
+    held = save({"references": torch.eye(2)})
+    parts = [json.dumps(card).encode(), b'["a", "b"]', save({"a": torch.zeros(2, 2)}), held]
     archives = {"members": SEPARATOR.join(parts)}
     for name, compression in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
         file = io.BytesIO()

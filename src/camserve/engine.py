@@ -13,15 +13,18 @@ import torch
 from torch import nn
 
 from camserve.archive import ensure_archive, model_store
+from camserve.archive.references import given_references
 from camserve.finalise.results import Results
 from camserve.images import ImageLike
 from camserve.methods import MethodLike
 from camserve.runtimes.choice import RuntimeName
 from camserve.types import Explanation, ModelInfo, Outputs, Preprocessing, TargetLike
+from camserve.types.references import References
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network, load_network
+from camserve.worker.references import made_references
 from camserve.worker.tuning import tune
 
 
@@ -42,6 +45,8 @@ class Engine:
             "embedding" (a vector); None: probabilities where they sum to 1, else softmax.
         output: name or index of the tensor among what the module returns; None: `logits`, else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
+        references: what outputs "embedding" are compared to, which then are targets by name: pictures or vectors as
+            `camserve archive --references` takes them, with `labels` for an `.npy` file; or `References` with names.
         layer: default layer by name; None: the last spatial feature layer.
         device: device to move the module to; None: it stays where it is.
         micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
@@ -49,8 +54,9 @@ class Engine:
             takes some seconds now, and answers for the weights that the module has now. "onnx": ONNX Runtime.
 
     Raises:
-        InvalidOption: labels, outputs, units or layer that do not fit the module; a module of one output whose kind is
-            not said.
+        InvalidOption: labels, outputs, units, references or layer that do not fit the module; a module of one output
+            whose kind is not said.
+        InvalidInput, NotFound: references that cannot be read.
         Unsupported: a module without spatial layer, or that returns no numbers for each image, or that the runtime
             cannot run.
     """
@@ -64,6 +70,7 @@ class Engine:
         outputs: Outputs | None = None,
         output: str | int | None = None,
         units: Sequence[str] = (),
+        references: str | Path | References | None = None,
         layer: str | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
@@ -72,7 +79,7 @@ class Engine:
         network = Network(
             module,
             preprocessing=preprocessing,
-            labels=labels,
+            labels=labels if references is None else (),
             outputs=outputs,
             output=output,
             units=units,
@@ -80,6 +87,10 @@ class Engine:
             device=device,
             micro_batch=micro_batch,
         )
+        if isinstance(references, (str, Path)):
+            references = made_references(network, given_references(Path(references), labels))
+        if references is not None:
+            network = network.with_references(references)
         tune(network, runtime, micro_batch)
         self._executor = Executor(network)
 

@@ -17,6 +17,7 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.server import Gateway
 from camserve.types import Preprocessing, Target, Vector
+from camserve.types.references import References
 from camserve.worker.network import Network
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -83,6 +84,24 @@ async def test_a_model_of_each_kind_takes_its_own_examples_and_needs_no_target_u
         else:
             assert examples == []
             assert len((await client.explain(PHOTO, targets=Vector(np.ones(model.dimension)))).maps) == 1
+
+
+async def test_packed_references_are_predictions_and_targets():
+    held = References(("ann", "bob"), np.array([[1, 2, 0, 0.5], [-1, 0, 0.25, 2]], np.float32))
+    made = module("embedding", ())
+    expected = Engine(made, preprocessing=PREPROCESSING, outputs="embedding", references=held).explain(
+        PHOTO, METHODS, ["bob", "top2"], evaluate=True, evaluation_steps=3
+    )
+    network = Network(made, preprocessing=PREPROCESSING, outputs="embedding", name="tiny").with_references(held)
+    async with served(network, step_queries=8) as client:
+        answer = await client.explain(PHOTO, METHODS, ["bob", "top2"], evaluate=True, evaluation_steps=3)
+        assert (await client.model()).labels == ("ann", "bob")
+        assert len((await client.explain(PHOTO)).maps) == 1
+    assert [one.label for one in answer.predictions] == [one.label for one in expected.predictions]
+    for ours, engines in zip(answer.maps, expected.maps, strict=True):
+        assert (ours.target_text, ours.target.label) == (engines.target_text, engines.target.label)
+        assert ours.score == pytest.approx(engines.score, abs=1e-6)
+        np.testing.assert_allclose(ours.array, engines.array, atol=1e-5)  # as the kinds above
 
 
 async def test_the_score_of_a_class_is_its_probability():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from camserve import Engine, cli
 from camserve.codecs import texts
 from camserve.evaluation.digits.shipped import SHIPPED, load_engine
 from camserve.types import OUTPUTS, Preprocessing, SaliencyMap
+from camserve.types.references import References
 from camserve.types.request import UNBOUNDED
 from camserve.types.target_forms import target_forms
 
@@ -36,10 +38,16 @@ def engine(name: str, *_: object) -> Engine:
     if name in SHIPPED:
         return load_engine(name, device="cpu")
     assert name == "faces"
+    preprocessing = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    held = References(("ann", "bob"), np.array([[1, 2, 0], [0, -1, 3]], np.float32))
+    return Engine(build(), preprocessing=preprocessing, outputs="embedding", references=held)
+
+
+def build() -> nn.Module:
+    """The page's `mypackage:build`."""
     module = tiny.tiny_module()
     module[-1] = nn.Linear(16, 3)
-    preprocessing = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    return Engine(module, preprocessing=preprocessing, outputs="embedding")
+    return module
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
@@ -51,6 +59,10 @@ def at_work(tmp_path, monkeypatch):
     for name in ("scene.png", "other.png"):
         Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
     np.save("face.npy", np.array([0.5, -1.0, 2.0]))
+    for name in ("people/ann.png", "people/bob/1.png", "people/bob/2.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
+    monkeypatch.setitem(sys.modules, "mypackage", sys.modules[__name__])
     monkeypatch.setattr("camserve.engine.Engine.load", engine)
 
 

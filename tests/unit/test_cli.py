@@ -1,5 +1,6 @@
 """The command line: what it parses, prints, writes and returns. Clients, engine and supervisor are stand-ins here."""
 
+import io
 import json
 import subprocess
 import sys
@@ -447,6 +448,7 @@ def test_archive_packs_each_source(built, capsys, monkeypatch):
         "evaluation": None,
         "calibration": None,
         "preprocessing": None,
+        "references": None,
     }
 
 
@@ -518,3 +520,14 @@ def test_main_exits_with_the_status(monkeypatch, status):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == status
+
+
+def test_a_watched_model_without_predictions_shows_how_far_it_is():
+    from rich.console import Console
+
+    from camserve.cli.terminal import live_view
+
+    lines = io.StringIO()
+    with live_view(Console(file=lines), "face.png") as show:
+        show((), 1, 2)
+    assert lines.getvalue() == "face.png: 1 of 2 masked queries\n"

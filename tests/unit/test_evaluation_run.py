@@ -25,6 +25,7 @@ from camserve.evaluation.truth import TrueBox
 from camserve.finalise.maps import into_original
 from camserve.methods import METHODS, parse_method
 from camserve.types import Preprocessing
+from camserve.types.references import References
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 LYNX, MUG = TrueBox("lynx", 10, 20, 60, 70), TrueBox("coffee mug", 40, 0, 80, 50)
@@ -68,8 +69,9 @@ KINDS = {
     "sigmoid": (TINY_LABELS, "lynx"),
     "binary": (("no", "lynx"), "lynx"),
     "value": (TINY_LABELS, "lynx"),
+    "embedding": (("coffee-mug", "lynx"), "lynx"),
 }
-SCORES = {"value": "value"}
+SCORES = {"value": "value", "embedding": "similarity"}
 
 
 @pytest.mark.parametrize("outputs", KINDS)
@@ -78,7 +80,10 @@ def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outp
     module = tiny_module()
     if outputs == "binary":
         module = torch.nn.Sequential(*module, torch.nn.Linear(6, 1))
-    engine = Engine(module.eval(), preprocessing=PREPROCESSING, labels=labels, outputs=outputs)
+    named: dict[str, object] = {"labels": labels}
+    if outputs == "embedding":
+        named = {"references": References(labels, np.eye(2, 6, dtype=np.float32) - np.float32(0.1))}
+    engine = Engine(module.eval(), preprocessing=PREPROCESSING, outputs=outputs, **named)
     plan = Plan((parse_method("grad_cam"),), protocols=(PROTOCOLS["rise"],), sanity_images=1)
     (record, check) = evaluate(engine, EXAMPLES[:1], plan, tmp_path)
     (first, *_) = (one for one in record["maps"] if one["label"] == box)

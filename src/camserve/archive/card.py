@@ -50,7 +50,7 @@ class ModelCard:
     """Source that rebuilds the module: `efficientnet-lite0`, `torchvision:resnet18`, `mypackage.models:build`."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    """Class names, in the order of the network's outputs."""
+    """Class names, in the order of the network's outputs; names of packed references for outputs "embedding"."""
     layer: str | None
     """Address of the layer explained by default; None: found automatically."""
     source: str

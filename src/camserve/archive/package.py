@@ -17,6 +17,7 @@ from camserve.archive.calibration import calibration_images, calibration_members
 from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card
 from camserve.archive.checkpoints import misfit
 from camserve.archive.class_names import read_labels
+from camserve.archive.references import Given, given_references, reference_members
 from camserve.archive.sources import (
     Weights,
     build_module,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from camserve.saliency.layers import Survey
     from camserve.types import Outputs
+    from camserve.types.references import References
     from camserve.worker.network import Network
 
 _log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ def build_archive(
     licence: str | None = None,
     evaluation: Path | None = None,
     calibration: Path | None = None,
+    references: Path | None = None,
 ) -> Path:
     """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
@@ -96,27 +99,34 @@ def build_archive(
         licence: licence of the weights; None: what is known of them.
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
         calibration: folder of images, 16 at most, on which a worker finds out whether bfloat16 leaves maps as they are.
+        references: pictures or vectors that outputs "embedding" are compared to, as `references.given_references` takes
+            them; the network makes vectors of pictures here. `labels` are then the names of the rows of an `.npy` file.
 
     Raises:
-        InvalidOption: a bad name or version; an unknown source, weights, output or layer; outputs, units or labels that
-            do not fit the network; a network of one output whose kind is not said.
-        InvalidInput: the weights do not fit the source or their SHA-256.
+        InvalidOption: a bad name or version; an unknown source, weights, output or layer; outputs, units, labels or
+            references that do not fit the network; a network of one output whose kind is not said.
+        InvalidInput: the weights do not fit the source or their SHA-256; references cannot be read, or have no
+            direction.
         NotFound: a file or a package is missing.
         Unavailable: the download of the weights failed.
         Unsupported: the network cannot be explained; the text says what was wanted and what came.
     """
     if name is not None:
         check_name("model name", name)  # before the work of finding weights
+    if references is not None and outputs != "embedding":
+        raise InvalidOption(f"references are for outputs embedding, got {outputs or 'none: say --outputs embedding'}")
     found = find_weights(source, weights)
     _check_sha256(found, weights_sha256)
     found = fit_names(source, found)
     outputs, units = outputs or found.outputs, units or found.units
+    named = _labels(source, found, labels, outputs)
+    given = None if references is None else given_references(references, named)
     card = ModelCard(
         name=name or default_name(source),
         version=version,
         architecture=source,
         preprocessing=preprocessing or found.preprocessing,
-        labels=_labels(source, found, labels, outputs),
+        labels=named if given is None else tuple(given),
         layer=layer,
         source="; ".join((found.origin, *found.taken)),
         licence=found.licence if licence is None else licence,
@@ -129,9 +139,10 @@ def build_archive(
         module = _filled_module(card, found.state)
     except InvalidInput as error:
         raise InvalidInput(f"{error}; the labels file has {len(card.labels)} names" if labels else str(error)) from None
-    network, card = _checked(module, card, outputs)
+    network, card = _checked(module, card, outputs, given)
     path = store / f"{card.name}.mar"
-    members = _members(card, module) | survey_members(network.survey, _hash(module, card))
+    members = _members(card, module) | reference_members(network.references)
+    members |= survey_members(network.survey, _hash(module, card, network.references))
     if calibration is not None:
         members |= calibration_members(calibration_images(calibration, card.preprocessing))
     _write_zip(path, members, lambda written: _check_same(written, network, card))
@@ -260,24 +271,29 @@ def tied_names(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return list(found.values())
 
 
-def _checked(module: torch.nn.Module, card: ModelCard, outputs: Outputs | None) -> tuple[Network, ModelCard]:
+def _checked(
+    module: torch.nn.Module, card: ModelCard, outputs: Outputs | None, given: Given | None
+) -> tuple[Network, ModelCard]:
     """Returns the network, and the card with what the network says of its outputs.
 
     The network has been seen to fit the card, and to explain a picture.
     """
     from camserve.worker.dry_run import dry_run
     from camserve.worker.network import Network
+    from camserve.worker.references import made_references
 
     network = Network(
         module,
         preprocessing=card.preprocessing,
-        labels=card.labels,
+        labels=card.labels if given is None else (),
         outputs=outputs,
         output=card.output,
         units=card.units,
     )
     if card.layer is not None:
         _check_layer(network.survey, card)
+    if given is not None:
+        network = network.with_references(made_references(network, given))
     dry_run(network)
     found = network.info
     if outputs is None and found.outputs != "softmax":
@@ -309,10 +325,10 @@ def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
     }
 
 
-def _hash(module: torch.nn.Module, card: ModelCard) -> str:
+def _hash(module: torch.nn.Module, card: ModelCard, references: References | None) -> str:
     from camserve.worker.network import weights_hash
 
-    return weights_hash(module, card.preprocessing, card.outputs, card.output)
+    return weights_hash(module, card.preprocessing, card.outputs, card.output, references)
 
 
 def _saved_once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -333,6 +349,8 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
     if read_card(path) != card:
         raise Unsupported(f"the card of {card.name} is another one when it is read again")
     loaded = load_network(path, device="cpu", runtime="eager")
+    if network.references is not None and not _has_same_vectors(network.references, loaded.references):
+        raise Unsupported(f"the references of {card.name} are other ones when they are read again")
     ours, theirs = network.module.state_dict(), loaded.module.state_dict()
     differing = sorted(ours.keys() ^ theirs.keys()) or [
         name for name, value in ours.items() if not _is_same(value, theirs[name])
@@ -349,6 +367,10 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
             f"{card.architecture} answers a picture otherwise when it is loaded again, with the same weights: "
             "it holds numbers that are neither parameters nor buffers, or draws new ones"
         )
+
+
+def _has_same_vectors(packed: References, loaded: References | None) -> bool:
+    return loaded is not None and packed.vectors.tobytes() == loaded.vectors.tobytes()
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

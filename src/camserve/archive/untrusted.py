@@ -92,8 +92,13 @@ def parse_json(path: Path, data: bytes, what: str) -> Any:
         return json.loads(_checked_text(data))
 
 
-def read_member(path: Path, member: str) -> bytes:
+def read_member(path: Path, member: str, most: int = sys.maxsize) -> bytes:
     """Returns the content of one file of a `.mar` file or of an unpacked archive directory.
+
+    Args:
+        path: the archive.
+        member: name of the file.
+        most: number of bytes that it may have.
 
     Raises:
         NotFound: there is no such file or directory.
@@ -104,10 +109,12 @@ def read_member(path: Path, member: str) -> bytes:
         raise NotFound(f"there is no archive {short(path)}")
     with reading(path, ARCHIVE):
         if stat.S_ISDIR(mode):
+            _check_size(member, (path / member).stat().st_size, most)
             return (path / member).read_bytes()
         with opened_zip(path) as archive:
             _check_names(archive)
             info = archive.getinfo(member)
+            _check_size(member, info.file_size, most)
             with archive.open(info) as file:
                 # With a number: without one zipfile inflates everything before it looks at the size that was promised.
                 content = file.read(info.file_size + 1)
@@ -162,6 +169,11 @@ def _check_names(archive: zipfile.ZipFile) -> None:
         path = PurePosixPath(name)
         if len(name) > MAX_NAME_LENGTH or path.is_absolute() or ".." in path.parts or "\\" in name:
             raise ValueError(f"it may not have a file of this name: {short(repr(name))}")
+
+
+def _check_size(member: str, size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"{member} may have at most {most} bytes, has {size}")
 
 
 def _checked_text(data: bytes) -> bytes:

@@ -460,6 +460,13 @@ def _is_number(text: str) -> bool:
 )
 @click.option("--output", metavar="NAME|INDEX", help="Which of the tensors that the network returns is explained.")
 @click.option("--units", metavar="UNIT,...", help="Of the numbers of --outputs value; one is that of all.")
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    metavar="DIRECTORY|FILE",
+    help="For --outputs embedding: pictures named after what they show, or in directories named so; or an .npz of "
+    "vectors by name, or an .npy of them with --labels.",
+)
 @click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
 @click.option("--licence", help="Of the weights.  [default: what is known of them]")
 @click.option(
@@ -500,6 +507,9 @@ def archive(
     --outputs says what the numbers are: softmax (logits of classes of which one is true), sigmoid (of which several may
     be), binary (one logit of yes or no), probabilities, value (any numbers) or embedding (a vector). A network of one
     output must say it.
+
+    --references are packed as vectors, those of pictures made by the network: predictions are then the nearest ones,
+    and each is a target by its name.
     """
     if name is not None and len(sources) > 1:
         raise InvalidOption(f"--name is for one source, got {len(sources)}")
@@ -572,7 +582,9 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
 
     yield f"model {found.name} {found.version}"
     names = ", ".join(shown_label(found, index) for index in range(min(len(found.labels), 10)))
-    yield f"outputs {found.outputs}: {names}{', ...' if len(found.labels) > 10 else ''}"
+    what = f" of {found.dimension} numbers, {len(found.labels) or 'no'} references" if found.dimension else ""
+    more = ", ..." if len(found.labels) > 10 else ""
+    yield f"outputs {found.outputs}{what}" + (f": {names}{more}" if names else "")
     for form in target_forms(found):
         yield f"  --target '{form.example}'".ljust(40) + f"  {form.description}"
     yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"

@@ -15,15 +15,18 @@ from rich.table import Table
 
 from camserve.types import Cost, Prediction
 
+_FIGURES = {"probability": "class", "value": "number", "similarity": "reference"}
+"""Names of what predictions are of, by what they say of it."""
+
 STAGES = ("queue", "decode", "forward", "queries", "evaluate", "merge", "render")
 """The stages of a request, in their order."""
 
 
 def predictions_table(title: str, predictions: Sequence[Prediction]) -> Table:
     """Returns a table of the most probable classes, of the numbers, or of the most similar references."""
-    classes = all(prediction.probability is not None for prediction in predictions)
-    table = _table(title, "class" if classes else "number", "label")
-    table.add_column("probability" if classes else "", justify="right")
+    what = next((name for name in _FIGURES if predictions and getattr(predictions[0], name) is not None), "probability")
+    table = _table(title, _FIGURES[what], "label")
+    table.add_column(what if what == "probability" else "", justify="right")
     for prediction in predictions:
         table.add_row(str(prediction.index), escape(prediction.label), escape(prediction.figure))
     return table
@@ -92,7 +95,8 @@ def live_view(console: Console, text: str) -> Iterator[Callable[[Sequence[Predic
             if live is not None:
                 live.update(Group(predictions_table(text, predictions), progress))
             else:
-                console.print(f"{text}: {predictions[0].label}, {done} of {total} masked queries", markup=False)
+                first = f"{predictions[0].label}, " if predictions else ""
+                console.print(f"{text}: {first}{done} of {total} masked queries", markup=False)
 
         yield show
 

@@ -91,8 +91,9 @@ def _copy(engine: Engine) -> Engine:
     return Engine(
         copy.deepcopy(network.module),
         preprocessing=network.preprocessing,
-        labels=network.info.labels,
+        labels=() if network.references is not None else network.info.labels,
         outputs=network.info.outputs,
+        references=network.references,
         units=network.info.units,
         layer=network.info.default_layer,
         micro_batch=network.micro_batch,

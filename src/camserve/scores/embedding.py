@@ -50,6 +50,7 @@ class Embedding(Score):
 
     def __init__(self, references: np.ndarray | None = None) -> None:
         self._references = references
+        self._unit = None if references is None else _unit(references)
 
     def check(self, outputs: Tensor) -> None:
         """Raises InvalidOption where there is one output, or the references have another length."""
@@ -72,8 +73,10 @@ class Embedding(Score):
         """Returns the similarity to each reference, the most similar one first; nothing where there are none."""
         if self._references is None:
             return Predictions(torch.zeros(0, dtype=torch.long), outputs.new_zeros(0), "similarity")
-        asked = _directions(self._references, outputs.device)
-        similarity = asked.cosines(outputs[None])[0]
+        assert self._unit is not None, "it is made of the references"
+        if self._unit.device != outputs.device:  # they may be large: not for every image
+            self._unit = self._unit.to(outputs.device)
+        similarity = Directions(self._unit[None]).cosines(outputs[None])[0]
         return Predictions(similarity.argsort(descending=True, stable=True), similarity, "similarity")
 
     def value(self, outputs: Tensor, asked: Directions) -> Tensor:
@@ -98,7 +101,9 @@ class Embedding(Score):
 
     def ask(self, targets: Sequence[AnyTarget], device: torch.device) -> Directions:
         """Returns the targets' vectors."""
-        return _directions(np.array([self._vector(target) for target in targets]), device)
+        if not targets:  # predictions alone are wanted
+            return Directions(torch.zeros(1, 0, 1, dtype=torch.float64, device=device))
+        return Directions(_unit(np.array([self._vector(target) for target in targets])).to(device)[None])
 
     def resolved(self, target: AnyTarget, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns the target; a vector must be as long as the outputs are.
@@ -128,5 +133,5 @@ class Embedding(Score):
                 raise Unsupported(f"outputs embedding are compared to vectors, and have no {type(target).__name__}")
 
 
-def _directions(vectors: np.ndarray, device: torch.device) -> Directions:
-    return Directions(F.normalize(torch.from_numpy(vectors.astype(np.float64)).to(device), dim=1)[None])
+def _unit(vectors: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(vectors.astype(np.float64)), dim=1)

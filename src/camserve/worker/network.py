@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from camserve.archive import load_package
 from camserve.archive.calibration import read_calibration
+from camserve.archive.references import read_references
 from camserve.archive.surveyed import read_survey
 from camserve.errors import CamserveError, InvalidOption, Unsupported
 from camserve.methods.work import Kind
@@ -32,6 +34,7 @@ from camserve.saliency.run import dtype_of, failed, single
 from camserve.scores import Score, find_outputs, make_score
 from camserve.scores.returned import select
 from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
+from camserve.types.references import References
 from camserve.worker.modes import Shared, exact_float32
 from camserve.worker.tuning import tune
 
@@ -50,7 +53,6 @@ class Network:
         outputs: kind of the numbers, see `camserve.scores`; None: found, where numbers tell.
         output: which of the tensors that the module returns: see `camserve.scores.returned.select`.
         units: unit of each number of outputs "value"; one is that of all.
-        references: (R, C), vectors that the outputs "embedding" are compared to; `labels` are their names.
         name: name of the model.
         version: version of the model.
         layer: default layer; None means the one that `survey` chooses.
@@ -81,7 +83,6 @@ class Network:
         outputs: Outputs | None = None,
         output: str | int | None = None,
         units: Sequence[str] = (),
-        references: np.ndarray | None = None,
         layer: str | None = None,
         source: str = "",
         licence: str = "",
@@ -106,7 +107,7 @@ class Network:
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
         with self.evaluating(), exact_float32():
             returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None)
-            self.score = make_score(outputs or find_outputs(returned), references)
+            self.score = make_score(outputs or find_outputs(returned))
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
             self.survey = found or survey(self.module, self.normalise(self._random_pixels()))
@@ -144,6 +145,23 @@ class Network:
         black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
         self._extremes = black, white
         """The pixels 0 and 1 as the network's input, (C, 1, 1)."""
+        self.references: References | None = None
+        """References that vectors are compared to; None where there are none."""
+
+    def with_references(self, references: References) -> Network:
+        """Returns this network with references that its vectors are compared to; their names are its labels.
+
+        Raises:
+            InvalidOption: the outputs are no "embedding", or the references are of another length.
+        """
+        if self.score.kind != "embedding":
+            raise InvalidOption(f"references are for outputs embedding, and these are {self.score.kind}")
+        found = copy.copy(self)
+        found.score = make_score(self.score.kind, references.vectors)
+        found.score.check(torch.ones(1, self.info.dimension))
+        found.info = replace(self.info, labels=references.names)
+        found.references = references
+        return found
 
     def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
         """Has a runtime run the network from now on; see `camserve.worker.tuning`.
@@ -254,7 +272,9 @@ def _labels(labels: Sequence[str], score: Score, numbers: int) -> tuple[str, ...
     """
     wanted = score.classes(numbers)
     if labels and len(labels) != wanted:
-        what = {"value": "numbers", "embedding": "references"}.get(score.kind, "classes")
+        if score.kind == "embedding":
+            raise InvalidOption("the labels of vectors are the names of their references, and no references are given")
+        what = "numbers" if score.kind == "value" else "classes"
         raise InvalidOption(f"the network has {wanted} {what}, got {len(labels)} labels")
     return tuple(labels) or score.names(numbers)
 
@@ -292,11 +312,12 @@ def load_network(
     """
     runtime = runtime or runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
     module, card = load_package(Path(path))
-    weights = weights_hash(module, card.preprocessing, card.outputs, card.output)
+    references = read_references(Path(path), card)
+    weights = weights_hash(module, card.preprocessing, card.outputs, card.output, references)
     network = Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
-        labels=card.labels,
+        labels=card.labels if references is None else (),
         outputs=card.outputs,
         output=card.output,
         units=card.units,
@@ -312,6 +333,8 @@ def load_network(
         found=read_survey(Path(path), weights),
     )
     network.evaluating.hold()  # the module is nobody else's
+    if references is not None:
+        network = network.with_references(references)
     tune(network, runtime, micro_batch, cache_folder(), read_calibration(Path(path)))
     return network
 
@@ -367,9 +390,13 @@ def _without_compilation(module: nn.Module) -> Callable[[], None]:
 
 
 def weights_hash(
-    module: nn.Module, preprocessing: Preprocessing, outputs: Outputs = "softmax", output: str | None = None
+    module: nn.Module,
+    preprocessing: Preprocessing,
+    outputs: Outputs = "softmax",
+    output: str | None = None,
+    references: References | None = None,
 ) -> str:
-    """Returns a hash of all parameters and buffers with their names, and of how inputs and outputs are read.
+    """Returns a hash of all parameters and buffers with their names, of how inputs and outputs are read, of references.
 
     Returns:
         BLAKE2b of 16 bytes, hexadecimal.
@@ -378,4 +405,7 @@ def weights_hash(
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    if references is not None:
+        found.update(repr(references.names).encode())
+        found.update(np.ascontiguousarray(references.vectors).data)
     return found.hexdigest()
