@@ -10,22 +10,26 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 from gateway_harness import photo, serving
 from google.protobuf.json_format import Parse
+from PIL import Image
 
 from camserve.codecs import oip as oip_codec
 from camserve.codecs import plain as plain_codec
 from camserve.errors import KINDS
 from camserve.gateway.api.access import Entry, new_token
 from camserve.gateway.api.status import status
-from camserve.gateway.pool.fake import MODEL
+from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
 from camserve.types import Cost
 from camserve.v1 import explain_pb2 as pb
 
+XRAY = dataclasses.replace(MODEL, name="xray", channels=1)
+FIELDS = dataclasses.replace(MODEL, name="fields", channels=5)
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
 
 
@@ -55,7 +59,13 @@ async def test_each_python_example_runs(example: str, tmp_path: Path):
         (tmp_path / name).write_bytes(content)
     names = {"tls_cert": "tls.crt", "tls_key": "tls.key", "tokens": "tokens.toml"}
     secured = {setting: tmp_path / name for setting, name in names.items()}
-    async with serving() as plain, serving(**secured) as safe:
+    seed = np.random.default_rng(0)
+    grey = Image.fromarray(seed.integers(0, 2**16, (60, 80), dtype=np.uint16))
+    for name in ("xray.png", "xray.tiff"):
+        grey.save(tmp_path / name)
+    np.save(tmp_path / "fields.npy", seed.integers(0, 2**16, (*FIELDS.input_size, 5), dtype=np.uint16))
+    upstream = FakeBackend([XRAY, FIELDS] if '"fields"' in example else [MODEL])
+    async with serving(upstream) as plain, serving(**secured) as safe:
         program = example.replace("127.0.0.1:8500", plain.gateway.address).replace('"lite0"', '"fake"')
         program = program.replace("camserve.example:8500", safe.gateway.address)
         process = await asyncio.create_subprocess_exec(
