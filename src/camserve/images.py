@@ -11,6 +11,7 @@ where a pixel lies beyond, and `F` also where no pixel is above 1, unless all ar
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,23 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+
+
+def silence_libtiff() -> None:
+    """Has libtiff, Pillow's decoder of compressed TIFF, write nothing to stderr; what it says is raised all the same.
+
+    By default it writes a line for each broken file, past the log and its queue. The switch is libtiff's own
+    (`TIFFSetErrorHandler` of NULL) and holds for the whole process, so servers set it and a library does not. Nothing
+    happens where Pillow has no libtiff, or one whose functions cannot be found.
+    """
+    pillow = find_spec("PIL._imaging")
+    if pillow is None or pillow.origin is None:
+        return
+    # Functions are looked for in what it is linked with, too.
+    switch = getattr(ctypes.CDLL(pillow.origin), "TIFFSetErrorHandler", None)
+    if switch is not None:
+        switch.argtypes, switch.restype = [ctypes.c_void_p], ctypes.c_void_p
+        switch(None)
 
 
 def probe(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

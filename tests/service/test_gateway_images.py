@@ -70,3 +70,10 @@ async def test_an_image_of_pixels_counts_its_pixels():
         server.upstream.release()
         replies = await asyncio.gather(*calls)
     assert [reply.cost.image_bytes for reply in replies] == [len(photo(1)), 600, len(photo(2))]
+
+
+async def test_a_gateway_keeps_libtiff_off_its_stderr(monkeypatch):
+    noted: list[str] = []
+    monkeypatch.setattr("camserve.images.silence_libtiff", lambda: noted.append("gateway"))
+    async with serving(ready=False):
+        assert noted == ["gateway"]

@@ -555,3 +555,33 @@ def peak(image: bytes, tmp_path: Path, channels: int) -> int:
     command = [sys.executable, "-c", MEASURE, tmp_path / "image", tmp_path / "small", str(channels)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return int(done.stdout)
+
+
+SPEAKS = """
+import sys
+from camserve import images
+from camserve.errors import InvalidImage
+if sys.argv[1] == "server":
+    images.silence_libtiff()
+try:
+    images.decode(sys.stdin.buffer.read())
+except InvalidImage as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_a_server_has_no_line_of_libtiff_past_its_log(compression):
+    """As a library camserve leaves libtiff as it is: there the line shows that this file makes it speak."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (64, 64), dtype=np.uint16))
+    data = bytearray(encoded(noise, "TIFF", compression=compression))
+    data[200:4000:301] = bytes(byte ^ 0x55 for byte in data[200:4000:301])
+    said = {}
+    for role in ("library", "server"):
+        done = subprocess.run(
+            [sys.executable, "-c", SPEAKS, role], input=bytes(data), capture_output=True, check=True, timeout=60
+        )
+        assert b"the TIFF file is broken or truncated" in done.stdout
+        said[role] = done.stderr
+    assert said["library"]
+    assert not said["server"]

@@ -275,3 +275,10 @@ def test_a_later_item_that_fails_fails_its_own_request_alone(service, tiny_netwo
     assert bad["error"]["kind"] == "Internal"
     assert "secret" not in bad["error"]["message"]
     assert len(good["maps"]) == 1
+
+
+def test_a_worker_keeps_libtiff_off_its_stderr(tiny_network, monkeypatch):
+    noted: list[str] = []
+    monkeypatch.setattr("camserve.images.silence_libtiff", lambda: noted.append("worker"))
+    WorkerService(Executor(tiny_network))
+    assert noted == ["worker"]

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from camserve import images
 from camserve.addresses import is_loopback
 from camserve.errors import InvalidOption, Unavailable
 from camserve.gateway.api import explanation, inference
@@ -121,6 +122,7 @@ class Gateway:
             InvalidOption: a port is taken, an address is not of this machine, or certificates or tokens are bad.
         """
         give_memory_back()
+        images.silence_libtiff()
         self.metrics = Metrics()
         self._tracing = tracing(self._settings.tracing)
         self._certificates = certificates(self._settings)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from camserve import images
 from camserve.codecs import plain
 from camserve.codecs import step as codec
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal
@@ -77,6 +78,7 @@ class WorkerService:
     def __init__(
         self, executor: Executor, limits: RequestLimits = PLAIN_LIMITS, end: Callable[[int], object] = os._exit
     ) -> None:
+        images.silence_libtiff()
         self._executor = executor
         self._limits = limits
         self._end = end
