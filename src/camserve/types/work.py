@@ -142,7 +142,7 @@ class Partial:
     """Numbers of all blocks of queries (see `MethodSpec.block`), those that matter most first; empty unless the task
     asked for the order and the method has one."""
     energies: tuple[float, ...] = ()
-    """How much each block may add to the map, in that order: at least 0, the largest first."""
+    """Bounds of what each block may add to the map, in that order: at least 0, the largest first."""
     context: np.ndarray | None = field(default=None, repr=False)
     """Values of the image itself that the finish needs, of the shape that `MethodSpec.context_shape` says; sent with
     the range that starts at 0."""
