@@ -380,6 +380,28 @@ def test_a_layer_whose_places_are_others_is_not_offered_and_says_why():
         engine(Shuffled(), layer="last")
 
 
+class Fades(Plain):
+    """In its last layers the picture is less than what rounding does to numbers about 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fade, self.last = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 3, padding=1)
+        with torch.no_grad():
+            self.fade.weight *= 3e-8
+            self.fade.bias.uniform_(0.5, 1.5)
+
+    def head(self, maps: Tensor) -> Tensor:
+        gate = maps.mean(dim=(2, 3), keepdim=True)  # as squeeze and excitation have it: it changes every place
+        return super().head(self.last(self.fade(maps + 100 * gate)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_whose_changes_may_be_rounding_is_judged_by_those_before_it(dtype):
+    found = engine(Fades().to(dtype)).info
+    assert found.default_layer == "last"
+    assert not found.refused
+
+
 class Tokens(nn.Module):
     """A transformer of 8 x 8 patches, with tokens of its own at some positions of the sequence."""
 

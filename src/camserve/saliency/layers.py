@@ -31,7 +31,7 @@ from camserve.saliency.arrangement import PLANES, Arrangement
 from camserve.saliency.capture import Tap, is_spatial
 from camserve.saliency.flow import Node, reached
 from camserve.saliency.head import is_pooled_linear
-from camserve.saliency.locality import CONTRAST, Response, is_local, is_told, pictures
+from camserve.saliency.locality import CONTRAST, ROUNDING, Response, is_local, is_told, pictures
 from camserve.saliency.run import failed, run
 from camserve.saliency.watch import Event, HeadCall, Watch
 from camserve.types import Layer
@@ -174,6 +174,7 @@ class _Measure(Tap):
         self._arrangement = arrangement
         self._first: dict[int, Tensor] = {}
         self._changes: dict[int, list[Tensor]] = {}
+        self._rounding: dict[int, float] = {}
 
     def restart(self, batch: int) -> None:
         """Expects another pass, of a batch of this size."""
@@ -182,17 +183,20 @@ class _Measure(Tap):
     def at(self, output: Tensor, index: int) -> None:
         """Takes the differences of each picture's output to that of the first one."""
         output = output.detach()
+        axis = -1 if self._arrangement.channels_last else 1
         if index not in self._first:
             self._first[index] = output[:1].clone()
+            size = float(output[:1].float().abs().sum(dim=axis).mean())
+            self._rounding[index] = ROUNDING * torch.finfo(output.dtype).eps * size
             output = output[1:]
-        axis = -1 if self._arrangement.channels_last else 1
         change = (output.float() - self._first[index].float()).abs().sum(dim=axis)
         self._changes.setdefault(index, []).extend(change)
 
     @property
     def responses(self) -> tuple[Response, ...]:
         """The responses, in the order of the calls."""
-        return tuple(Response(torch.stack(some[:-1]), some[-1]) for _, some in sorted(self._changes.items()))
+        changes = sorted(self._changes.items())
+        return tuple(Response(torch.stack(some[:-1]), some[-1], self._rounding[index]) for index, some in changes)
 
 
 def _responses(
@@ -273,7 +277,7 @@ def _misplaced(
     """Whether a call is local, by identity of its output, where its own grid tells."""
     for event, response in (pair for some in pairs.values() for pair in some):
         changes = response.placed(event.arrangement)
-        if is_told(changes):
+        if is_told(changes, response.rounding):
             contrast = CONTRAST if event.node in means else 1.0
             told[id(event.output)] = is_local(changes, (height, width), contrast)
     found = {}
