@@ -195,6 +195,12 @@ def test_command_names_the_jar_alone(tmp_path):
     assert Path(jar).is_file()
 
 
+def test_the_jvm_leaves_the_cores_to_the_workers(tmp_path):
+    line = command(Path("/java"), tmp_path, WorkerSettings(store=tmp_path))
+    options = line[1 : line.index("org.pytorch.serve.ModelServer")]  # what follows is TorchServe's
+    assert {"-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1024m"} <= set(options)
+
+
 def test_free_ports_are_different(tmp_path):
     assert len(set(vars(bound_addresses(WorkerSettings(store=tmp_path).on_free_ports())).values())) == 5
 
