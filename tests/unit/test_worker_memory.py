@@ -11,6 +11,8 @@ from reference.models import CHANNELS, PREPROCESSING, build, picture
 from camserve.errors import DeadlineExceeded
 from camserve.images import digest
 from camserve.methods import GradCam, GroupCam, MethodSpec, ScoreCam
+from camserve.saliency import group_cam
+from camserve.saliency.masks import gaussian_blur
 from camserve.types import InputView, Item, Target, Task, Vector
 from camserve.worker.executor import Executor
 from camserve.worker.memory import Memory, Passed, Seen
@@ -160,3 +162,28 @@ def test_what_nobody_waits_for_is_not_done():
     first, *others = executor.execute([late, never, later]).outcomes
     assert isinstance(first, DeadlineExceeded)
     assert all(outcome.partials for outcome in others)
+
+
+def test_the_blurred_image_of_group_cam_is_made_once_for_all_steps_of_an_image(monkeypatch):
+    made = []
+
+    def noted(image, *how):
+        made.append(image)
+        return gaussian_blur(image, *how)
+
+    monkeypatch.setattr(group_cam, "gaussian_blur", noted)
+    asked = [
+        Item(picture(seed), (Target(1),), (Task(0, GroupCam(groups=8), start, start + 2),))
+        for seed in (0, 1)
+        for start in (0, 2, 4, 6)
+    ]
+    kept, forgetful = (
+        Executor(Network(build("perceptron", 2), preprocessing=PREPROCESSING), size) for size in (2**24, 0)
+    )
+    sums = [kept.answer(item)[1].partials[0].sums for item in asked]
+    assert len(made) == 2
+    expected = [forgetful.answer(item)[1].partials[0].sums for item in asked]
+    assert len(made) == 2 + 8
+    np.testing.assert_array_equal(sums, expected)
+    hits = kept.memory.hits + kept.memory.misses
+    assert hits == 2 * 8  # the image and its pass, of each item: the counters tell of nothing else

@@ -57,7 +57,7 @@ from camserve.types import (
 from camserve.types.target_forms import sample_target
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
-from camserve.worker.memory import Embedded, Memory, Passed, Seen
+from camserve.worker.memory import Embedded, Made, Memory, Passed, Seen
 from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
@@ -304,6 +304,7 @@ class Executor:
             gradients=torch.stack([passed.gradients[target] for target in targets]) if needed else None,
             classifier=self.network.classifier,
             passes=self.network.passes(layer, job.work, self.micro_batch.size),
+            made_once=partial(self._made_once, job.digest),
         )
         if layer == job.layers[0]:  # predictions are the same at every layer
             self._predict(job, passed.logits)
@@ -311,6 +312,14 @@ class Executor:
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)
         return any(REGISTRY[type(task.method)].needs_gradients for task in tasks)
+
+    def _made_once(self, digest: bytes, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Returns what is made of an image, from the memory if an earlier step has left it there."""
+        made: Made | None = self.memory.get((name, digest), counted=False)
+        if made is None:
+            made = Made(make())
+            self.memory.put((name, digest), made)
+        return made.value
 
     def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
         """Returns the target, for a reference image the vector that the network makes of it."""

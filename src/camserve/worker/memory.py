@@ -64,6 +64,18 @@ class Embedded:
         return 0 if self.target.values is None else self.target.values.nbytes
 
 
+@dataclass(frozen=True)
+class Made:
+    """Holds something that a method makes of an image for each of its steps."""
+
+    value: Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes of the tensor."""
+        return self.value.nbytes
+
+
 class Memory:
     """Keeps the most recently used values, bounded in bytes; may be used from several threads.
 
@@ -83,13 +95,13 @@ class Memory:
         """Tells whether anything is kept at all."""
         return self._bound > 0
 
-    def get(self, key: Hashable) -> Any:
-        """Returns the value of a key, or None where it is not kept."""
+    def get(self, key: Hashable, counted: bool = True) -> Any:
+        """Returns the value of a key, or None where it is not kept; it counts as a hit or a miss unless told not to."""
         with self._lock:
             if key not in self._values:
-                self.misses += 1
+                self.misses += counted
                 return None
-            self.hits += 1
+            self.hits += counted
             self._values.move_to_end(key)
             return self._values[key][0]
 
@@ -99,7 +111,7 @@ class Memory:
             self._values.clear()
             self._total = 0
 
-    def put(self, key: Hashable, value: Seen | Passed | Embedded) -> None:
+    def put(self, key: Hashable, value: Seen | Passed | Embedded | Made) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
         with self._lock:
             self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]
