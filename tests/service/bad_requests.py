@@ -352,7 +352,7 @@ OPTIONS = (
     BadRequest("unknown size", {"size": "huge"}, "size must be one of input, layer, original, got 'huge'", FREE),
     BadRequest("size in capitals", {"size": "INPUT"}, "size must be one of input, layer, original, got 'INPUT'", FREE),
     BadRequest(
-        "unknown precision", {"precision": "int8"}, "precision must be one of exact, bfloat16, got 'int8'", FREE
+        "unknown precision", {"precision": "int8"}, "precision must be one of auto, exact, bfloat16, got 'int8'", FREE
     ),
     BadRequest("unknown fusion", {"fusion": "sum"}, "fusion must be one of mean, max, got 'sum'", FREE),
     BadRequest(

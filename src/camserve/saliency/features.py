@@ -37,4 +37,6 @@ class Features:
     def weights(self) -> Tensor:
         """Returns the mean over space of the gradients, (K, C): Grad-CAM, eq. 1."""
         assert self.gradients is not None, "the registry says which methods need gradients"
+        if self.gradients.stride()[-2:] == (0, 0):  # the same number at every place, as behind a pooled linear head
+            return self.gradients[..., 0, 0]
         return self.gradients.mean(dim=(-2, -1))

@@ -38,7 +38,7 @@ def is_pooled_linear(linear: nn.Linear | None, activations: Tensor, logits: Tens
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     weight, bias = linear.weight.detach().to(activations.dtype), 0 if linear.bias is None else linear.bias.detach()
     # The differences are measured against the logits without b: a large b must not hide them.
-    added = F.linear(activations.mean(dim=(-2, -1)), weight)
+    added = F.linear(activations.flatten(2).mean(dim=-1), weight)
     apart = (added + bias - logits).abs().amax(dim=1)
     return apart <= min(ROUNDING * torch.finfo(logits.dtype).eps, 1e-3) * added.abs().amax(dim=1)
 
