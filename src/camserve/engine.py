@@ -18,11 +18,11 @@ from camserve.finalise.results import Results
 from camserve.images import ImageLike
 from camserve.methods import MethodLike
 from camserve.runtimes.choice import RuntimeName
-from camserve.types import Explanation, ModelInfo, Outputs, Preprocessing, TargetLike
+from camserve.types import Explanation, Item, ItemResult, ModelInfo, Outputs, Preprocessing, StepResult, TargetLike
 from camserve.types.references import References
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
-from camserve.worker.executor import Executor
+from camserve.worker.executor import Executor, Progress
 from camserve.worker.network import Network, load_network
 from camserve.worker.references import made_references
 from camserve.worker.tuning import tune
@@ -158,5 +158,23 @@ class Engine:
         results = Results(make_request(image, methods, targets, **options).fit(self.info))
         item = results.next_item()
         assert item is not None, "the first item of a request asks something"
-        step, outcome = self._executor.answer(item, on_progress)
-        return explanation(results, item, step, outcome, self._executor.answer)
+
+        def execute(item: Item) -> tuple[StepResult, ItemResult]:
+            return self._executor.answer(item, _progress(results, item, on_progress))
+
+        step, outcome = execute(item)
+        return explanation(results, item, step, outcome, execute)
+
+
+def _progress(results: Results, item: Item, tell: Progress | None) -> Progress | None:
+    """Returns what is told while an item is executed; nothing of curves.
+
+    A request is one item, unless it may stop early: it then has several, of which all queries are counted, those of
+    constant masks as well.
+    """
+    if tell is None or results.follow_ups:
+        return None
+    before, asked = results.answered, sum(task.stop - task.start for task in item.tasks)
+    if asked == results.total:
+        return tell
+    return lambda done, total: tell(before + asked * done // total, results.total)

@@ -159,6 +159,7 @@ maps = st.builds(
     classes=several(predictions),
     score=float32s,
     faithfulness=st.none() | faithfulness,
+    estimated_difference=st.none() | fractions,
 )
 explanations = st.builds(
     Explanation,

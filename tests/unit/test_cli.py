@@ -15,7 +15,7 @@ from camserve import cli, errors
 from camserve.cli import commands
 from camserve.client import ModelSummary, Progress
 from camserve.errors import InvalidInput, InvalidOption
-from camserve.methods import METHODS, GradCam, GroupCam
+from camserve.methods import METHODS, GradCam, GroupCam, ScoreCam
 from camserve.types import (
     Box,
     BoxOptions,
@@ -238,6 +238,14 @@ def test_explain_without_a_server(engine, tmp_path):
         "precision": "auto",
         "boxes": None,
     }
+
+
+def test_explain_says_how_much_a_map_that_stopped_early_was_asked(client, tmp_path, capsys):
+    client.maps = (saliency(fraction=0.27, estimated_difference=0.0412),)
+    cli.run(["explain", "some/cat.png", "--method", "score_cam:tolerance=0.05", "--out", str(tmp_path)])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "of 27% of the queries; all of them would change it by 0.041 at most" in text
+    assert client.last.asked["methods"] == [ScoreCam(tolerance=0.05)]
 
 
 def test_explain_prints_tables_and_paths(client, tmp_path, capsys):

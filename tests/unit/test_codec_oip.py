@@ -394,7 +394,7 @@ ANSWER = Explanation(
             boxes=(Box(0.0, 1.0, 2.0, 3.0, 0.5),),
             faithfulness=CURVES,
         ),
-        saliency(1.0, complete=False, fraction=0.5, choice="in time"),
+        saliency(1.0, complete=False, fraction=0.5, choice="in time", estimated_difference=0.125),
     ),
     input=InputView((2, 3), (0.0, 0.0, 3.0, 2.0), (2, 3)),
     cost=Cost(9, {"queue": 0.5}, 2, "exact", "w", evaluation_queries=4, cached=True, image_bytes=7),
@@ -485,6 +485,8 @@ def test_a_response_says_of_each_map_what_it_is():
         "deletion_auc": 0.5,
     }
     assert (second["complete"], second["fraction"], second["choice"], second["boxes"]) == (False, 0.5, "in time", [])
+    assert second["estimated_difference"] == 0.125
+    assert "estimated_difference" not in first
     assert "insertion_auc" not in second
 
 

@@ -140,6 +140,19 @@ def test_progress_counts_the_queries_that_are_asked(engine):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def test_progress_of_a_map_that_may_stop_early_ends_where_it_stops(engine):
+    seen = []
+    answer = engine.explain(
+        pixels(0),
+        [("rise", {"masks": 400, "tolerance": 1.0})],
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert answer.maps[0].fraction < 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert all(total == 400 for _, total in seen)
+    assert seen[-1][0] == answer.cost.queries == round(400 * answer.maps[0].fraction)
+
+
 def test_bfloat16_queries_keep_the_ranking_of_the_map(engine):
     """Spearman's rank correlation; bfloat16 has 8 bits of mantissa, so small weights lose their order first."""
     from scipy.stats import spearmanr

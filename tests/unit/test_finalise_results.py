@@ -369,3 +369,68 @@ def test_partials_of_the_opening_are_not_kept_twice():
     assert results.opening is not None
     assert results.opening.partials == ()
     assert isinstance(results.snapshot().partials[0], Partial)
+
+
+# Parts that may stop early
+
+
+WITHIN = ScoreCam(tolerance=1.0)
+"""The first look that may count is enough: that of 32 channels."""
+
+
+def test_a_part_that_may_stop_early_is_asked_from_look_to_look():
+    results = Results(fitted(WITHIN, GradCam(), ScoreCam(), evaluate=True, evaluation_steps=4))
+    items = list(rounds(results))
+    asked = [(task.start, task.stop) for item in items[:-1] for task in item.tasks if task.position == 0]
+    assert asked == [(0, 16), (16, 20), (20, 25), (25, 32)]
+    assert [(task.start, task.stop) for task in items[0].tasks[1:]] == [(0, 0), (0, 96)]
+    assert [len(item.tasks) for item in items] == [3, 1, 1, 1, 3], "the curves of all three come last"
+    early, plain, whole = maps_of(results.snapshot())
+    assert (early.complete, early.fraction) == (True, 32 / 96)
+    assert 0 < (early.estimated_difference or 0) <= 1
+    assert (plain.estimated_difference, whole.estimated_difference, whole.fraction) == (None, None, 1)
+    assert results.enough == {0}
+    assert results.answered == results.total
+
+
+def test_its_queries_are_asked_by_energy_each_once():
+    results = Results(fitted(WITHIN))
+    first, *later = rounds(results)
+    assert first.tasks[0].ordered
+    order = answered(first).partials[0].order
+    assert len(order) == 96
+    numbers = [number for item in later for number in item.tasks[0].numbers]
+    assert len(numbers) == len(set(numbers)) == 16
+
+
+def test_a_tolerance_that_is_never_met_asks_all():
+    results = complete(fitted(ScoreCam(tolerance=1e-9)))
+    (saliency,) = maps_of(results.snapshot())
+    assert (saliency.complete, saliency.fraction, saliency.estimated_difference) == (True, 1, 0)
+    assert results.enough == frozenset()
+
+
+def test_a_map_that_is_not_good_enough_yet_is_not_complete_and_may_have_an_estimate():
+    results = opened(fitted(WITHIN), (0, 0, 10))
+    (saliency,) = maps_of(results.snapshot())
+    assert (saliency.complete, saliency.estimated_difference) == (False, None)
+    advance(results, (0, 10, 24))
+    (saliency,) = maps_of(results.snapshot())
+    assert not saliency.complete
+    assert saliency.estimated_difference is not None
+
+
+def test_the_largest_estimate_of_several_layers_is_said_and_all_must_be_good_enough():
+    request = fitted(WITHIN, layers=("stem", "features"))
+    results = opened(request, (0, 0, 4), (1, 0, 16))
+    at = results.fitted.part(0).queries(1)
+    advance(results, (1, 16, 40))
+    assert results.enough == {1}
+    (saliency,) = maps_of(results.snapshot())
+    assert not saliency.complete
+    assert saliency.estimated_difference is None, "nothing is known of the other layer yet"
+    advance(results, (0, 4, at))
+    (saliency,) = maps_of(results.snapshot())
+    assert saliency.complete
+    estimates = results.snapshot().estimates
+    assert saliency.estimated_difference == max(estimates[0][0], estimates[1][0])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -1504,3 +1505,105 @@ def test_the_planner_needs_nothing_but_itself():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+# Requests that stop early
+
+
+def test_what_is_withdrawn_is_asked_no_more_and_what_is_in_flight_still_counts():
+    plan = planner()
+    request = ask(plan, [30])
+    finish(plan, step_of(plan))
+    flying = step_of(plan)
+    assert plan.withdraw(request, [0]) == 14
+    assert plan.counts() == Counts(asked=30, waiting=0, in_flight=8, done=8, cancelled=14)
+    assert plan.next_step(0.0) is None
+    assert request in plan
+    assert plan.withdraw(request, [0]) == 0
+    finish(plan, flying)
+    assert plan.counts() == Counts(asked=30, waiting=0, in_flight=0, done=16, cancelled=14)
+    assert plan.idle
+
+
+def test_a_request_of_which_nothing_is_left_is_over_and_frees_its_place():
+    plan = planner(requests=1)
+    request = ask(plan, [30])
+    finish(plan, step_of(plan))
+    with pytest.raises(Overloaded, match="at most 1 requests"):
+        ask(plan, [1])
+    assert plan.withdraw(request, [0]) == 22
+    assert request not in plan
+    assert plan.waiting_units() == {}
+    ask(plan, [1])
+
+
+def test_what_was_withdrawn_and_is_lost_is_not_sent_again():
+    plan = planner()
+    request = ask(plan, [30])
+    finish(plan, step_of(plan))
+    flying = step_of(plan)
+    plan.withdraw(request, [0])
+    assert plan.lost(flying.number, request) is Fate.GOES_ON
+    assert plan.next_step(0.0) is None
+    assert plan.counts() == Counts(asked=30, waiting=0, in_flight=0, done=8, cancelled=22)
+    assert plan.idle
+
+
+def test_losses_of_what_is_not_asked_any_more_fail_no_request():
+    """Its map is there: two workers that died over the same queries would else have been enough."""
+    plan = planner({"one": 2, "two": 2})
+    for name in ("one", "two"):
+        plan.evidence.answered(name, 1.0)
+    request = ask(plan, [60, 9])
+    finish(plan, step_of(plan))
+    assert plan.lost(step_of(plan).number, request, by_worker=True) is Fate.GOES_ON
+    again = step_of(plan)
+    plan.withdraw(request, [0])
+    assert plan.lost(again.number, request, by_worker=True) is Fate.GOES_ON
+    while (step := plan.next_step(0.0)) is not None:
+        assert {span.position for part in step.slices for span in part.spans} == {1}
+        finish(plan, step)
+    assert plan.idle
+
+
+def test_other_positions_and_what_follows_are_asked_all_the_same():
+    plan = planner()
+    request = ask(plan, [20, 12, None])
+    finish(plan, step_of(plan))
+    assert plan.withdraw(request, [0]) == 12
+    asked = 0
+    while (step := plan.next_step(0.0)) is not None:
+        asked += step.queries
+        finish(plan, step)
+    assert asked == 12
+    assert plan.stalled(request)
+    plan.settle(request, 2, 5)
+    assert step_of(plan).queries == 5
+
+
+def test_the_others_get_the_place_of_what_is_withdrawn():
+    plan = planner({"here": 1}, share=0.5)
+    first, second = started(plan, 40), started(plan, 40)
+    step = step_of(plan)
+    assert shares(step) == {first: 4, second: 4}
+    plan.withdraw(first, [0])
+    finish(plan, step)
+    assert shares(step_of(plan)) == {second: 8}
+
+
+def test_time_is_predicted_by_what_is_usual_and_room_is_kept_for_the_most():
+    plan, narrow = planner({"here": 1}), planner({"here": 1}, waiting_s=5.0)
+    teach(plan)
+    teach(narrow)
+    usual = Demand("masked_forward", 1000, 1000, usual=250)
+    asked, predicted_s = predicted(plan, 250), plan.predicted_s([usual])
+    assert asked is not None
+    assert predicted_s == pytest.approx(asked)
+    assert predicted_s == pytest.approx(2.5, rel=0.05)
+    ask(plan, [100])
+    plan.admit([usual], now_s=0.0, deadline_s=6.0)
+    with pytest.raises(Overloaded, match="the deadline is in"):
+        plan.admit([replace(usual, usual=None)], now_s=0.0, deadline_s=6.0)
+    ask(narrow, [1])
+    with pytest.raises(Overloaded, match="of work may wait"):
+        narrow.admit([usual], now_s=0.0)

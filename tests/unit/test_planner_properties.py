@@ -79,6 +79,8 @@ class Book:
     """Whether it would have taken more than a 64th of the room when it came."""
     asked: set[Query] = field(default_factory=set)
     withdrawn: set[Query] = field(default_factory=set)
+    stopped: set[int] = field(default_factory=set)
+    """Positions of which nothing is asked any more."""
     opened: bool = False
     over: bool = False
     opening_sent: bool = False
@@ -94,6 +96,10 @@ class Book:
         now = {(at, query) for at, demand in enumerate(demands) for query in range(demand.queries or 0)}
         self.withdrawn |= self.waiting() - now
         self.asked |= now
+
+    def stop(self, positions: set[int]) -> None:
+        self.stopped |= positions
+        self.withdrawn |= {query for query in self.waiting() if query[0] in self.stopped}
 
     def waiting(self) -> set[Query]:
         return self.asked - self.withdrawn - set(self.done) - set(+self.flying)
@@ -664,10 +670,27 @@ class Machine(RuleBasedStateMachine):
             book.losses[query] += cargo.lost
         book.opening_lost += cargo.lost if part.opening else []
         book.opening_sent &= not part.opening
-        histories = [book.losses[query] for query in queries_of(part)] + [book.opening_lost] * part.opening
-        assert fate in {self._fate(history, witnesses) for history in histories}
+        histories = [book.losses[query] for query in queries_of(part) if query[0] not in book.stopped]
+        histories += [book.opening_lost] * part.opening
+        assert fate in {self._fate(history, witnesses) for history in histories} or (not histories)
         assert (fate is Fate.GOES_ON) == all(self._fate(history, witnesses) is Fate.GOES_ON for history in histories)
+        book.stop(set())
         book.over = fate is not Fate.GOES_ON
+        if not book.over:
+            self._finish(book)
+
+    @precondition(lambda self: any(book.opened for book in self.live))
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        """What waits of a position is cancelled, what is in flight may still be answered, and is not sent again."""
+        book = data.draw(st.sampled_from([book for book in self.live if book.opened]))
+        known = [at for at, demand in enumerate(book.demands) if demand.queries is not None]
+        positions = set(data.draw(st.lists(st.sampled_from(known), max_size=2))) if known else set()
+        waited = len(book.waiting())
+        withdrawn = self.planner.withdraw(book.number, positions)
+        book.stop(positions)
+        assert withdrawn == waited - len(book.waiting())
+        self._finish(book)
 
     def _fate(self, history: Sequence[Attempt], witnesses: set[str]) -> Fate:
         """Straight from the rules; the twin does not judge backends itself."""

@@ -349,3 +349,57 @@ def test_units_that_wait_and_their_seconds_are_known_at_every_moment():
     truth_s = 60 * (0.035 + 3 * 0.006 + 0.004) + 8 * 0.015
     assert world.planner.waiting_s() == pytest.approx(truth_s, rel=0.4)
     assert world.planner.waiting == 0
+
+
+# Requests that stop early
+
+
+def done_of(world: World, number: int) -> int:
+    return sum(part.queries for step, _, _ in world.steps for part in step.slices if part.request == number)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("enough", [320, 700])
+def test_a_request_that_stops_where_it_usually_does_ends_when_that_was_predicted(enough, others):
+    world = World(CPU, seed=11)
+    world.keep_busy({"score_cam": MIX["score_cam"]}, live=2, steps=200)
+    while world.turn():
+        pass
+    for _ in range(others):
+        world.ask(MIX["score_cam"])
+    demands, works = [Demand("masked_forward", 1280, 1280, usual=enough)], opening()
+    predicted_s = world.planner.predicted_s(demands, opening=works)
+    whole_s = world.planner.predicted_s([known("masked_forward", 1280)], opening=works)
+    assert predicted_s is not None
+    assert whole_s is not None
+    began_s, number = world.now_s, world.ask((demands, works))
+    while number in world.planner:
+        assert world.turn()
+        if number in world.planner and done_of(world, number) >= enough:
+            world.planner.withdraw(number, [0])
+    assert world.now_s - began_s <= 1.25 * predicted_s, "no promise is broken"
+    assert others or world.now_s - began_s < 0.8 * whole_s
+    done = done_of(world, number)
+    assert enough <= done <= enough + 3 * 64, "no more than was in flight"
+    while world.turn():
+        pass
+    counts = world.planner.counts()
+    assert counts.cancelled == 1280 - done
+    assert counts.asked == counts.done + counts.cancelled
+
+
+def test_whoever_waits_behind_a_request_that_stops_early_is_not_later_for_it():
+    """A prediction counts what is ahead in full: those who were told a time are done before it."""
+    world = World(CPU, seed=12, workers=(1.0,))
+    world.keep_busy({"score_cam": MIX["score_cam"]}, live=2, steps=200)
+    while world.turn():
+        pass
+    first = world.ask(([Demand("masked_forward", 1280, 1280, usual=320)], opening()))
+    predicted_s = world.planner.predicted_s([known("masked_forward", 1280)], opening=opening())
+    assert predicted_s is not None
+    began_s, second = world.now_s, world.ask(MIX["score_cam"])
+    while second in world.planner:
+        assert world.turn()
+        if first in world.planner and done_of(world, first) >= 320:
+            world.planner.withdraw(first, [0])
+    assert world.now_s - began_s <= 0.9 * predicted_s

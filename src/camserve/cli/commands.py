@@ -282,6 +282,8 @@ def _show(console: Console, image: Path, methods: list[MethodSpec], answer: Expl
 def _notes(saliency: SaliencyMap) -> Iterator[str]:
     if saliency.degenerate:
         yield "no positive evidence, the map is empty"
+    if (apart := saliency.estimated_difference) is not None:
+        yield f"of {saliency.fraction:.0%} of the queries; all of them would change it by {apart:.3f} at most"
     if (found := saliency.faithfulness) is not None:
         yield f"insertion {found.insertion_auc:.3f}, deletion {found.deletion_auc:.3f}, overall {found.overall:.3f}"
     for box in saliency.boxes:

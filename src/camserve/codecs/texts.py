@@ -205,6 +205,8 @@ def map_json(saliency: SaliencyMap) -> dict[str, Any]:
     }
     if saliency.choice:
         described["choice"] = saliency.choice
+    if saliency.estimated_difference is not None:
+        described["estimated_difference"] = saliency.estimated_difference
     if (found := saliency.faithfulness) is not None:
         described |= {"insertion_auc": found.insertion_auc, "deletion_auc": found.deletion_auc}
     return described

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from camserve.finalise.convergence import Convergence, looks
 from camserve.finalise.finish import finished, ranking_of
 from camserve.finalise.maps import faithfulness, final_map
 from camserve.images import read_image, size_bytes
@@ -63,6 +64,10 @@ class Snapshot:
     """Number of queries answered, by position."""
     curves: Sequence[int]
     """Positions of the curves of the maps, in the maps' order; empty where there are none."""
+    enough: frozenset[int]
+    """Positions of parts whose maps are within their tolerance."""
+    estimates: Mapping[int, Sequence[float]]
+    """Estimated largest differences of each target's map to that of all queries, by position, where there are any."""
 
     def fraction(self, positions: Iterable[int]) -> float:
         """Returns the share of the queries of these parts that has been answered."""
@@ -75,6 +80,15 @@ class Snapshot:
                 total += 1
                 done += self.answered.get(ranking_position(self.fitted, position), 0)
         return done / total if total else 1.0
+
+    def is_complete(self, position: int) -> bool:
+        """Tells whether all that a part needs has been answered."""
+        return position in self.enough or self.fraction([position]) == 1
+
+    def estimated(self, positions: Iterable[int], row: int) -> float | None:
+        """Returns the largest of the estimated differences of a target's maps; None where one is not known."""
+        found = [self.estimates.get(position) for position in positions]
+        return None if None in found else max(one[row] for one in found if one is not None)
 
     def map_sums(self, position: int) -> np.ndarray:
         """Returns the sums that the map of a part is made of, (targets, h, w); zeros where nothing was answered."""
@@ -133,11 +147,18 @@ def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | No
                 fusion=fitted.request.fusion,
                 size=size,
                 boxes=boxes,
-                complete=fraction == 1,
+                complete=all(map(known.is_complete, positions)),
                 signed=output.signed,
             )
             choice = fitted.choices.get(index, "")
-            yield replace(saliency, fraction=fraction, choice=choice, faithfulness=known.faithfulness(number), **said)
+            yield replace(
+                saliency,
+                fraction=fraction,
+                choice=choice,
+                faithfulness=known.faithfulness(number),
+                estimated_difference=known.estimated(positions, row),
+                **said,
+            )
             number += 1
 
 
@@ -188,6 +209,8 @@ class Results:
         self._made: Counter[int] = Counter()
         self._orders: dict[int, tuple[int, ...]] = {}
         self._labels: dict[int, tuple[int, ...]] = {}
+        self._convergences: dict[int, Convergence] = {}
+        """Convergences of the parts that accept a difference, by position."""
         self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
         self._steps = 0
         self._image_bytes = 0
@@ -207,7 +230,15 @@ class Results:
         fitted = self.fitted
         targets = fitted.max_targets if self.opening is None else len(self.opening.targets)
         follow_ups = sum(one.queries(0, targets) for one in self.follow_ups.values())
-        return sum(part.queries(targets) for part in fitted.parts) + follow_ups
+        with self._lock:
+            enough = {at: self._answered[at] for at, one in self._convergences.items() if one.enough}
+        return sum(enough.get(at, part.queries(targets)) for at, part in enumerate(fitted.parts)) + follow_ups
+
+    @property
+    def enough(self) -> frozenset[int]:
+        """Positions of parts of which no further query need be asked: their maps are within their tolerance."""
+        with self._lock:
+            return frozenset(at for at, convergence in self._convergences.items() if convergence.enough)
 
     def snapshot(self) -> Snapshot:
         """Returns what is known now; the opening must have come back."""
@@ -215,7 +246,16 @@ class Results:
         with self._lock:
             behind = len(self.fitted.parts) + rankings(self.fitted)
             curves = [position for position in self.follow_ups if position >= behind]
-            return Snapshot(self.fitted, self.opening, dict(self._partials), dict(self._answered), curves)
+            followed = self._convergences.items()
+            return Snapshot(
+                self.fitted,
+                self.opening,
+                dict(self._partials),
+                dict(self._answered),
+                curves,
+                enough=frozenset(at for at, one in followed if one.enough),
+                estimates={at: one.estimates for at, one in followed if one.estimates is not None},
+            )
 
     def item(self, ranges: Iterable[Range], ordered: bool = True) -> Item:
         """Returns the item that asks for some ranges of queries; the opening asks for their order, if that is wanted.
@@ -237,11 +277,18 @@ class Results:
         )
 
     def next_item(self) -> Item | None:
-        """Returns the item that asks at once for all that can be asked now; None where nothing is left."""
+        """Returns the item that asks at once for all that can be asked now; None where nothing is left.
+
+        Of a part that accepts a difference, that is all until the next look at its maps.
+        """
         if self.opening is None:
             targets = self.fitted.max_targets
-            ranges = ((at, 0, part.queries(targets)) for at, part in enumerate(self.fitted.parts))
-            return self.item(ranges, ordered=False)  # all of it is asked at once
+            stops = [self._next_stop(at, 0, targets) for at in range(len(self.fitted.parts))]
+            some = any(part.method.accepted_difference for part in self.fitted.parts)
+            # Where none does, all is asked at once, in whichever order.
+            return self.item(((at, 0, stop) for at, stop in enumerate(stops)), ordered=some)
+        if ranges := self._ranges_left(len(self.opening.targets)):
+            return self.item(ranges)
         found = follow_ups(self.snapshot())
         self.follow_ups |= found
         targets = len(self.opening.targets)
@@ -258,6 +305,11 @@ class Results:
             self.opening = replace(result, partials=())
             self._orders = {partial.position: partial.order for partial in result.partials if partial.order}
             self._labels = {partial.position: partial.labels for partial in result.partials if partial.labels}
+            energies = {partial.position: partial.energies for partial in result.partials}
+            for at, part in enumerate(self.fitted.parts):
+                if part.method.accepted_difference:
+                    queries, signed = part.queries(len(result.targets)), self.fitted.request.output.signed
+                    self._convergences[at] = Convergence(part.method, queries, energies.get(at, ()), signed)
 
     def merge(self, item: Item, result: ItemResult) -> None:
         """Adds up what a worker answered to an item."""
@@ -270,6 +322,8 @@ class Results:
                 total = self._queries_of(task)
                 asked = min(task.stop, total) - min(task.start, total)
                 self._answered[task.position] = self._answered.get(task.position, 0) + asked
+                if asked and (convergence := self._convergences.get(task.position)) is not None:
+                    convergence.note(self._partials[task.position], self._answered[task.position])
             self._stages["merge"] += time.perf_counter() - began_s
 
     def sent(self, item: Item) -> None:
@@ -318,6 +372,23 @@ class Results:
             micro_batch=self._last.micro_batch if self._last else 0,
             image_bytes=self._image_bytes,
         )
+
+    def _ranges_left(self, targets: int) -> list[Range]:
+        """Returns what is asked until the next look at the maps of parts that accept a difference."""
+        left = []
+        for at, one in self._convergences.items():
+            done = self._answered.get(at, 0)
+            if not one.enough and done < self.fitted.part(at).queries(targets):
+                left.append((at, done, self._next_stop(at, done, targets)))
+        return left
+
+    def _next_stop(self, position: int, done: int, targets: int) -> int:
+        """Returns up to which query a part is asked next, where nobody else asks it as well."""
+        part = self.fitted.part(position)
+        queries, block = part.queries(targets), part.method.block
+        if not part.method.accepted_difference:
+            return queries
+        return next((block * blocks for blocks in looks(queries // block) if block * blocks > done), queries)
 
     def _queries_of(self, task: Task) -> int:
         assert self.opening is not None, "an answer is merged after the opening"

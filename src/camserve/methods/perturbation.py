@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from camserve.errors import InvalidOption
-from camserve.methods.spec import MethodSpec, choice, number
+from camserve.methods.spec import MethodSpec, choice, number, tolerance
 from camserve.methods.work import Work
 from camserve.wording import shown
 
@@ -86,6 +86,7 @@ class ScoreCam(_OneQueryPerChannel):
     normalise: str = choice(
         "after", "before", description="Masks are scaled to 0..1 after upsampling, or before, as torchcam does."
     )
+    tolerance: float = tolerance()
 
     def is_anchored(self, has_zero: bool) -> bool:
         """Tells whether scores are measured from a query of the baseline; logits are measured from the image's own."""
@@ -133,6 +134,7 @@ class SsCam(_Sampled):
     samples: int = number(35, 1, 1000, "Noisy masks for each channel; each is a masked forward pass.")
     std: float = number(2.0, 0, 100, "Standard deviation of the noise added to the normalised mask.")
     seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
+    tolerance: float = tolerance()
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class IsCam(_Sampled):
     paper = "Naidu et al., IS-CAM: Integrated Score-CAM, 2020, https://arxiv.org/abs/2010.03023"
 
     samples: int = number(10, 1, 1000, "Integration steps for each channel; each is a masked forward pass.")
+    tolerance: float = tolerance()
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ class Rise(MethodSpec):
     grid: int = number(7, 1, 64, "Cells of a mask in each direction.")
     keep_prob: float = number(0.5, 0.001, 1, "Probability that a cell is kept.")
     seed: int = number(0, 0, 2**31 - 1, "Seed of the masks: the same seed gives the same map.")
+    tolerance: float = tolerance()
 
     def queries(self, channels: int, targets: int) -> int:
         """Returns the number of masks, each of which is a query that all targets share."""
@@ -174,6 +178,8 @@ class AblationCam(_Baseline, _OneQueryPerChannel):
     positive = ""
     kind = "tail"
     paper = "Desai and Ramaswamy, Ablation-CAM, 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
+
+    tolerance: float = tolerance()
 
     def work(self, layer: Layer, targets: int) -> Work:
         """Returns a tail for each channel, or a formula behind global average pooling and one linear layer."""

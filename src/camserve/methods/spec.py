@@ -40,6 +40,12 @@ def number(default: int | float, minimum: float, maximum: float | None, descript
     )
 
 
+def tolerance() -> Any:
+    """Makes the field of a method that may stop asking before all of its queries have been answered."""
+    text = "Largest difference of the normalised map to that of all queries that is accepted; 0: all are asked."
+    return number(0.0, 0, 1, text)
+
+
 def choice(*choices: str, description: str) -> Any:
     """Makes a field with choices, the first of which is the default."""
     return dataclasses.field(default=choices[0], metadata={"choices": choices, "description": description})
@@ -98,6 +104,17 @@ class MethodSpec:
     def unsigned(self) -> str:
         """Returns the reason for which the method has no negative evidence to show; "" for one that has."""
         return self.positive
+
+    @property
+    def accepted_difference(self) -> float:
+        """Returns the parameter `tolerance` of a method that may stop asking early; 0 for one that asks all queries."""
+        return float(getattr(self, "tolerance", 0.0))
+
+    @property
+    def asking_all(self) -> MethodSpec:
+        """Returns the same method without a tolerance."""
+        changes: dict[str, Any] = {"tolerance": 0.0} if self.accepted_difference else {}
+        return dataclasses.replace(self, **changes)
 
     @property
     def block(self) -> int:

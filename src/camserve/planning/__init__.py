@@ -3,7 +3,7 @@
 The gateway talks to `Planner` alone. Inside, `planner` decides, by what the others know: `admission` takes requests on
 or refuses them, `queue` says who comes first, `filling` shares a step out, `backends` and `cost` learn how fast the
 workers are, `evidence` says who is to blame for a lost step, `live` and `sent` hold requests and the steps in flight,
-and `ledger` counts.
+and `ledger` counts. `usual` learns how much is enough for requests that may stop early.
 """
 
 from camserve.planning.auto import Candidate, Choice, choose
@@ -13,6 +13,7 @@ from camserve.planning.evidence import Evidence
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
 from camserve.planning.planner import MAX_LOSSES, Planner
 from camserve.planning.step import Attempt, Counts, Fate, Slice, Span, Step
+from camserve.planning.usual import UsualShares
 
 __all__ = [
     "CLASSES",
@@ -33,5 +34,6 @@ __all__ = [
     "Span",
     "Step",
     "StepCost",
+    "UsualShares",
     "choose",
 ]

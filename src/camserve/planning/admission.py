@@ -1,7 +1,8 @@
 """Decides whether a request is taken on, and predicts how long it would take.
 
 Everything is measured in seconds of predicted work. Work that waits counts in full, work that is not known yet as the
-most that it can come to; both have to fit under the bounds of the server and of the owner. A request that adds nothing
+most that it can come to; both have to fit under the bounds of the server and of the owner. Only the time that a request
+itself will take is predicted by what such requests usually ask, where they may stop early. A request that adds nothing
 that could be divided (a Grad-CAM) is refused for its deadline or for the number of requests, never for lack of room.
 
 No request fills the room alone: it counts for half of it at most, so that the others always have the other half. Steps
@@ -25,7 +26,7 @@ from camserve.planning.cost import Load, in_words
 from camserve.planning.demand import Demand
 from camserve.planning.ledger import Ledger
 from camserve.planning.limits import CLASSES, Limits, Owner
-from camserve.planning.live import add, bound_of, units_of
+from camserve.planning.live import add, bound_of, units_of, usual_of
 
 if TYPE_CHECKING:
     from camserve.types import Priority
@@ -64,7 +65,7 @@ class Admission:
         if not known:
             return None
         rank, workers = CLASSES.index(priority), self._backends.workers
-        own, queries_s = units_of(opening), self.seconds_of(bound_of(demands))
+        own, queries_s = units_of(opening), self.seconds_of(usual_of(demands))
         opening_s, left_s = min(_opening_s(backend, own) for backend in known)
         first_s = min(queries_s, left_s)
         seconds = self._backends.in_flight_s + opening_s + first_s

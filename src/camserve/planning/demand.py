@@ -19,3 +19,6 @@ class Demand:
     """Upper bound of `queries`, by which the request is admitted; equal to `queries` where that is known."""
     weight: int = 1
     """Number of units that each query costs; an upper bound as long as `queries` is None."""
+    usual: int | None = None
+    """Number of queries that are enough for most requests of its kind, by which the time that it takes is predicted;
+    None: all are asked."""

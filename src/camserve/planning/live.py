@@ -24,11 +24,21 @@ def add(units: Units, more: Mapping[Kind, int], times: int = 1) -> Units:
 
 def bound_of(demands: Iterable[Demand]) -> Units:
     """Returns the most units that demands can come to, by kind."""
+    return _units_by_kind((demand, demand.most if demand.queries is None else demand.queries) for demand in demands)
+
+
+def usual_of(demands: Iterable[Demand]) -> Units:
+    """Returns the units that demands usually come to, by kind."""
+    most = [(demand, demand.most if demand.queries is None else demand.queries) for demand in demands]
+    return _units_by_kind((demand, each if demand.usual is None else min(demand.usual, each)) for demand, each in most)
+
+
+def _units_by_kind(asked: Iterable[tuple[Demand, int]]) -> Units:
+    """Returns the units that numbers of queries of demands come to, by kind."""
     units: Units = {}
-    for demand in demands:
-        most = demand.weight * (demand.most if demand.queries is None else demand.queries)
-        if most:
-            units[demand.kind] = units.get(demand.kind, 0) + most
+    for demand, queries in asked:
+        if queries and demand.weight:
+            units[demand.kind] = units.get(demand.kind, 0) + demand.weight * queries
     return units
 
 
@@ -93,6 +103,7 @@ class LiveRequest:
         """The most units that the positions come to whose number of queries is not known yet."""
         self._demands = list(demands)
         self._unknown: set[int] = set()  # positions whose number of queries is not known yet
+        self._withdrawn: set[int] = set()  # positions of which no query is asked any more
         self._admitted = bound_of(demands)
         self._spans: deque[Span] = deque()
         self._opening_lost: tuple[Attempt, ...] = ()
@@ -180,7 +191,8 @@ class LiveRequest:
         unknown, before = self._unknown, self._demands
         self._unknown, self._demands = set(), list(demands)
         known = set(range(len(before))) - unknown
-        withdrawn = self._cut([position for position in known if before[position] != demands[position]])
+        changed = (position for position in known if before[position] != demands[position])
+        withdrawn = self._cut({position: demands[position].queries or 0 for position in changed})
         return self._ask(position for position in range(len(demands)) if position not in known), withdrawn
 
     def check(self, demands: Sequence[Demand]) -> None:
@@ -211,8 +223,18 @@ class LiveRequest:
         self._demands[position] = replace(demand, queries=queries, most=queries)
         return self._ask([position])
 
+    def withdraw(self, positions: Iterable[int]) -> int:
+        """Asks no further query of positions; returns how many had waited. Those in flight may still be answered."""
+        self._withdrawn.update(positions)
+        withdrawn = self._cut(dict.fromkeys(self._withdrawn, 0))
+        self._sort()
+        return withdrawn
+
     def give_back(self, slice_: Slice, lost: tuple[Attempt, ...]) -> Sequence[tuple[Attempt, ...]]:
-        """Puts a lost slice before the rest, to be sent again; returns the attempts at which parts of it were lost."""
+        """Puts a lost slice before the rest, to be sent again; returns the attempts at which parts of it were lost.
+
+        What is not asked any more waits as well, until `withdraw` takes it away.
+        """
         self._slices_in_flight -= 1
         returned = [replace(span, lost=span.lost + lost) for span in slice_.spans if span.queries]
         self._spans.extendleft(reversed(returned))  # extendleft turns the order round
@@ -223,7 +245,7 @@ class LiveRequest:
             self._opening_lost = slice_.lost + lost
         self._sort()
         opening = [self._opening_lost] if slice_.opening else []
-        return [*opening, *(span.lost for span in returned)]
+        return [*opening, *(span.lost for span in returned if span.position not in self._withdrawn)]
 
     @property
     def _quiet(self) -> bool:
@@ -244,12 +266,11 @@ class LiveRequest:
         self.waiting += added
         return added
 
-    def _cut(self, positions: Sequence[int]) -> int:
+    def _cut(self, stops: Mapping[int, int]) -> int:
         """Withdraws the queries that wait beyond the final number of their position; returns how many."""
-        if not positions:
+        if not stops:
             return 0
         before = self.waiting
-        stops = {position: self._demands[position].queries or 0 for position in positions}
         cut = [replace(span, stop=min(span.stop, stops.get(span.position, span.stop))) for span in self._spans]
         self._spans = deque(span for span in cut if span.queries > 0)
         self.waiting = sum(span.queries for span in self._spans)

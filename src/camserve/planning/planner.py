@@ -60,7 +60,7 @@ the first thing to check when something is odd.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from camserve.methods.work import Kind, Work
@@ -341,6 +341,7 @@ class Planner:
         live = landed.request
         histories = live.give_back(landed.slice_, landed.lost)
         self._ledger.returned(live, landed.slice_)
+        self._ledger.withdraws(live, live.withdraw(()))
         landed.settled = True
         fate = self._fate(request, histories)
         if fate is Fate.GOES_ON:
@@ -353,6 +354,20 @@ class Planner:
         """Drops what waits of a request and ignores what is in flight of it; does nothing the second time."""
         if (live := self._requests.get(request)) is not None:
             self._forget(live)
+
+    def withdraw(self, request: int, positions: Iterable[int]) -> int:
+        """Asks no further query of positions of a live request, whose maps are good enough with those answered.
+
+        Those in flight may still be answered, and count then; those that are lost are not sent again.
+
+        Returns:
+            How many queries had waited; they count as cancelled.
+        """
+        live = self._requests[request]
+        withdrawn = live.withdraw(positions)
+        self._ledger.withdraws(live, withdrawn)
+        self._changed(live)
+        return withdrawn
 
     def stalled(self, request: int) -> bool:
         """Tells whether a live request waits for `settle`: all that is known of it was answered."""

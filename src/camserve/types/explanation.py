@@ -134,7 +134,7 @@ class SaliencyMap:
     degenerate: bool
     """Whether the map is all zeros, because it has no positive evidence or is constant."""
     complete: bool
-    """Whether every query of the method was answered."""
+    """Whether every query of the method was answered, or as many as its tolerance needs."""
     fraction: float = 1.0
     """Share of the method's queries that the map is made of."""
     choice: str = ""
@@ -153,6 +153,9 @@ class SaliencyMap:
     """Whether the map is in [-1, 1], evidence against the target below 0."""
     faithfulness: Faithfulness | None = None
     """Deletion and insertion of this map; None where nobody asked for them."""
+    estimated_difference: float | None = None
+    """Largest difference of any pixel to the map of all queries, as it is estimated; 0 where all were answered. Several
+    layers have the largest of their own maps. None without a tolerance, and while too few queries were answered."""
 
     @cached_property
     def image(self) -> Image.Image | None:

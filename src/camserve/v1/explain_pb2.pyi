@@ -203,7 +203,7 @@ class GroupCam(_message.Message):
     def __init__(self, groups: _Optional[int] = ..., theta: _Optional[float] = ..., variant: _Optional[_Union[GroupCam.Variant, str]] = ..., grouping: _Optional[_Union[GroupCam.Grouping, str]] = ...) -> None: ...
 
 class ScoreCam(_message.Message):
-    __slots__ = ("variant", "normalise")
+    __slots__ = ("variant", "normalise", "tolerance")
     class Variant(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         VARIANT_UNSPECIFIED: _ClassVar[ScoreCam.Variant]
@@ -224,9 +224,11 @@ class ScoreCam(_message.Message):
     BEFORE: ScoreCam.Normalise
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     NORMALISE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     variant: ScoreCam.Variant
     normalise: ScoreCam.Normalise
-    def __init__(self, variant: _Optional[_Union[ScoreCam.Variant, str]] = ..., normalise: _Optional[_Union[ScoreCam.Normalise, str]] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, variant: _Optional[_Union[ScoreCam.Variant, str]] = ..., normalise: _Optional[_Union[ScoreCam.Normalise, str]] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class HiresCam(_message.Message):
     __slots__ = ()
@@ -339,36 +341,44 @@ class Xrai(_message.Message):
     def __init__(self, steps: _Optional[int] = ...) -> None: ...
 
 class SsCam(_message.Message):
-    __slots__ = ("samples", "std", "seed")
+    __slots__ = ("samples", "std", "seed", "tolerance")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     samples: int
     std: float
     seed: int
-    def __init__(self, samples: _Optional[int] = ..., std: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, samples: _Optional[int] = ..., std: _Optional[float] = ..., seed: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class IsCam(_message.Message):
-    __slots__ = ("samples",)
+    __slots__ = ("samples", "tolerance")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     samples: int
-    def __init__(self, samples: _Optional[int] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, samples: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class Rise(_message.Message):
-    __slots__ = ("masks", "grid", "keep_prob", "seed")
+    __slots__ = ("masks", "grid", "keep_prob", "seed", "tolerance")
     MASKS_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     KEEP_PROB_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     masks: int
     grid: int
     keep_prob: float
     seed: int
-    def __init__(self, masks: _Optional[int] = ..., grid: _Optional[int] = ..., keep_prob: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    tolerance: float
+    def __init__(self, masks: _Optional[int] = ..., grid: _Optional[int] = ..., keep_prob: _Optional[float] = ..., seed: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class AblationCam(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("tolerance",)
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    tolerance: float
+    def __init__(self, tolerance: _Optional[float] = ...) -> None: ...
 
 class Occlusion(_message.Message):
     __slots__ = ("positions", "window")
@@ -545,7 +555,7 @@ class Prediction(_message.Message):
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
 
 class SaliencyMap(_message.Message):
-    __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice", "target_text", "classes", "score", "signed")
+    __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice", "target_text", "classes", "score", "signed", "estimated_difference")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -564,6 +574,7 @@ class SaliencyMap(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     SIGNED_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     method: MethodSpec
     target: Prediction
     layers: _containers.RepeatedScalarFieldContainer[str]
@@ -582,7 +593,8 @@ class SaliencyMap(_message.Message):
     classes: _containers.RepeatedCompositeFieldContainer[Prediction]
     score: float
     signed: bool
-    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ..., faithfulness: _Optional[_Union[Faithfulness, _Mapping]] = ..., fraction: _Optional[float] = ..., choice: _Optional[str] = ..., target_text: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., score: _Optional[float] = ..., signed: bool = ...) -> None: ...
+    estimated_difference: float
+    def __init__(self, method: _Optional[_Union[MethodSpec, _Mapping]] = ..., target: _Optional[_Union[Prediction, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[Output.Encoding, str]] = ..., data: _Optional[bytes] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., degenerate: bool = ..., complete: bool = ..., faithfulness: _Optional[_Union[Faithfulness, _Mapping]] = ..., fraction: _Optional[float] = ..., choice: _Optional[str] = ..., target_text: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., score: _Optional[float] = ..., signed: bool = ..., estimated_difference: _Optional[float] = ...) -> None: ...
 
 class Faithfulness(_message.Message):
     __slots__ = ("protocol", "deletion_auc", "insertion_auc", "overall", "deletion", "insertion")

@@ -146,7 +146,8 @@ class Settings(Layered):
         0.02, ge=0, description="seconds before its deadline, besides rendering, at which a partial answer is begun"
     )
     auto_ladder: str = Field(
-        "grad_cam group_cam:groups=8 group_cam:groups=16 group_cam:groups=32 group_cam:groups=64 score_cam",
+        "grad_cam group_cam:groups=8 group_cam:groups=16 group_cam:groups=32 group_cam:groups=64 "
+        "score_cam:tolerance=0.2 score_cam:tolerance=0.05 score_cam",
         description="methods that `auto` chooses from, the most faithful last: NAME[:KEY=VALUE,...], by spaces",
     )
     auto_budget_s: float = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -37,8 +38,9 @@ from camserve.gateway.pool.sent_images import SentImages
 from camserve.gateway.pool.torchserve import Backend
 from camserve.gateway.requests.demands import demands_of, opening_of
 from camserve.gateway.requests.running import Origin, Run
-from camserve.planning import CLASSES, NOBODY, Fate, Load, Owner, Planner, Slice, Step
+from camserve.planning import CLASSES, NOBODY, Fate, Load, Owner, Planner, Slice, Step, UsualShares
 from camserve.types import Item, ItemResult, StepResult
+from camserve.types.parts import Part
 from camserve.types.request import FittedRequest
 
 _log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Dispatcher:
         self._tracing = tracing
         self._look_now = look_now
         self._planner = Planner(settings.limits())
+        self._shares = UsualShares()
         self._images = SentImages()
         self._known: set[str] = set()
         """Names of the backends that the planner knows."""
@@ -102,6 +105,10 @@ class Dispatcher:
     def planner(self) -> Planner:
         """The planner of the model, for a look at its counts and predictions."""
         return self._planner
+
+    def usual_share(self, part: Part) -> float:
+        """Returns the share of its queries that is usually enough for a part that may stop early."""
+        return self._shares.of(_kind(part))
 
     @asynccontextmanager
     async def running(
@@ -144,6 +151,7 @@ class Dispatcher:
             if joined:
                 self._planner.leave(owner)
             if not run.followers:
+                self._note_shares(run)
                 self._planner.cancel(number)
                 self._drop(number)
                 self._pump()
@@ -160,7 +168,7 @@ class Dispatcher:
         """Returns the number of a new run that the planner has taken on."""
         now_s = self._now_s()
         number = self._planner.admit(
-            demands_of(fitted),
+            demands_of(fitted, usual=self.usual_share),
             opening=opening_of(fitted),
             now_s=now_s,
             size_bytes=fitted.step_bytes,
@@ -410,6 +418,26 @@ class Dispatcher:
         run.merging -= 1
         if self._runs.get(number) is not run:
             return
+        withdrawn = 0
+        if number in self._planner and (enough := run.results.enough):
+            withdrawn = self._planner.withdraw(number, enough)
+        self._go_on(number, run)
+        if withdrawn:
+            self._pump()  # others need not wait for a place any more
+
+    def _goes_on(self, number: int) -> bool:
+        """Tells whether work of a live request waits or is in flight, so that its run need not be looked after now."""
+        return number in self._planner and not self._planner.stalled(number)
+
+    def _note_shares(self, run: Run) -> None:
+        """Learns how much was asked of the parts that may stop early, of a run that is complete or was left."""
+        known = None if run.results.opening is None else run.results.snapshot()
+        for position, part in enumerate(run.fitted.parts):
+            if known is not None and part.method.accepted_difference:
+                self._shares.note(_kind(part), known.fraction([position]), known.is_complete(position))
+
+    def _go_on(self, number: int, run: Run) -> None:
+        """Ends a live run of which everything has come in, or asks its follow-ups; wakes those who look at it."""
         # The planner is done with a request once all its slices were answered; the last sums may be merged later.
         if number not in self._planner:
             if not run.merging:
@@ -459,7 +487,7 @@ class Dispatcher:
 
     def _put_back(self, step: Step, slice_: Slice, error: CamserveError, by_worker: bool = False) -> None:
         """Tells the planner that a slice was lost; fails its request where it is at fault or nobody is left to ask."""
-        waiting = self._planner.waiting_units()
+        waiting, went_on = self._planner.waiting_units(), self._goes_on(slice_.request)
         fate = self._planner.lost(step.number, slice_.request, by_worker)
         if fate is Fate.AT_FAULT:
             text = f"workers that answer others do not outlive this image: {error}; it is not sent again"
@@ -470,6 +498,8 @@ class Dispatcher:
         # Where neither holds, a copy of the slice may be answered or in flight, and nothing was put back.
         elif self._planner.waiting_units() != waiting:
             self._metrics.retried()
+        elif went_on and not self._goes_on(slice_.request):  # nothing of the slice is asked any more, nor of the rest
+            self._go_on(slice_.request, self._runs[slice_.request])
 
     def _refuse_all(self, step: Step, error: CamserveError) -> None:
         """Fails the request of every slice of a step."""
@@ -493,6 +523,14 @@ class Dispatcher:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _kind(part: Part) -> Hashable:
+    """Returns what tells apart parts that need unlike shares; tolerances within a factor of 1.4 count as one.
+
+    There are few kinds, whatever clients ask.
+    """
+    return part.method.name, part.layer.name, round(math.log2(max(part.method.accepted_difference, 2.0**-10)))
 
 
 def _context(passengers: Sequence[_Passenger]) -> Context:

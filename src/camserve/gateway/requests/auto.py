@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from camserve.errors import InvalidOption
-from camserve.gateway.requests.demands import demands_of, opening_of
+from camserve.gateway.requests.demands import UsualShare, all_queries, demands_of, opening_of
 from camserve.methods import Auto, MethodSpec, method_text
 from camserve.methods.work import Kind
 from camserve.planning import Candidate, Owner, Planner, choose
@@ -20,6 +20,7 @@ def resolved(
     deadline_s: float,
     budget_s: float,
     owner: Owner,
+    usual: UsualShare = all_queries,
 ) -> FittedRequest:
     """Returns the request with a method instead of each `Auto`, and the reasons in `choices`.
 
@@ -31,6 +32,7 @@ def resolved(
         deadline_s: when the request has to be answered, on the event loop's clock.
         budget_s: seconds that the request may take.
         owner: who asks.
+        usual: says how much is usually enough for a method that may stop early.
 
     Raises:
         InvalidOption: nothing of the ladder fits the layers.
@@ -38,14 +40,14 @@ def resolved(
     if not any(isinstance(method, Auto) for method in fitted.methods):
         return fitted
     candidates = [
-        one for method in ranked(ladder, fitted.model.evaluation) for one in _candidates(fitted, method, planner)
+        one for method in ranked(ladder, fitted.model.evaluation) for one in _candidates(fitted, method, planner, usual)
     ]
     if not candidates:
         raise InvalidOption("auto: no method of the server's ladder fits these layers; name one")
 
     def predicted_s(candidate: Candidate[FittedRequest]) -> float | None:
         would_be, priority = candidate.spec, fitted.request.priority
-        demands, opening = demands_of(would_be), opening_of(would_be)
+        demands, opening = demands_of(would_be, usual=usual), opening_of(would_be)
         return planner.predicted_s(demands, opening=opening, priority=priority, deadline_s=deadline_s, owner=owner)
 
     choice = choose(candidates, predicted_s, budget_s)
@@ -54,14 +56,19 @@ def resolved(
 
 
 def ranked(ladder: Sequence[MethodSpec], evaluation: Mapping[str, float]) -> Sequence[MethodSpec]:
-    """Returns the ladder, sorted by the scores of an evaluation that has all of its methods, else unchanged."""
-    titles = [method_text(method) for method in ladder]
-    if not all(title in evaluation for title in titles):
+    """Returns the ladder, sorted by the scores of an evaluation that has all of its methods, else unchanged.
+
+    A method that may stop early is as good as the same one that asks all, and comes just before it.
+    """
+    titles = {method: method_text(method.asking_all) for method in ladder}
+    if not all(title in evaluation for title in titles.values()):
         return ladder
-    return sorted(ladder, key=lambda method: evaluation[method_text(method)])
+    return sorted(ladder, key=lambda method: (evaluation[titles[method]], -method.accepted_difference))
 
 
-def _candidates(fitted: FittedRequest, method: MethodSpec, planner: Planner) -> list[Candidate[FittedRequest]]:
+def _candidates(
+    fitted: FittedRequest, method: MethodSpec, planner: Planner, usual: UsualShare
+) -> list[Candidate[FittedRequest]]:
     """Returns the request with this method instead of each `Auto` as the only candidate; none where it does not fit."""
     methods = [method if isinstance(each, Auto) else each for each in fitted.methods]
     try:
@@ -71,6 +78,6 @@ def _candidates(fitted: FittedRequest, method: MethodSpec, planner: Planner) -> 
     units: Counter[Kind] = Counter()
     for work in opening_of(would_be):
         units[work.kind] += work.units
-    for demand in demands_of(would_be):
-        units[demand.kind] += demand.most * demand.weight
+    for demand in demands_of(would_be, usual=usual):
+        units[demand.kind] += (demand.most if demand.usual is None else demand.usual) * demand.weight
     return [Candidate(method_text(method), would_be, planner.seconds_of(units))]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from camserve.finalise.results import rankings
 from camserve.methods.work import Work, decoded_units
 from camserve.planning import Demand
@@ -22,17 +25,29 @@ def opening_of(fitted: FittedRequest) -> tuple[Work, ...]:
     return (*decoding, Work("opening", max(1, len(layers)) + len(references)), *whole)
 
 
-def demands_of(fitted: FittedRequest, targets: int | None = None) -> tuple[Demand, ...]:
+UsualShare = Callable[[Part], float]
+"""Function that returns the share of its queries that is usually enough for a part that may stop early."""
+
+
+def all_queries(part: Part) -> float:
+    """Returns 1: the most that a part may ask."""
+    return 1.0
+
+
+def demands_of(
+    fitted: FittedRequest, targets: int | None = None, usual: UsualShare = all_queries
+) -> tuple[Demand, ...]:
     """Returns the demand of every position: of the parts, of the rankings, of the curves.
 
     Args:
         fitted: the request.
         targets: number of classes that are explained; None as long as the opening has not told. Until then the curves,
             whose maps are not known, have one position together.
+        usual: says how much of a part is usually enough.
     """
     most = fitted.max_targets if targets is None else targets
     known = fitted.known_targets if targets is None else targets
-    parts = [_demand(part, known, most) for part in fitted.parts]
+    parts = [_demand(part, known, most, usual) for part in fitted.parts]
     ranked = [Demand("ranking", None, 1, most)] * rankings(fitted)
     maps, each = len(fitted.methods) * most, fitted.curve_queries
     if not each:
@@ -43,9 +58,10 @@ def demands_of(fitted: FittedRequest, targets: int | None = None) -> tuple[Deman
     return (*parts, *ranked, *curves)
 
 
-def _demand(part: Part, known: int | None, most: int) -> Demand:
+def _demand(part: Part, known: int | None, most: int, usual: UsualShare) -> Demand:
     """Returns the demand of a part; its number of queries is known where that does not depend on the targets."""
     upper = part.queries(most)
     depends = part.queries(1) != part.queries(2)
     queries = None if known is None and depends else upper
-    return Demand(part.work(most).kind, queries, upper, part.method.weight(most))
+    enough = math.ceil(usual(part) * upper) if part.method.accepted_difference else None
+    return Demand(part.work(most).kind, queries, upper, part.method.weight(most), enough)

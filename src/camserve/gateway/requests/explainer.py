@@ -96,7 +96,8 @@ class Explainer:
         """Returns the request with its `auto` resolved; counts the choice."""
         budget_s = self._settings.auto_budget_s if call.timeout_s is None else call.timeout_s
         planner, owner = model.dispatcher.planner, call.owner
-        fitted = resolved(fitted, self._ladder, planner, deadline_s, budget_s, owner)
+        usual = model.dispatcher.usual_share
+        fitted = resolved(fitted, self._ladder, planner, deadline_s, budget_s, owner, usual)
         for index in fitted.choices:
             self._metrics.auto_choices.labels(model.name, self._choices[fitted.methods[index]]).inc()
         return fitted
