@@ -255,3 +255,17 @@ async def test_each_kind_of_work_that_is_lost_can_be_asked_of_another_image():
     assert len(worker.controls) > 8
     for control in worker.controls:
         assert all(isinstance(outcome, ItemResult) for outcome in control.outcomes)
+
+
+async def test_a_map_that_stopped_early_is_that_of_the_queries_asked(engine: Engine):
+    """RISE's masks come in the order of their numbers, so that the first n of 400 make the map of n masks."""
+    image = tiny.png(noise(0.01))
+    async with over(WorkerBackend(tiny.tiny_network()), step_queries=16) as stub:
+        reply = await stub.Explain(ask(pb.MethodSpec(rise={"masks": 400, "tolerance": 1.0}), image=image))
+    (saliency,) = reply.maps
+    assert saliency.complete
+    assert 0 < saliency.estimated_difference <= 1
+    masks = round(400 * saliency.fraction)
+    assert 32 <= masks == reply.cost.queries < 400
+    whole = engine.explain(image, [("rise", {"masks": masks})]).maps[0].array
+    np.testing.assert_allclose(arrays(reply)[0], whole, atol=1e-5)  # float32 sums of other steps

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
 from camserve.evaluation.digits.scenes import benchmark_scenes
-from camserve.evaluation.digits.shipped import load_engine
+from camserve.evaluation.digits.shipped import SHIPPED, load_engine
 from camserve.finalise.convergence import FACTOR, FEW, LEAST_BLOCKS, MOST_SHARE, POWER, Convergence, looks
 from camserve.methods import METHODS, AblationCam, IsCam, MethodSpec, Rise, ScoreCam, SsCam
 from camserve.types import Partial
@@ -254,3 +256,33 @@ def test_the_true_difference_is_below_the_estimate(method, parameters):
     assert all(estimate <= 0.2 for _, estimate, _ in found)
     assert all(share >= LEAST_BLOCKS / 400 for share, _, _ in found)
     assert sum(true > estimate for _, estimate, true in found) <= 1
+
+
+def test_a_score_cam_that_stopped_is_the_sum_over_its_channels_computed_slowly():
+    """The first channels by energy, one masked image each, in float64: the twin knows nothing of steps or sums."""
+    engine, scene = load_engine(), benchmark_scenes(3)[2].pixels
+    answer = engine.explain(scene, [ScoreCam(tolerance=0.3)])
+    (saliency,) = answer.maps
+    asked = round(64 * saliency.fraction)
+    assert LEAST_BLOCKS <= asked < 64
+    module = SHIPPED["digits"].trained().double()
+    pixels = torch.from_numpy(scene).double().permute(2, 0, 1) / 255
+    image = (pixels - 0.5) / 0.25
+    with torch.no_grad():
+        activations = module.features(image[None])[0]
+        total = torch.zeros(image.shape[1:], dtype=torch.float64)
+        for channel in sorted(range(64), key=lambda k: -float(activations[k].abs().mean()))[:asked]:
+            mask = F.interpolate(activations[channel][None, None], image.shape[1:], mode="bilinear")[0, 0]
+            if mask.max() > mask.min():
+                query = image * (mask - mask.min()) / (mask.max() - mask.min())
+                total += module(query[None]).softmax(dim=1)[0, saliency.target.index] * mask
+    want = ((total - total.min()) / (total.max() - total.min())).numpy()
+    np.testing.assert_allclose(saliency.array, want, atol=1e-4)  # float32 probabilities of 64 passes
+
+
+def test_a_rise_that_stopped_is_the_rise_of_as_many_masks():
+    engine, scene = load_engine(), benchmark_scenes(1)[0].pixels
+    early = engine.explain(scene, [Rise(masks=400, tolerance=1.0)]).maps[0]
+    masks = round(400 * early.fraction)
+    assert LEAST_BLOCKS <= masks < 400
+    np.testing.assert_allclose(early.array, engine.explain(scene, [Rise(masks=masks)]).maps[0].array, atol=1e-5)
