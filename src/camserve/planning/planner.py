@@ -53,6 +53,9 @@ that it was not lost at.
 When nothing fresh is left to send, a step that is overdue by far is sent again to another backend, once. The first
 answer of each slice counts.
 
+A request whose map is good enough may stop early: what waits of it is withdrawn and counts as cancelled, what is in
+flight may still be answered, and is not sent again where it is lost (`Planner.withdraw`).
+
 Each query is waiting, in flight, done or cancelled, and the four counts always add up to what was asked. That sum is
 the first thing to check when something is odd.
 """
