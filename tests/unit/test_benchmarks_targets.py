@@ -42,7 +42,7 @@ def test_the_page_has_the_table_of_the_committed_figures(program, committed):
     page = program.PAGE.read_text()
     assert page == program.rendered(page, committed), "run `python benchmarks/targets.py render`"
     assert list(committed["rows"]) == list(program.ROWS)
-    assert {row["scenes"] for row in committed["rows"].values()} == {50}
+    assert min(row["scenes"] for row in committed["rows"].values()) >= 50
 
 
 def test_a_map_must_point_at_the_digit_that_is_asked_about(program):

@@ -89,7 +89,7 @@ partials = st.builds(
     order=numbers,
     context=st.none() | float32_arrays(3),
     labels=numbers,
-    energies=st.lists(st.floats(0, allow_infinity=False), max_size=3).map(tuple),
+    energies=st.lists(st.floats(0, allow_infinity=False), min_size=1, max_size=3).map(tuple),
 )
 explained = st.builds(Explained, target=targets, score=float32s, classes=several(predictions))
 results = st.builds(
@@ -395,3 +395,11 @@ def test_an_answer_that_explains_no_target_cannot_be_read():
     reply.step.items.add().result.targets.add(score=0.5)
     with pytest.raises(ValueError, match="a worker explains no target"):
         step.result_from_bytes(reply.SerializeToString())
+
+
+def test_an_order_without_energies_is_that_of_a_worker_from_before_they_were_sent():
+    partial = Partial(0, 3, np.ones((1, 2, 2), np.float32), order=(2, 0, 1))
+    outcome = ItemResult((), (), VIEW, (partial,))
+    (received,) = step.result_from_bytes(step.result_to_bytes(StepResult((outcome,), {}, "w"))).outcomes
+    assert isinstance(received, ItemResult)
+    assert (received.partials[0].order, received.partials[0].energies) == ((2, 0, 1), (1.0, 1.0, 1.0))

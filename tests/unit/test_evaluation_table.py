@@ -111,7 +111,7 @@ def test_measuring_goes_on_where_it_stopped(program, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "program", "table", "results"),
-    [("latency", "serving", "latencies", "serving-latency"), ("speed", "engine", "table", "engine")],
+    [("latency", "serving", "latencies", "serving-latency"), ("speed", "engine_report", "readme_table", "engine")],
 )
 def test_the_readme_has_the_times_of_the_committed_figures(
     monkeypatch, name: str, program: str, table: str, results: str

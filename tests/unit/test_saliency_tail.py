@@ -61,6 +61,24 @@ class MeetsTensors(Small):
         return found.tanh() * torch.tensor([2.0, 1.0, 0.5, -1.0])[:, None, None]
 
 
+class AsksSizes(Small):
+    """What is behind the layer asks how many images there are, and how large, but not what they show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(self.first(x)).relu()
+        large = nn.functional.interpolate(found, size=x.shape[-2:])
+        weighted = large.mean(dim=(2, 3)).view(x.size(0), -1) * (x.shape[0] / x.shape[0]) + x.dim() * 0.1
+        return self.head(weighted.view(x.shape[0], -1))
+
+
+class ShapeOfWhatItShows(Small):
+    """A size of something made of the image is not the image's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(self.first(x)).relu()
+        return self.head(found.mean(dim=(2, 3)).view((x * 2).size(0), -1))
+
+
 class Twice(Small):
     """The layer runs twice, and a third time on what has no space."""
 
@@ -80,7 +98,7 @@ def captured(module: nn.Module, layer: str, x: Tensor | None = None, call: int =
 def assert_same(module: nn.Module, layer: str, x: Tensor, call: int = 1) -> None:
     """The tail is found, and makes of altered activations what the whole network makes of them."""
     found = captured(module, layer, x, call)
-    tail = find_tail(module, layer, found)
+    tail = find_tail(module, layer, found, x.shape[1:])
     assert tail is not None
     altered = torch.cat([found.activations * factor for factor in (1, 0, -0.7, 3)])
     expected = with_output(module, x.expand(4, -1, -1, -1), layer, (call,), found._arrangement, altered.clone())
@@ -114,10 +132,21 @@ def test_tensors_that_the_forward_makes_are_part_of_the_tail():
     assert_same(MeetsTensors().eval(), "layer", example())
 
 
-@pytest.mark.parametrize("kind", [Shortcut, Checks, Counts])
+@pytest.mark.parametrize("images", [1, 3])
+def test_sizes_of_the_image_may_be_asked_behind_the_layer(images):
+    """As EfficientNet-Lite does: `x.view(inputs.size(0), -1)`."""
+    module, x = AsksSizes().eval(), example(images)
+    tail = find_tail(module, "layer", captured(module, "layer", x[:1]), x.shape[1:])
+    assert tail is not None
+    found = captured(module, "layer", x)
+    torch.testing.assert_close(tail(found.raw.clone()), module(x), rtol=1e-4, atol=1e-6)
+    assert_same(module, "layer", example())
+
+
+@pytest.mark.parametrize("kind", [Shortcut, Checks, Counts, ShapeOfWhatItShows])
 def test_where_there_is_no_tail_the_whole_network_is_run(kind):
     module = kind().eval()
-    assert find_tail(module, "layer", captured(module, "layer")) is None
+    assert find_tail(module, "layer", captured(module, "layer"), example().shape[1:]) is None
     features = features_of(module, "layer")
     expected = [lost_alone(module, features, channel) for channel in range(4)]
     torch.testing.assert_close(
@@ -172,7 +201,7 @@ def test_a_network_is_traced_once_and_only_the_tail_is_run_then():
 def test_weights_stay_the_networks_own():
     module = Small().eval()
     found = captured(module, "layer")
-    tail = find_tail(module, "layer", found)
+    tail = find_tail(module, "layer", found, example().shape[1:])
     with torch.no_grad():
         module.head.bias += 1
     torch.testing.assert_close(tail(found.raw.clone()), found.logits + 1)
@@ -182,7 +211,7 @@ def test_weights_stay_the_networks_own():
 def test_nothing_is_left_on_the_module(kind):
     module = kind().eval()
     before = [(name, dict(vars(child))) for name, child in module.named_modules()]
-    find_tail(module, "layer", captured(module, "layer"))
+    find_tail(module, "layer", captured(module, "layer"), example().shape[1:])
     assert [name for name, _ in before] == [name for name, _ in module.named_modules()]
     for (_, settings), child in zip(before, module.modules(), strict=True):
         assert list(settings) == list(vars(child))
@@ -201,6 +230,6 @@ def test_other_threads_go_on_while_one_traces():
 
     example_of_other = x
     module = Waits().eval()
-    assert find_tail(module, "layer", captured(module, "layer")) is not None
+    assert find_tail(module, "layer", captured(module, "layer"), example().shape[1:]) is not None
     (answer,) = answers
     torch.testing.assert_close(answer, other(x))

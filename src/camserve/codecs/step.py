@@ -240,7 +240,9 @@ def _partial_to_proto(partial: Partial) -> step_pb2.Partial:
 
 def _partial_from_proto(message: step_pb2.Partial) -> Partial:
     context = _array_from_proto(message.context) if message.HasField("context") else None
-    return from_message(Partial, message, sums=_array_from_proto(message.sums), context=context)
+    # A worker from before energies were sent gives an order alone: then each block may add as much as any other.
+    energies = tuple(message.energies) or (1.0,) * len(message.order)
+    return from_message(Partial, message, sums=_array_from_proto(message.sums), context=context, energies=energies)
 
 
 def _array_to_proto(array: np.ndarray) -> step_pb2.Array:

@@ -62,9 +62,12 @@ class Opening:
         """Returns the tail behind the layer, found with an image (3, H, W); None where there is none to be had."""
         if not self._tail:
             # Several calls have several tails, each of which ends where they come together.
-            found = find_tail(self.module, self.layer, self._captured(x[None])) if len(self.calls) <= 1 else None
+            found = self._found_tail(x) if len(self.calls) <= 1 else None
             self._tail.append(found)
         return self._tail[0]
+
+    def _found_tail(self, x: Tensor) -> nn.Module | None:
+        return find_tail(self.module, self.layer, self._captured(x[None]), x.shape)
 
     def _captured(self, x: Tensor) -> Capture:
         return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self.keeps)

@@ -1,8 +1,8 @@
 """Finds the part of a network behind a layer, as a module of its own, through which altered activations are run.
 
 torch.fx writes the forward down as a graph. Its part from the layer's last call to the logits is the tail, if it
-depends on nothing else that the image has a part in, such as a shortcut around the layer. Weights and submodules are
-the network's own, not copies.
+depends on nothing else that the image has a part in, such as a shortcut around the layer; the size of the image and the
+number of images may be asked. Weights and submodules are the network's own, not copies.
 
 While it traces, torch.fx replaces `nn.Module.__call__` for the whole process. Here the calls of other threads go
 through untouched, and one trace waits for the other.
@@ -29,13 +29,14 @@ SAME = 1e-4
 _tracing = threading.Lock()
 
 
-def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | None:
+def find_tail(module: nn.Module, layer: str, captured: Capture, image: torch.Size) -> nn.Module | None:
     """Returns the tail behind the layer's last spatial call, or None where there is none to be had.
 
     Args:
         module: in eval mode; nothing is left on it.
         layer: address of the layer, as in `capture`.
         captured: one image's, from which the tail must make the same logits as the network does.
+        image: (C, H, W), the size of that image.
 
     Returns:
         A module from raw outputs of the layer to logits; None where the forward cannot be traced, or where what comes
@@ -50,7 +51,7 @@ def find_tail(module: nn.Module, layer: str, captured: Capture) -> nn.Module | N
         log.info("the network cannot be traced, so %s has no tail of its own: %s", layer, error)
         return None
     for call in _calls(graph, module, layer):
-        tail = _behind(module, graph, call)
+        tail = _behind(module, graph, call, image)
         if tail is not None and _makes(tail, captured):
             return tail
     return None
@@ -101,24 +102,40 @@ def _function(node: fx.Node) -> Any:
     return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
 
-def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node) -> nn.Module | None:
-    """Returns what the logits need from `call` on; None if they also need the image in another way."""
+def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node, image: torch.Size) -> nn.Module | None:
+    """Returns what the logits need from `call` on; None if they also need what the image shows in another way."""
     (logits,) = (node for node in graph.nodes if node.op == "output")
     needed: set[fx.Node] = set()
     waiting = [logits]
     while waiting:
         node = waiting.pop()
-        if node.op == "placeholder":
+        if node is call or node in needed:
+            continue
+        if any(argument.op == "placeholder" for argument in node.all_input_nodes) and not _asks_size(node):
             return None
-        if node is not call and node not in needed:
-            needed.add(node)
-            waiting.extend(node.all_input_nodes)
+        needed.add(node)
+        waiting.extend(argument for argument in node.all_input_nodes if argument.op != "placeholder")
     tail = fx.Graph()
-    made = {call: tail.placeholder("raw")}
+    raw = tail.placeholder("raw")
+    made = {call: raw}
     for node in graph.nodes:
-        if node in needed:
+        if node.op == "placeholder" and any(user in needed for user in node.users):
+            made[node] = tail.call_function(_as_large, (raw, tuple(image)))
+        elif node in needed:
             made[node] = tail.node_copy(node, lambda argument: made[argument])
     return fx.GraphModule(module, tail)
+
+
+def _asks_size(node: fx.Node) -> bool:
+    """Tells whether a node asks how large a tensor is and nothing else, as `x.size(0)`, `x.shape` and `x.dim()` do."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.op == "call_function" and node.target is getattr and node.args[1:] in (("shape",), ("ndim",))
+
+
+def _as_large(raw: Tensor, image: tuple[int, ...]) -> Tensor:
+    """Returns something of the size of as many images as there are outputs, without memory of its own."""
+    return raw.new_zeros(()).expand(len(raw), *image)
 
 
 def _makes(tail: nn.Module, captured: Capture) -> bool:
