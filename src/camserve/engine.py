@@ -22,6 +22,7 @@ from camserve.types import Explanation, Item, ItemResult, ModelInfo, Outputs, Pr
 from camserve.types.references import References
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
+from camserve.worker.dry_run import dry_run
 from camserve.worker.executor import Executor, Progress
 from camserve.worker.network import Network, load_network
 from camserve.worker.references import made_references
@@ -57,8 +58,8 @@ class Engine:
         InvalidOption: labels, outputs, units, references or layer that do not fit the module; a module of one output
             whose kind is not said.
         InvalidInput, NotFound: references that cannot be read.
-        Unsupported: a module without spatial layer, or that returns no numbers for each image, or that the runtime
-            cannot run.
+        Unsupported: a module without spatial layer, or that returns no numbers for each image, or that cannot
+            be explained; the text says why. A module that the runtime cannot run.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
             references = made_references(network, given_references(Path(references), labels))
         if references is not None:
             network = network.with_references(references)
+        dry_run(network)
         tune(network, runtime, micro_batch)
         self._executor = Executor(network)
 

@@ -23,10 +23,12 @@ from camserve import Engine
 from camserve.archive import build_archive, load_package, surveyed
 from camserve.archive.surveyed import SURVEY
 from camserve.errors import CamserveError, InvalidInput, InvalidOption, Unsupported
+from camserve.gateway.pool.readiness import canary
 from camserve.methods import METHODS
 from camserve.saliency.layers import survey
 from camserve.types import Preprocessing
 from camserve.worker import network as network_module
+from camserve.worker.executor import Executor
 from camserve.worker.network import load_network
 
 SIDE = 64
@@ -784,9 +786,24 @@ def test_a_forward_that_leaves_torch_where_graphs_begin_is_explained_without_gra
         assert np.ptp(explained(found, method)) == 1
 
 
-def test_outputs_that_are_no_numbers_are_told_as_that():
-    with pytest.raises(Unsupported, match="outputs are not finite for this image"):
-        explained(engine(NotANumber()))
+def test_outputs_that_are_no_numbers_are_told_as_that_when_the_engine_is_made():
+    with pytest.raises(Unsupported, match="cannot be explained: the network's outputs are not finite for this image"):
+        engine(NotANumber())
+
+
+class Standardises(Plain):
+    """Divides by the image's own deviation, which a plain image has none of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean(dim=(1, 2, 3), keepdim=True)) / x.std(dim=(1, 2, 3), keepdim=True))
+
+
+def test_a_network_that_divides_by_the_images_deviation_is_explained_and_answers_its_canary():
+    found = engine(Standardises())
+    assert np.ptp(explained(found, "score_cam")) == 1
+    Executor(found.network).answer(canary(found.info))
+    with pytest.raises(Unsupported, match="not finite for this image"):
+        found.explain(np.full((SIDE, SIDE, 3), 128, np.uint8))
 
 
 @pytest.mark.parametrize("make", [WithBlock, with_batch_statistics, compiled_part, Brighter, lambda: Plain().half()])

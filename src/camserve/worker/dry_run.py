@@ -13,13 +13,16 @@ from camserve.worker.network import Network
 
 
 def dry_run(network: Network) -> None:
-    """Asks one query of Score-CAM, of a grey picture of the network's own input size, which takes no gradients.
+    """Asks one query of Score-CAM, of a picture of the network's own input size, which takes no gradients.
+
+    The picture is noise: a plain one has no deviation, by which some networks divide.
 
     Raises:
         Unsupported: the network cannot be explained; the text says why.
     """
-    grey = np.full((*network.preprocessing.crop_px, network.preprocessing.channels), 0.5, np.float32)
+    size = (*network.preprocessing.crop_px, network.preprocessing.channels)
+    noise = np.random.default_rng(0).random(size, np.float32)
     try:
-        Executor(network).answer(Item(grey, (sample_target(network.info),), (Task(0, ScoreCam(), 0, 1),)))
+        Executor(network).answer(Item(noise, (sample_target(network.info),), (Task(0, ScoreCam(), 0, 1),)))
     except CamserveError as error:
         raise Unsupported(f"the network cannot be explained: {error}") from error

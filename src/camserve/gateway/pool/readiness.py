@@ -31,13 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 def canary(model: ModelInfo) -> Item:
-    """Returns an item that asks one query of Score-CAM, of a grey image of the network's own input size.
+    """Returns an item that asks one query of Score-CAM, of the pattern, of the network's own input size.
 
-    It takes no gradients, which a network's forward may cut: its other methods work all the same.
+    It takes no gradients, which a network's forward may cut: its other methods work all the same. The pattern is not
+    plain, because some networks divide by an image's own deviation.
     """
-    grey = _sendable(np.full((*model.input_size, model.channels), 128, np.uint8))
+    image = pattern(model.input_size, model.channels)
     tasks = (Task(0, ScoreCam(), 0, 1),)
-    return Item(image=grey, digest=digest(grey), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
+    return Item(image=image, digest=digest(image), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
 
 
 def pattern(size: tuple[int, int], channels: int = 3) -> np.ndarray:
