@@ -230,13 +230,33 @@ def test_the_peak_of_a_call_is_seen_even_where_the_process_has_free_memory(progr
     assert len(pin) == 60_000
 
 
-def test_the_memory_of_our_map_is_counted_beyond_one_micro_batch(programs, bench, monkeypatch):
-    engine = programs["engine"]
-    monkeypatch.setattr(engine.passes, "scores", lambda *_: np.ones(40 * MIB, np.uint8))
-    first, _ = engine.first_calls(bench, {engine.EXACT: lambda: np.ones(90 * MIB, np.uint8).sum()})
-    peak = first[engine.EXACT].peak
-    assert 80 * MIB < peak.beyond_start < 110 * MIB
-    assert 40 * MIB < peak.beyond_floor < 60 * MIB
+def test_the_memory_of_our_map_is_counted_beyond_one_micro_batch_and_that_of_others_is_not(
+    programs, bench, monkeypatch
+):
+    """What is told of a process that others use as well would depend on them: who is asked to go first is looked at."""
+    engine, made = programs["engine"], []
+    monkeypatch.setattr(engine.passes, "scores", lambda *_: made.append("micro-batch"))
+
+    def noted(case, _device, floor=lambda: None):
+        floor()
+        return engine.memory.Peak(2, 1), case()
+
+    monkeypatch.setattr(engine.memory, "peak_of", noted)
+    first, _ = engine.first_calls(bench, {engine.EXACT: lambda: made.append("ours")})
+    assert made == ["micro-batch", "ours"]
+    assert first[engine.EXACT].peak == engine.memory.Peak(2, 1)
+    made.clear()
+    engine.first_calls(bench, {"grad-cam": lambda: made.append("theirs")})
+    assert made == ["theirs"]
+
+
+def test_what_is_needed_beyond_a_floor_is_counted_from_its_peak(programs):
+    def mebibytes(number):
+        return lambda: np.ones(number * MIB, np.uint8).sum()
+
+    found, _ = programs["memory"].peak_of(mebibytes(90), CPU, mebibytes(40))
+    assert 80 * MIB < found.beyond_start < 110 * MIB
+    assert 40 * MIB < found.beyond_floor < 60 * MIB
 
 
 # Goals and tables
