@@ -209,8 +209,8 @@ class Network:
         return torch.rand(size, generator=torch.Generator().manual_seed(0))
 
     def _evaluate(self) -> Callable[[], None]:
-        with_compilation = _without_compilation(self.module)
-        children = list(self.module.modules())  # once, since each call pays for it
+        with_compilation = _without_compilation(_descendants(self.module))
+        children = _descendants(self.module)  # those that run from now on
         training = [child for child in children if child.training]
         weights = (weight for child in children for weight in child._parameters.values() if weight is not None)
         trained = [weight for weight in weights if weight.requires_grad]
@@ -364,17 +364,26 @@ def _is_compiled(module: nn.Module) -> bool:
     return package is not None and isinstance(module, package.OptimizedModule)
 
 
-def _without_compilation(module: nn.Module) -> Callable[[], None]:
-    """Has a module's compiled parts run as they were written; returns the function that undoes it."""
-    if "torch._dynamo.eval_frame" not in sys.modules:  # nothing was ever compiled, and looking at each part takes time
-        return lambda: None
+def _descendants(module: nn.Module) -> list[nn.Module]:
+    """Returns a module and all inside it, each once; `modules()` makes names as well, and takes six times as long."""
+    found, waiting = {id(module): module}, [module]
+    while waiting:
+        for child in waiting.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                waiting.append(child)
+    return list(found.values())
+
+
+def _without_compilation(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """Has the compiled parts of modules run as they were written; returns the function that undoes it."""
     parts = [
         (parent, name, child)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if _is_compiled(child)
+        for parent in modules
+        for name, child in parent._modules.items()
+        if child is not None and _is_compiled(child)
     ]
-    calls = [(child, child._compiled_call_impl) for child in module.modules() if child._compiled_call_impl is not None]
+    calls = [(child, child._compiled_call_impl) for child in modules if child._compiled_call_impl is not None]
     for parent, name, child in parts:
         parent._modules[name] = original(child)
     for child, _ in calls:
