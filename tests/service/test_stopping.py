@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import grpc
@@ -100,6 +100,14 @@ async def serve_until_signals(backend: FakeBackend, told: asyncio.Future[Gateway
 
     with caught_signals() as signals:
         await run_until_stopped(gateway, signals, work())
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Under nohup a hangup is ignored, by whatever is started, and a test that waits for one would wait for ever."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @asynccontextmanager

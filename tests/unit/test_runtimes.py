@@ -487,6 +487,56 @@ def test_calibration_maps_of_bfloat16_are_compared_with_those_of_float32(monkeyp
         assert network.info.runtime.precision == expected, network.info.runtime
 
 
+def test_what_calibration_images_told_is_kept_for_these_images_alone(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx512_bf16\n")
+    monkeypatch.setattr(precision, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr("camserve.worker.tuning.fastest", lambda measured: Measured("eager", 2, 1e-12))
+    asked = []
+
+    def noted(*given):
+        asked.append(given)
+        return auto_precision(*given)
+
+    monkeypatch.setattr("camserve.worker.tuning.auto_precision", noted)
+    images = [tiny.pixels(seed) for seed in range(3)]
+    for calibration, times in ((images[:2], 1), (images[:2], 1), (images[1:], 2), (images[1:], 2)):
+        network = Network(Convs().eval(), preprocessing=PREPROCESSING, weights="w")
+        tune(network, "auto", folder=tmp_path / "kept", calibration=calibration)
+        assert (len(asked), network.info.runtime.precision) == (times, "bfloat16")
+
+
+def test_calibration_ends_in_its_time_but_looks_at_one_image(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx512_bf16\n")
+    monkeypatch.setattr(precision, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr("camserve.worker.tuning.fastest", lambda measured: Measured("eager", 2, 1e-12))
+    monkeypatch.setattr("camserve.worker.tuning.BUDGET_S", -1.0)
+    told = []
+    monkeypatch.setattr(
+        "camserve.worker.tuning.auto_precision", lambda _s, _b, maps: told.extend(maps()) or Auto("exact", "")
+    )
+    network = Network(Convs().eval(), preprocessing=PREPROCESSING)
+    tune(network, "auto", calibration=[tiny.pixels(seed) for seed in range(3)])
+    assert len(told) == 2  # a Group-CAM and a Score-CAM of the first image
+
+
+def test_devices_are_measured_for_themselves(tmp_path):
+    on_cpu = Kept(tmp_path, "w", "layer", 1)
+    on_cpu.write(auto=1)
+    assert Kept(tmp_path, "w", "layer", 1, torch.device("meta")).read() == {}
+
+
+def test_a_forward_that_cannot_be_watched_is_left_to_pytorch():
+    class Unwatched(Convs):
+        def forward(self, x):
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise RuntimeError("not under a mode")
+            return super().forward(x)
+
+    engine = Engine(Unwatched().eval(), preprocessing=PREPROCESSING, runtime="auto")
+    assert engine.info.runtime.name == "eager"
+    assert "cannot be watched: RuntimeError: not under a mode" in engine.info.runtime.reason
+
+
 def test_answers_say_what_computed_them():
     _, onnx = tuned("convolutions")
     cost = onnx.explain(tiny.pixels(1), ["score_cam"]).cost

@@ -1,7 +1,7 @@
 """Keeps in a file what was measured of a network's runtimes, so that a worker that starts again need not measure again.
 
-It holds for the weights, the layer, the processor, its threads and the versions of the packages that compute; each
-combination has a file of its own. A file that cannot be read or written means that it is measured again.
+It holds for the weights, the layer, the device, the processor, its threads and the versions of the packages that
+compute; each combination has a file of its own. A file that cannot be read or written means that it is measured again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from camserve.runtimes import onnx
 
 CPU = Path("/proc/cpuinfo")
+_CPU_DEVICE = torch.device("cpu")
 
 
 class Kept:
@@ -29,12 +30,17 @@ class Kept:
         weights: hash of the network's weights; "": nothing is kept.
         layer: address of the layer whose activations come with the outputs.
         threads: threads that share an operation.
+        device: device of the network.
     """
 
-    def __init__(self, folder: Path | None, weights: str, layer: str, threads: int) -> None:
+    def __init__(
+        self, folder: Path | None, weights: str, layer: str, threads: int, device: torch.device = _CPU_DEVICE
+    ) -> None:
         self._file: Path | None = None
         if folder is not None and weights:
-            about = (weights, layer, threads, processor(), torch.__version__, onnx.version())
+            name_of_gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+            computes = (device.type, name_of_gpu, processor(), torch.__version__, onnx.version())
+            about = (weights, layer, threads, *computes)
             name = hashlib.blake2b(repr(about).encode(), digest_size=16).hexdigest()
             self._file = folder / f"runtime-{name}.json"
 

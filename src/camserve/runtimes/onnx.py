@@ -92,8 +92,11 @@ def exported(module: nn.Module, found: FoundLayer, images: Tensor) -> bytes:
     """
     if dtype_of(module) != torch.float32 or images.device.type != "cpu":
         raise Unsupported(f"the network computes in {dtype_of(module)} on {images.device}, not in float32 on a CPU")
-    with torch.no_grad(), _Decisions() as decisions:
-        run(module, images)
+    try:
+        with torch.no_grad(), _Decisions() as decisions:
+            run(module, images)
+    except Exception as error:  # whatever comes of a forward that is watched; without, it has run before
+        raise Unsupported(f"the network cannot be watched: {_in_a_line(error)}") from error
     if decisions.made:
         raise Unsupported(f"the forward decides by numbers that the picture has a part in ({decisions.made[0]})")
     raw = [f"raw{call}" for call in range(max(1, len(found.calls)))]
@@ -112,9 +115,12 @@ def exported(module: nn.Module, found: FoundLayer, images: Tensor) -> bytes:
                 dynamo=False,
             )
     except Exception as error:  # any error may come of a forward that is traced
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise Unsupported(f"the network has no ONNX graph: {reason}") from error
+        raise Unsupported(f"the network has no ONNX graph: {_in_a_line(error)}") from error
     return file.getvalue()
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager

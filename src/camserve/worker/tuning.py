@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ from camserve.saliency.layers import FoundLayer
 from camserve.saliency.locality import pictures
 from camserve.saliency.masks import Masks
 from camserve.saliency.run import dtype_of
+from camserve.types import Precision
 from camserve.types.model import RuntimeInfo
 from camserve.types.target_forms import sample_target
 from camserve.worker.modes import exact_float32
@@ -59,7 +63,7 @@ def tune(
     if wanted == Eager.name:
         return
     layer, threads = network.info.default_layer, torch.get_num_threads()
-    kept = Kept(folder, network.info.weights, layer, threads)
+    kept = Kept(folder, network.info.weights, layer, threads, network.device)
     with network.evaluating(), exact_float32():
         if reason := _why_eager(network):
             if wanted != "auto":
@@ -102,9 +106,10 @@ def _precision(
         return Auto("exact", "bfloat16 is for networks in float32 that take pictures together"), choice.micro_batch
     if not calibration:
         return auto_precision(1.0, 0.0, list), choice.micro_batch
-    found = kept.read().get("auto")
-    if isinstance(found, dict) and found.get("precision") in ("exact", "bfloat16") and not micro_batch:
-        return Auto(found["precision"], str(found.get("reason", ""))), int(found.get("micro_batch", 1))
+    found, images = kept.read().get("auto"), _digest(calibration)
+    if isinstance(found, dict) and (found.get("images"), micro_batch) == (images, None):
+        precision: Precision = "bfloat16" if found.get("precision") == "bfloat16" else "exact"
+        return Auto(precision, str(found.get("reason", ""))), int(found.get("micro_batch", choice.micro_batch))
     image, half = _pictures(network)[:1], Eager(network.module, bfloat16=True)
     sizes = (choice.micro_batch,) if micro_batch or network.device.type != "cpu" else SIZES
     best = fastest(list(measure(half, image, sizes, BUDGET_S / 4)))
@@ -112,14 +117,25 @@ def _precision(
     auto = auto_precision(seconds, best.seconds, lambda: list(_maps(network, half, calibration)))
     size = best.micro_batch if auto.precision == "bfloat16" else choice.micro_batch
     if not micro_batch:
-        kept.write(auto={"precision": auto.precision, "reason": auto.reason, "micro_batch": size})
+        kept.write(auto={"images": images, **asdict(auto), "micro_batch": size})
     return auto, size
+
+
+def _digest(images: Sequence[np.ndarray]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for image in images:
+        found.update(f"{image.dtype} {image.shape} ".encode() + image.tobytes())
+    return found.hexdigest()
 
 
 def _maps(network: Network, half: Eager, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields maps of Group-CAM and Score-CAM at the layer's resolution, of PyTorch in float32 and in bfloat16."""
-    exact = Eager(network.module)
-    for image in images:
+    exact, end = Eager(network.module), time.perf_counter() + BUDGET_S
+    for index, image in enumerate(images):
+        if (
+            index and time.perf_counter() > end
+        ):  # some images tell less than all, and a worker that never starts tells nothing
+            return
         features = _features(network, torch.tensor(image))
         asked: list[tuple[Masks, GroupCam | ScoreCam]] = []
         if features.gradients is not None:
