@@ -26,6 +26,7 @@ from camserve.types import (
     Layer,
     ModelInfo,
     Prediction,
+    RuntimeInfo,
     SaliencyMap,
     Target,
     Vector,
@@ -75,7 +76,17 @@ class StandIn:
 
     def model(self, name):
         layer = Layer("stem", 4, 2, 2)
-        return ModelInfo(name, "1.0", ("age", "size"), (8, 8), (layer,), "stem", outputs="value", units=("years",))
+        return ModelInfo(
+            name,
+            "1.0",
+            ("age", "size"),
+            (8, 8),
+            (layer,),
+            "stem",
+            outputs="value",
+            units=("years",),
+            runtime=RuntimeInfo("eager", 4, "exact", "the network has no ONNX graph"),
+        )
 
     def models(self):
         if self.failure is not None:
@@ -205,6 +216,7 @@ def test_a_model_is_described_with_an_example_of_each_target(client, capsys):
     assert "outputs value: age (years), size" in out
     assert "--target 'up:age'" in out
     assert "layers: stem; default stem" in out
+    assert "runtime eager, 4 queries a pass; auto is exact (the network has no ONNX graph)" in out
 
 
 def test_explain_shows_what_comes_in(client, tmp_path, capsys):

@@ -409,6 +409,13 @@ def test_the_environment_says_which_runtime(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path
 
 
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    for name in ("CAMSERVE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # a number that the list of users does not have
+    assert cache_folder() is None
+
+
 def test_differences_are_measured_by_the_spread():
     expected = torch.tensor([[1000.0, 1001.0], [1002.0, 1003.0]])
     assert largest_difference(expected, expected + 0.01) > SAME

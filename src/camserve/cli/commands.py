@@ -574,7 +574,7 @@ def models(model: str | None, connection: Connection, store: Path | None) -> Non
 
 
 def _described(name: str, connection: Connection, store: Path | None) -> Iterator[str]:
-    """Yields lines about a model of a server or of a store: outputs, targets with an example each, layers."""
+    """Yields lines about a model of a server or of a store: outputs, targets with an example each, layers, runtime."""
     if store is None:
         with connection.client(10) as client:
             found: ModelInfo = client.model(name)
@@ -590,6 +590,9 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
     for form in target_forms(found):
         yield f"  --target '{form.example}'".ljust(40) + f"  {form.description}"
     yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"
+    if store is None and (runtime := found.runtime).name:
+        reason = f" ({runtime.reason})" if runtime.reason else ""
+        yield f"runtime {runtime.name}, {runtime.micro_batch} queries a pass; auto is {runtime.precision}{reason}"
 
 
 def shown_label(model: ModelInfo, index: int) -> str:

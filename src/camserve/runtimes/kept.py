@@ -72,11 +72,18 @@ class Kept:
             return
 
 
-def cache_folder() -> Path:
-    """Returns the folder of what may be deleted at any time: `CAMSERVE_CACHE`, else in the user's own cache."""
+def cache_folder() -> Path | None:
+    """Returns the folder of what may be deleted at any time: `CAMSERVE_CACHE`, else in the user's own cache.
+
+    Returns:
+        None for a user without a home, as in a container that runs as a number.
+    """
     if named := os.environ.get("CAMSERVE_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camserve"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camserve"
+    except RuntimeError:
+        return None
 
 
 def processor() -> str:
