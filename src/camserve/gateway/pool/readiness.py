@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def canary(model: ModelInfo) -> Item:
-    """Returns an item that asks one query of Score-CAM, of the pattern, of the network's own input size.
+    """Returns an item that asks one query of Score-CAM, of the control's pattern upside down.
 
     It takes no gradients, which a network's forward may cut: its other methods work all the same. The pattern is not
     plain, because some networks divide by an image's own deviation.
     """
-    image = pattern(model.input_size, model.channels)
+    image = np.ascontiguousarray(pattern(model.input_size, model.channels)[::-1])
     tasks = (Task(0, ScoreCam(), 0, 1),)
     return Item(image=image, digest=digest(image), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
 
