@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -211,23 +211,46 @@ def test_a_slow_first_call_is_the_only_one(programs, bench, monkeypatch):
 # Memory
 
 
-def test_the_peak_of_a_call_is_seen_even_where_the_process_has_free_memory(programs):
-    """Blocks this small come from a heap, which keeps what is freed below a block that is still there."""
-    peak_of = programs["memory"].peak_of
+PEAKS = """
+import json
 
-    def blocks():
-        return [bytearray(60_000) for _ in range(2000)]
+import numpy as np
+import torch
+from memory import peak_of
 
-    kept = blocks()
-    pin = bytearray(60_000)
-    del kept
-    for _ in range(2):
-        found, _ = peak_of(blocks, CPU)
-        assert 100 * MIB < found.beyond_start < 160 * MIB  # 114 MiB; the kernel counts pages in batches
-    found, result = peak_of(lambda: np.ones(50 * MIB, np.uint8).sum(), CPU)
-    assert 45 * MIB < found.beyond_start < 80 * MIB
-    assert result == 50 * MIB
-    assert len(pin) == 60_000
+CPU = torch.device("cpu")
+
+def blocks():
+    return [bytearray(60_000) for _ in range(2000)]
+
+def array(mebibytes):
+    return lambda: np.ones(mebibytes << 20, np.uint8).sum()
+
+kept = blocks()
+pin = bytearray(60_000)
+del kept
+found = [peak_of(blocks, CPU), peak_of(blocks, CPU), peak_of(array(50), CPU), peak_of(array(90), CPU, array(40))]
+print(json.dumps([[peak.beyond_start, peak.beyond_floor, float(type(result) is np.uint64 and result)]
+                  for peak, result in found]))
+"""
+
+
+def test_the_peak_of_a_call_is_seen_even_where_the_process_has_free_memory():
+    """Blocks this small come from a heap, which keeps what is freed below a block that is still there.
+
+    A process of its own asks: the pages that threads of other tests take here would be counted as well.
+    """
+    arguments = [sys.executable, "-c", PEAKS]
+    printed = subprocess.run(
+        arguments, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True, timeout=300
+    )
+    *of_blocks, of_array, beyond_floor = json.loads(printed.stdout)
+    for peak, _, _ in of_blocks:
+        assert 100 * MIB < peak < 160 * MIB  # 114 MiB; the kernel counts pages in batches
+    assert 45 * MIB < of_array[0] < 80 * MIB
+    assert of_array[2] == 50 * MIB
+    assert 80 * MIB < beyond_floor[0] < 110 * MIB
+    assert 40 * MIB < beyond_floor[1] < 60 * MIB
 
 
 def test_the_memory_of_our_map_is_counted_beyond_one_micro_batch_and_that_of_others_is_not(
@@ -248,15 +271,6 @@ def test_the_memory_of_our_map_is_counted_beyond_one_micro_batch_and_that_of_oth
     made.clear()
     engine.first_calls(bench, {"grad-cam": lambda: made.append("theirs")})
     assert made == ["theirs"]
-
-
-def test_what_is_needed_beyond_a_floor_is_counted_from_its_peak(programs):
-    def mebibytes(number):
-        return lambda: np.ones(number * MIB, np.uint8).sum()
-
-    found, _ = programs["memory"].peak_of(mebibytes(90), CPU, mebibytes(40))
-    assert 80 * MIB < found.beyond_start < 110 * MIB
-    assert 40 * MIB < found.beyond_floor < 60 * MIB
 
 
 # Goals and tables

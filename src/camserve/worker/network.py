@@ -366,7 +366,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _descendants(module: nn.Module) -> list[nn.Module]:
     """Returns a module and all inside it, each once; `modules()` makes names as well, and takes six times as long."""
-    found, waiting = {id(module): module}, [module]
+    root = next(module.modules())  # a `Selected` stands for the network that it runs
+    found, waiting = {id(root): root}, [root]
     while waiting:
         for child in waiting.pop()._modules.values():
             if child is not None and id(child) not in found:
