@@ -185,12 +185,33 @@ async def test_predictions_alone_are_the_nearest_references():
     assert [(form.name, form.example) for form in model.targets][-1] == ("class", "ann")
 
 
+async def test_a_typed_client_asks_predictions_alone_by_no_method():
+    """Also of a model that answers for no target that nobody names, and where nothing but the flag says so."""
+    async with serving_model(PEOPLE) as server, AsyncClient(server.gateway.address) as client:
+        answer = await client.explain(photo(), [])
+        typed = await server.stub.Explain(ask(GRAD, predictions_only=True))
+        steps = list(server.upstream.steps)
+    names = [one.label for one in answer.predictions]
+    assert sorted(names) == ["ann", "bob", "zoe"]
+    assert [one.label for one in typed.predictions] == names
+    assert not answer.maps and not typed.maps
+    assert [item.tasks for step in steps for item in step] == [(), ()]
+
+
+async def test_what_predictions_alone_do_not_run_is_checked():
+    async with serving() as server:
+        code, text, _ = await failure(server.stub.Explain(ask(GRAD, targets=[pb.Target(index=99)], predictions_only=True)))
+    assert code == "INVALID_ARGUMENT" and "class index must be" in text
+
+
 async def test_predictions_alone_of_a_model_without_references_are_refused_before_any_work():
     async with serving_model(FACES) as server:
         inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
         code, text, kind = await failure(inference.ModelInfer(infer("labels", "similarities")))
+        typed = await failure(server.stub.Explain(ask(GRAD, predictions_only=True)))
         assert not server.upstream.steps
     assert (code, kind) == ("FAILED_PRECONDITION", "Unsupported")
+    assert typed == (code, text, kind)
     assert text.startswith("model fake gives vectors and has no predictions, since no references are packed with it")
 
 

@@ -70,6 +70,7 @@ def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
             request,
             image=image_to_proto(request.image),
             methods=[method_to_proto(method) for method in request.methods],
+            predictions_only=not request.methods,
             targets=[target_to_proto(target) for target in request.targets],
             fusion=request.fusion.upper(),
             output=to_message(
@@ -100,7 +101,7 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
     limits.check_names((message.model, message.version, message.output.colormap, *message.layers))
     references = iter(_references(message.targets, cut, limits))
     targets = tuple(_target(target, lambda _: next(references)) for target in message.targets)
-    return from_message(
+    request = from_message(
         ExplainRequest,
         message,
         image=_image(message.image, bytes(cut.last("encoded")), cut.last("data")),
@@ -114,6 +115,7 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
         priority=_name("priority", pb.Priority, message.priority, "normal"),
         stream=StreamOptions(**_set_fields(message.stream)),
     )
+    return request.without_maps() if message.predictions_only else request
 
 
 def _references(targets: Sequence[pb.Target], cut: bulk.Cut[pb.ExplainRequest], limits: RequestLimits) -> list[Any]:

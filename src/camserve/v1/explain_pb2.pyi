@@ -39,7 +39,7 @@ BFLOAT16: Precision
 AUTO: Precision
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream")
+    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream", "predictions_only")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class ExplainRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     image: Image
@@ -70,7 +71,8 @@ class ExplainRequest(_message.Message):
     priority: Priority
     allow_partial: bool
     stream: StreamOptions
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ...) -> None: ...
+    predictions_only: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ..., predictions_only: bool = ...) -> None: ...
 
 class StreamOptions(_message.Message):
     __slots__ = ("max_maps", "min_interval_s")
