@@ -194,14 +194,17 @@ async def test_a_typed_client_asks_predictions_alone_by_no_method():
     names = [one.label for one in answer.predictions]
     assert sorted(names) == ["ann", "bob", "zoe"]
     assert [one.label for one in typed.predictions] == names
-    assert not answer.maps and not typed.maps
+    assert not answer.maps
+    assert not typed.maps
     assert [item.tasks for step in steps for item in step] == [(), ()]
 
 
 async def test_what_predictions_alone_do_not_run_is_checked():
     async with serving() as server:
-        code, text, _ = await failure(server.stub.Explain(ask(GRAD, targets=[pb.Target(index=99)], predictions_only=True)))
-    assert code == "INVALID_ARGUMENT" and "class index must be" in text
+        request = ask(GRAD, targets=[pb.Target(index=99)], predictions_only=True)
+        code, text, _ = await failure(server.stub.Explain(request))
+    assert code == "INVALID_ARGUMENT"
+    assert "class index must be" in text
 
 
 async def test_predictions_alone_of_a_model_without_references_are_refused_before_any_work():
