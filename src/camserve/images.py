@@ -17,7 +17,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +72,9 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+
+_STARTS: Mapping[str, Callable[[float], int]] = {"even": round, "down": int}
+"""Function that rounds the start of a centre crop, which is not below 0."""
 
 
 def silence_libtiff() -> None:
@@ -338,17 +341,17 @@ def network_view(image: Image.Image, preprocessing: Preprocessing) -> tuple[Imag
 
     The shorter side is resized and the centre cropped, equal to torchvision's Resize and CenterCrop on a PIL image
     (antialiased). Where that leaves less than the crop, which torchvision pads, the image is resized to just cover it.
+    Where the preprocessing has a size for both sides, the image is stretched to it, as torchvision's Resize does.
 
     Raises:
         InvalidImage: the image is so elongated that resizing its shorter side makes it larger than `MAX_PIXELS`.
     """
     height, width = preprocessing.crop_px
-    short, goal = min(image.size), _shorter_px((image.height, image.width), preprocessing)
-    _check_elongation((image.height, image.width), goal)
-    resized = (int(goal * image.width / short), int(goal * image.height / short))
-    left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
-    grown = image.resize(resized, _RESAMPLING[preprocessing.interpolation])
-    scale_x, scale_y = image.width / resized[0], image.height / resized[1]
+    tall, wide = _resized((image.height, image.width), preprocessing)
+    start = _STARTS[preprocessing.crop_start]
+    left, top = start((wide - width) / 2), start((tall - height) / 2)
+    grown = image.resize((wide, tall), _RESAMPLING[preprocessing.interpolation])
+    scale_x, scale_y = image.width / wide, image.height / tall
     crop = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
     view = InputView(original_size=(image.height, image.width), crop=crop, size=(height, width))
     return grown.crop((left, top, left + width, top + height)), view
@@ -370,7 +373,7 @@ def sent_view(content: ImageContent, preprocessing: Preprocessing) -> tuple[Imag
     if isinstance(content, bytes):
         container = _container(content, sys.maxsize, sys.maxsize)  # limits are those of the door
         size = container.size if container.orientation < _FIRST_TURNED else container.size[::-1]
-        _check_elongation(size, _shorter_px(size, preprocessing))
+        _resized(size, preprocessing)  # before any pixel is decoded
         image = _decode(container, converted)
     else:
         image = _decoded(content, converted) if isinstance(content, Image.Image) else converted(from_array(content))
@@ -458,11 +461,23 @@ def _not_an_array(array: np.ndarray) -> InvalidImage:
     )
 
 
-def _shorter_px(size: Sequence[int], preprocessing: Preprocessing) -> int:
-    """Returns the length of the resized image's shorter side: the least one of at least `resize_px` with which an image
-    of (height, width) covers the crop, so that nothing is padded."""
-    covering = (-(-crop * min(size) // side) for crop, side in zip(preprocessing.crop_px, size, strict=True))
-    return max(preprocessing.resize_px, *covering)
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Returns the (height, width) that an image of (height, width) is resized to.
+
+    Raises:
+        InvalidImage: it is so elongated that it would have more than `MAX_PIXELS`.
+    """
+    if isinstance(preprocessing.resize_px, tuple):
+        return preprocessing.resize_px
+    height, width = size
+    goal, shorter = max(preprocessing.resize_px, _covering_px(size, preprocessing.crop_px)), min(size)
+    _check_elongation(size, goal)
+    return int(goal * height / shorter), int(goal * width / shorter)
+
+
+def _covering_px(size: Sequence[int], crop: tuple[int, int]) -> int:
+    """Returns the least length of the shorter side with which an image of (height, width) covers a crop."""
+    return max(-(-px * min(size) // side) for px, side in zip(crop, size, strict=True))
 
 
 def check_elongation(size: tuple[int, int], input_size: tuple[int, int]) -> None:
@@ -471,8 +486,7 @@ def check_elongation(size: tuple[int, int], input_size: tuple[int, int]) -> None
     Raises:
         InvalidImage: it is so elongated that resizing makes it larger than `MAX_PIXELS`.
     """
-    covering = Preprocessing(1, input_size, (0.0,), (1.0,))
-    _check_elongation(size, min(_shorter_px(size, covering), _shorter_px(size[::-1], covering)))
+    _check_elongation(size, min(_covering_px(size, input_size), _covering_px(size[::-1], input_size)))
 
 
 def _check_elongation(size: Sequence[int], shorter_px: int) -> None:

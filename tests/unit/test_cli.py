@@ -523,6 +523,12 @@ def test_archive_with_an_odd_input_says_what_is_allowed(built, capsys, given, te
     assert not built
 
 
+def test_archive_with_images_that_are_stretched(built):
+    given = ["--resize", "128x64", "--crop", "64", "--mean", "0", "--std", "1"]
+    assert cli.run(["archive", "one", *given]) == 0
+    assert built[0][1]["preprocessing"].resize_px == (128, 64)
+
+
 def test_archive_needs_all_of_the_preprocessing(built, capsys):
     assert cli.run(["archive", "one", "--resize", "256"]) == 2
     assert "come together" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms import v2
 
 from camserve import containers, images
-from camserve.errors import InvalidImage, Unavailable
+from camserve.errors import InvalidImage, InvalidOption, Unavailable
 from camserve.types import InputView, Preprocessing
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}}
@@ -346,7 +346,9 @@ def preprocessing(resize: int = 40, crop: tuple[int, int] = (32, 32), interpolat
     return Preprocessing(resize, crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation)
 
 
-def by_torchvision(image: Image.Image, resize: int, crop: tuple[int, int], interpolation: str) -> np.ndarray:
+def by_torchvision(
+    image: Image.Image, resize: int | tuple[int, int], crop: tuple[int, int], interpolation: str
+) -> np.ndarray:
     transform = v2.Compose([v2.Resize(resize, v2.InterpolationMode(interpolation)), v2.CenterCrop(crop)])
     return np.asarray(transform(image))
 
@@ -408,6 +410,36 @@ def test_a_crop_larger_than_the_resized_image_is_never_padded():
     assert np.asarray(seen).min() == 255
     assert seen.size == (28, 32)
     assert view.size == (32, 28)
+
+
+@pytest.mark.parametrize("size", [(61, 90), (90, 61), (40, 400)])
+def test_a_stretched_view_equals_torchvisions_resize_to_both_sides(size):
+    image = Image.fromarray(noise(*size))
+    stretched = replace(preprocessing(1, (30, 50), "bilinear"), resize_px=(34, 55))
+    seen, view = images.network_view(image, stretched)
+    np.testing.assert_array_equal(np.asarray(seen), by_torchvision(image, (34, 55), (30, 50), "bilinear"))
+    left, top, right, bottom = view.crop
+    assert view.original_size == size
+    assert (bottom - top) * 34 == pytest.approx(30 * size[0])
+    assert (right - left) * 55 == pytest.approx(50 * size[1])
+
+
+def test_a_stretched_image_may_be_as_elongated_as_it_likes():
+    stretched = replace(preprocessing(1, (30, 50)), resize_px=(30, 50))
+    seen, view = images.network_view(Image.new("RGB", (1, 1_000_000)), stretched)
+    assert (seen.size, view.crop) == ((50, 30), (0, 0, 1, pytest.approx(1_000_000)))
+
+
+def test_stretched_images_must_cover_the_crop():
+    with pytest.raises(InvalidOption, match="do not cover"):
+        replace(preprocessing(1, (30, 50)), resize_px=(30, 49))
+
+
+@pytest.mark.parametrize(("crop_start", "left"), [("even", 2), ("down", 1)])
+def test_a_crop_starts_where_the_preprocessing_rounds_it_to(crop_start, left):
+    image = Image.new("RGB", (33, 30))  # 3 columns are cut off
+    _, view = images.network_view(image, replace(preprocessing(30, (30, 30)), crop_start=crop_start))
+    assert view.crop == (left, 0, left + 30, 30)
 
 
 def test_a_very_elongated_image_is_refused_before_it_is_blown_up():

@@ -88,7 +88,8 @@ class ModelCard:
         channels = self.preprocessing.channels
         if not isinstance(channels, int) or channels > MAX_CHANNELS:
             raise InvalidOption(f"the channels of the input must be 1..{MAX_CHANNELS}, got {channels!r}")
-        for size_px in (self.preprocessing.resize_px, *self.preprocessing.crop_px):
+        resize = self.preprocessing.resize_px
+        for size_px in (*(resize if isinstance(resize, tuple) else (resize,)), *self.preprocessing.crop_px):
             if not isinstance(size_px, int) or not 1 <= size_px <= MAX_INPUT_PX:
                 raise InvalidOption(f"the sizes of the input must be 1..{MAX_INPUT_PX} pixels, got {size_px!r}")
 
@@ -143,8 +144,12 @@ def _card(content: dict[str, Any], labels: list[str]) -> ModelCard:
     values = content.pop("preprocessing")
     height, width = values["crop_px"]
     values |= {"crop_px": (height, width)} | {name: tuple(map(float, values[name])) for name in ("mean", "std")}
-    if values.get("interpolation", "bicubic") not in get_args(get_type_hints(Preprocessing)["interpolation"]):
-        raise ValueError("unknown interpolation")
+    if isinstance(values["resize_px"], list):
+        height, width = values["resize_px"]
+        values["resize_px"] = (height, width)
+    for name, default in (("interpolation", "bicubic"), ("crop_start", "even")):
+        if values.get(name, default) not in get_args(get_type_hints(Preprocessing)[name]):
+            raise ValueError(f"unknown {name}")
     content["evaluation"] = {str(key): float(value) for key, value in content.get("evaluation", {}).items()}
     if not isinstance(units := content.get("units", []), list):
         raise TypeError("units must be a list")

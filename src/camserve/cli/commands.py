@@ -481,7 +481,11 @@ def _is_number(text: str) -> bool:
     type=click.Path(path_type=Path),
     help="Folder of up to 16 images, on which workers find out whether bfloat16 leaves maps as they are.",
 )
-@click.option("--resize", type=click.IntRange(1), metavar="PX", help="Shorter side of the image before the crop.")
+@click.option(
+    "--resize",
+    metavar="PX|HxW",
+    help="Shorter side of the image before the crop; or height x width that every image is stretched to.",
+)
 @click.option("--crop", metavar="PX|HxW", help="Side, or height x width, of the centre crop, the network's input.")
 @click.option("--mean", metavar="R G B", help="Subtracted from pixels in 0..1; one number for each channel.")
 @click.option("--std", metavar="R G B", help="What they are then divided by, likewise.")
@@ -490,7 +494,7 @@ def archive(
     sources: tuple[str, ...],
     store: Path | None,
     name: str | None,
-    resize: int | None,
+    resize: str | None,
     crop: str | None,
     mean: str | None,
     std: str | None,
@@ -525,7 +529,7 @@ def archive(
 
 
 def _preprocessing(
-    resize: int | None,
+    resize: str | None,
     crop: str | None,
     mean: str | None,
     std: str | None,
@@ -535,14 +539,18 @@ def _preprocessing(
         return None
     if resize is None or crop is None or mean is None or std is None:
         raise InvalidOption("--resize, --crop, --mean and --std come together")
-    return Preprocessing(resize, _crop(crop), _numbers("--mean", mean), _numbers("--std", std), interpolation)
+    side, wide = _sides("--crop", crop)
+    shorter, stretched = _sides("--resize", resize)
+    goal = (shorter, stretched) if stretched else shorter
+    return Preprocessing(goal, (side, wide or side), _numbers("--mean", mean), _numbers("--std", std), interpolation)
 
 
-def _crop(text: str) -> tuple[int, int]:
+def _sides(option: str, text: str) -> tuple[int, int | None]:
+    """Returns a side, or height and width."""
     sides = re.fullmatch(r"([1-9]\d{0,6})(?:x([1-9]\d{0,6}))?", text, re.ASCII)
     if not sides:
-        raise InvalidOption(f"--crop must be pixels, as 224, or height x width, as 128x64; got {shown(text)}")
-    return int(sides[1]), int(sides[2] or sides[1])
+        raise InvalidOption(f"{option} must be pixels, as 224, or height x width, as 128x64; got {shown(text)}")
+    return int(sides[1]), int(sides[2]) if sides[2] else None
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

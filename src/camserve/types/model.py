@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -26,15 +27,16 @@ _SCORES: Mapping[Outputs, Literal["value", "similarity"]] = {"value": "value", "
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Says how an image becomes the network's input: resize the shorter side, crop the centre, scale, normalise.
+    """Says how an image becomes the network's input: resize, crop the centre, scale, normalise.
 
     Raises:
-        InvalidOption: on construction, when mean and std have not one finite number for each channel, or a deviation is
-            not above 0.
+        InvalidOption: on construction, when mean and std have not one finite number for each channel, a deviation is
+            not above 0, or stretched images are smaller than the crop.
     """
 
-    resize_px: int
-    """Length of the shorter side after resizing; more where an image would not cover the crop then."""
+    resize_px: int | tuple[int, int]
+    """Length of the shorter side after resizing, which keeps proportions; more where an image would not cover the crop
+    then. A pair is the (height, width) that every image is stretched to."""
     crop_px: tuple[int, int]
     """(height, width) of the centre crop, which is the network's input size."""
     mean: tuple[float, ...]
@@ -45,6 +47,9 @@ class Preprocessing:
     channels: int = 0
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays. 0 becomes the
     number of values of `mean`."""
+    crop_start: Literal["even", "down"] = "even"
+    """Rounding of the half pixel at which a centre crop starts where an odd number of pixels is cut off: to the even
+    one, as torchvision does it, or down, as Hugging Face's processors do it."""
 
     def __post_init__(self) -> None:
         channels = self.channels or len(self.mean)
@@ -54,6 +59,8 @@ class Preprocessing:
                 raise InvalidOption(f"{what} must have a finite number for each of {channels} channels, got {values}")
         if not all(value > 0 for value in self.std):
             raise InvalidOption(f"std must be above 0 in each channel, got {self.std}")
+        if isinstance(self.resize_px, tuple) and any(map(operator.lt, self.resize_px, self.crop_px)):
+            raise InvalidOption(f"images stretched to {self.resize_px} do not cover the crop of {self.crop_px}")
 
 
 @dataclass(frozen=True)
