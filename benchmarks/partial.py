@@ -45,7 +45,7 @@ def subjects(scenes: int, photos: int) -> Iterator[tuple[str, Executor, Any]]:
 
 def growing(executor: Executor, image: Any, spec: MethodSpec, ordered: bool) -> list[np.ndarray]:
     """Returns the maps of the most probable class after each share of the queries, and the final one."""
-    total = spec.queries(executor.network.info.layer("").channels, 1)
+    total = spec.queries(executor.network.info.layer(""), 1)
     cuts = [0, *(max(1, round(share * total)) for share in SHARES), total]
     order: tuple[int, ...] = ()
     merged: Partial | None = None

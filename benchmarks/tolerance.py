@@ -106,7 +106,7 @@ def ask(keep: Path, networks: Sequence[str], most: int) -> None:
 def added(executor: Executor, spec: MethodSpec, image: np.ndarray) -> dict[str, Any]:
     """Returns what each block of queries adds to the sums, with the activations, the gradients and the input's size."""
     layer = executor.network.info.layer("")
-    total = spec.queries(layer.channels, 1)
+    total = spec.queries(layer, 1)
     each = TOGETHER if isinstance(spec, Rise) else spec.block
     numbers = [tuple(range(start, min(total, start + each))) for start in range(0, total, each)]
     sums: list[np.ndarray] = []

@@ -53,8 +53,8 @@ def attribution(engine: Engine, pixels: np.ndarray, steps: int) -> np.ndarray:
         top = network.score.targets([target], network.device)
         passes = network.passes(layer)
         features = Features(x[0], captured.activations[0], captured.logits[0], top, None, network.classifier, passes)
-        sums = xrai.attributions(features, spec, torch.arange(spec.queries(0, 1)))
-        return finished(spec, Partial(0, spec.queries(0, 1), sums.numpy()))[0]
+        sums = xrai.attributions(features, spec, torch.arange(2 * spec.steps))
+        return finished(spec, Partial(0, 2 * spec.steps, sums.numpy()))[0]
 
 
 def compare(engine: Engine, photo: str, steps: int, rounds: int) -> dict[str, Any]:

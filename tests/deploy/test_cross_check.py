@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 from camserve.gateway.ops.metrics import REFUSALS, SECONDS, SEVERAL, STAGES, UNKNOWN, catalogue
 from camserve.methods import METHODS
 from camserve.planning.limits import CLASSES
+from camserve.types import Layer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all metrics of the process")
 
@@ -129,7 +130,7 @@ def test_the_labels_in_the_texts_of_an_alert_are_those_of_its_series():
 
 
 def test_the_interactive_objective_covers_the_methods_of_one_pass():
-    quick = {name for name, spec in METHODS.items() if spec.default_passes(1280) <= 1}
+    quick = {name for name, spec in METHODS.items() if spec.default_passes(Layer("layer", 1280, 7, 7)) <= 1}
     for rule in monitoring.recording_rules():
         for selector in promql.selectors(rule["expr"]):
             for matcher in selector.matchers:

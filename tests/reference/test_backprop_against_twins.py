@@ -20,7 +20,7 @@ from camserve.methods import (
     Xrai,
 )
 from camserve.saliency.noise import gaussian
-from camserve.types import Item, Target, Task
+from camserve.types import Item, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -77,7 +77,7 @@ def rough(seed: int) -> np.ndarray:
 
 def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
     """Returns what is upsampled and scaled at the end, (H, W)."""
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(0, 1), layer),))
+    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", 0, 7, 7), 1), layer),))
     (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
     return found[0]
 

@@ -22,7 +22,7 @@ from camserve.methods import (
     SmoothGrad,
     Xrai,
 )
-from camserve.types import Item, ItemResult, Partial, Target, Task
+from camserve.types import Item, ItemResult, Layer, Partial, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -47,7 +47,7 @@ def executor(dtype=torch.float64, micro_batch: int = 8) -> Executor:
 
 
 def partial(runner: Executor, spec, targets=(5, 1), span=None, image=None):
-    span = span or (0, spec.queries(20, len(targets)))
+    span = span or (0, spec.queries(Layer("layer", 20, 7, 7), len(targets)))
     image = rough(2) if image is None else image
     item = Item(image, tuple(map(Target, targets)), (Task(0, spec, *span, "features.8"),))
     (outcome,) = runner.execute([item]).outcomes
@@ -80,7 +80,7 @@ CUT = ("integrated_gradients", "smooth_grad", "xrai")
 @pytest.mark.parametrize("method", CUT)
 def test_map_does_not_depend_on_sharding(method, shards):
     spec, runner = SPECS[method], executor()
-    whole, total = partial(runner, spec), spec.queries(20, 2)
+    whole, total = partial(runner, spec), spec.queries(Layer("layer", 20, 7, 7), 2)
     cuts = np.linspace(0, total, shards + 1).round().astype(int).tolist()
     parts = [partial(runner, spec, span=span) for span in itertools.pairwise(cuts)]
     merged = functools.reduce(lambda a, b: a.merge(b), reversed(parts))

@@ -22,7 +22,7 @@ from camserve.methods import (
     XgradCam,
 )
 from camserve.saliency.noise import gaussian
-from camserve.types import Item, Target, Task
+from camserve.types import Item, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -65,7 +65,9 @@ def sums_of(
     module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing
 ) -> np.ndarray:
     """Returns what is upsampled and scaled at the end, at the layer's resolution, in float64."""
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(CHANNELS, 1), layer),))
+    item = Item(
+        image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", CHANNELS, 7, 7), 1), layer),)
+    )
     (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
     assert found.dtype == np.float64
     return found[0]

@@ -102,7 +102,7 @@ def normalised(image: np.ndarray, preprocessing=PREPROCESSING) -> torch.Tensor:
 def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
     """Returns what is upsampled and scaled at the end, in float64."""
     network = Network(module, preprocessing=preprocessing)
-    total = spec.queries(network.info.layer(layer).channels, 1)
+    total = spec.queries(network.info.layer(layer), 1)
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, total, layer),))
     (found,) = maps_of(Executor(network), item)
     assert found.dtype == np.float64

@@ -18,7 +18,7 @@ from camserve.worker.network import Network
 
 def partial(module: nn.Module, spec: MethodSpec, targets=(3,), layer="", seed=2, span=None) -> Partial:
     network = Network(module, preprocessing=PREPROCESSING)
-    start, stop = span or (0, spec.queries(network.info.layer(layer).channels, len(targets)))
+    start, stop = span or (0, spec.queries(network.info.layer(layer), len(targets)))
     item = Item(picture(seed), tuple(map(Target, targets)), (Task(0, spec, start, stop, layer),))
     (outcome,) = Executor(network).execute([item]).outcomes
     assert isinstance(outcome, ItemResult), outcome

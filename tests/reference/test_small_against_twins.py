@@ -13,7 +13,7 @@ from camserve import Engine
 from camserve.errors import Unsupported
 from camserve.finalise.finish import finished
 from camserve.methods import Cam, GradCam, GroupCam, ScoreCam
-from camserve.types import Item, Target, Task
+from camserve.types import Item, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -65,7 +65,9 @@ def assert_equal(module, layer, spec, twin, target, seed=0):
 def sums_of(module, layer, spec, target, image) -> np.ndarray:
     """Returns what a worker adds up, at the layer's resolution, in float64."""
     channels = Network(module, preprocessing=PREPROCESSING).info.layer(layer).channels
-    item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(channels, 1), layer),))
+    item = Item(
+        image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", channels, 7, 7), 1), layer),)
+    )
     (outcome,) = Executor(Network(module, preprocessing=PREPROCESSING)).execute([item]).outcomes
     (partial,) = outcome.partials
     assert partial.sums.dtype == np.float64

@@ -425,7 +425,7 @@ def test_methods_as_json_have_their_cost_for_a_model(capsys, monkeypatch):
     monkeypatch.setattr("camserve.engine.Engine.load", lambda name, store: SimpleNamespace(info={"mine": info}[name]))
     assert cli.run(["methods", "--json", "--model", "mine"]) == 0
     costs = {method["name"]: method["cost"] for method in json.loads(capsys.readouterr().out)}
-    assert costs == {name: spec.default_passes(40) for name, spec in METHODS.items()}
+    assert costs == {name: spec.default_passes(info.layer("")) for name, spec in METHODS.items()}
     assert (costs["score_cam"], costs["group_cam"], costs["xrai"]) == (40, 33, 200)
 
 

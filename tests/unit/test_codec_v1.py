@@ -442,9 +442,9 @@ def test_model_round_trip(info):
 @pytest.mark.parametrize("ready", [True, False])
 def test_a_served_model_arrives_with_every_method_and_what_it_costs_and_needs(ready):
     received = v1.served_model_from_proto(resent(v1.served_model_to_proto(MODEL, ready)))
-    channels = MODEL.layer("").channels
+    layer = MODEL.layer("")
     offered = tuple(
-        MethodInfo(name, spec.title, spec.paper, spec.parameters(), spec().passes(channels, 1), spec.needs)
+        MethodInfo(name, spec.title, spec.paper, spec.parameters(), spec().passes(layer, 1), spec.needs)
         for name, spec in METHODS.items()
     )
     values = {field.name: getattr(MODEL, field.name) for field in dataclasses.fields(MODEL)}

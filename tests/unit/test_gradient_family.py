@@ -31,7 +31,7 @@ from camserve.saliency.capture import Capture, capture
 from camserve.saliency.eigen import principal_scores
 from camserve.saliency.gradient import quotient
 from camserve.saliency.noise import gaussian
-from camserve.types import Item, ItemResult, Target, Task
+from camserve.types import Item, ItemResult, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -61,7 +61,7 @@ def executor(name: str = "perceptron", dtype: torch.dtype = torch.float64, micro
 
 def partial(runner: Executor, spec: MethodSpec, span: tuple[int, int] | None = None, layer: str = "features.3"):
     """At a layer with two ReLUs and a max pool behind it, so that gradients depend on the image."""
-    start, stop = span or (0, spec.queries(CHANNELS, 2))
+    start, stop = span or (0, spec.queries(Layer("layer", CHANNELS, 7, 7), 2))
     item = Item(picture(2), (Target(5), Target(1)), (Task(0, spec, start, stop, layer),))
     (outcome,) = runner.execute([item]).outcomes
     assert isinstance(outcome, ItemResult), outcome
@@ -96,7 +96,7 @@ def test_map_does_not_depend_on_the_micro_batch(method, dtype):
 def test_map_does_not_depend_on_sharding(method, shards):
     runner, spec = executor(), FAMILY[method]
     whole = partial(runner, spec)
-    cuts = np.linspace(0, spec.queries(CHANNELS, 2), shards + 1).round().astype(int).tolist()
+    cuts = np.linspace(0, spec.queries(Layer("layer", CHANNELS, 7, 7), 2), shards + 1).round().astype(int).tolist()
     parts = [partial(runner, spec, span) for span in itertools.pairwise(cuts)]
     merged = functools.reduce(lambda a, b: a.merge(b), reversed(parts))
     scale = np.abs(whole.sums).max()
@@ -136,7 +136,7 @@ def test_no_pass_is_larger_than_the_micro_batch_and_none_leaves_a_hook(method, m
     ids=str,
 )
 def test_cost_in_queries(spec, asked, made):
-    assert spec.queries(CHANNELS, targets=3) == asked
+    assert spec.queries(Layer("layer", CHANNELS, 7, 7), targets=3) == asked
     assert partial(executor(), spec).queries == made
 
 

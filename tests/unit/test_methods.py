@@ -23,6 +23,7 @@ from camserve.methods import (
     parse_method,
 )
 from camserve.methods.__main__ import with_tables
+from camserve.types import Layer
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -82,7 +83,7 @@ def test_a_value_outside_its_range_is_refused_with_range_and_value(value, messag
 def test_a_number_that_is_none_is_refused(parameter, value):
     if parameter == "groups" and value == 10**400:
         with pytest.raises(InvalidOption, match=r"1\.\.8 at this layer"):
-            GroupCam(groups=value).queries(channels=8, targets=1)
+            GroupCam(groups=value).queries(Layer("layer", 8, 7, 7), targets=1)
         return
     with pytest.raises(InvalidOption, match=parameter):
         parse_method("group_cam", {parameter: value})
@@ -119,12 +120,12 @@ def test_specs_are_frozen_and_hashable():
     ids=str,
 )
 def test_cost_in_queries_at_40_channels(spec, targets, queries):
-    assert spec.queries(channels=40, targets=targets) == queries
+    assert spec.queries(Layer("layer", 40, 7, 7), targets=targets) == queries
 
 
 def test_more_groups_than_channels_are_refused_with_range_and_value():
     with pytest.raises(InvalidOption, match=r"group_cam: groups must be 1\.\.31 at this layer, got 32"):
-        GroupCam().queries(channels=31, targets=1)
+        GroupCam().queries(Layer("layer", 31, 7, 7), targets=1)
 
 
 def test_unknown_method_is_refused_with_the_names_that_exist():

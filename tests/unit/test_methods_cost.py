@@ -23,7 +23,7 @@ from camserve.methods import (
     parse_method,
 )
 from camserve.scores import make_score
-from camserve.types import OUTPUTS, ModelInfo, Preprocessing, Vector
+from camserve.types import OUTPUTS, Layer, ModelInfo, Preprocessing, Vector
 
 QUICK = {"samples": 2, "steps": 3, "groups": 3, "masks": 5, "positions": 3}
 """Few passes, where a method lets one choose."""
@@ -57,7 +57,7 @@ def cost(engine: Engine, spec: MethodSpec, **options: object) -> int:
 
 
 def passes(engine: Engine, spec: MethodSpec) -> int:
-    return spec.passes(engine.info.layer("").channels, 2, engine.info.has_zero)
+    return spec.passes(engine.info.layer(""), 2, engine.info.has_zero)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -114,14 +114,14 @@ def test_ablation_needs_no_pass_where_it_has_a_closed_form():
     ids=str,
 )
 def test_passes(spec, channels, targets, expected):
-    assert spec.passes(channels, targets) == expected
+    assert spec.passes(Layer("layer", channels, 7, 7), targets) == expected
 
 
 def test_cost_of_the_defaults_is_known_where_they_fit():
-    assert GroupCam.default_passes(32) == 33
-    assert GroupCam.default_passes(31) is None
-    assert ScoreCam.default_passes(31) == 31
-    assert ScoreCam.default_passes(31, has_zero=False) == 32
+    assert GroupCam.default_passes(Layer("layer", 32, 7, 7)) == 33
+    assert GroupCam.default_passes(Layer("layer", 31, 7, 7)) is None
+    assert ScoreCam.default_passes(Layer("layer", 31, 7, 7)) == 31
+    assert ScoreCam.default_passes(Layer("layer", 31, 7, 7), has_zero=False) == 32
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -107,11 +107,11 @@ def test_ablation_is_a_formula_behind_a_pooled_head():
 def test_a_query_is_as_many_units_as_it_weighs(name):
     spec = METHODS[name]() if name != "group_cam" else GroupCam(groups=8)
     for targets in (1, 2, 5):
-        queries, work = spec.queries(40, targets), spec.work(LAYER, targets)
+        queries, work = spec.queries(LAYER, targets), spec.work(LAYER, targets)
         assert work.kind in KINDS
         assert spec.weight(targets) == (targets if work.kind in GRADIENTS else 1)
         assert work.units == max(queries, 1) * spec.weight(targets)
-        assert spec.passes(40, targets) in ((queries, queries + 1) if queries else (0, 1))  # and a baseline
+        assert spec.passes(LAYER, targets) in ((queries, queries + 1) if queries else (0, 1))  # and a baseline
 
 
 # What a worker does
@@ -122,7 +122,7 @@ def test_a_worker_reports_the_work_that_hooks_see(spec, monkeypatch):
     """In one step with all queries: what the spec says, the opening, and baselines."""
     network = home(spec).network
     layer, executor = network.info.layer(""), Executor(network)
-    queries, work = spec.queries(layer.channels, 2), spec.work(layer, 2)
+    queries, work = spec.queries(layer, 2), spec.work(layer, 2)
     executor.execute([item(spec, queries)])  # now the network has been traced for its tail
     with watched(network, monkeypatch) as seen:
         made = Counter(executor.execute([item(spec, queries)]).made)
@@ -170,7 +170,7 @@ def test_curves_are_masked_forwards_and_a_ranking_is_a_unit_for_each_target():
     assert ranking is not None
     assert executor.execute([replace(first, tasks=(Task(0, ranking, 0, 1),))]).made == {"opening": 1, "ranking": 2}
     curves = MapCurves(ranking.attribution[0], Target(index=3), steps=4)
-    asked = Item(picture(2), (), (Task(0, curves, 0, curves.queries(0, 1)),))
+    asked = Item(picture(2), (), (Task(0, curves, 0, curves.queries(None, 1)),))
     assert executor.execute([asked]).made == {"opening": 1, "masked_forward": 10}
 
 

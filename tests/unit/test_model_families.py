@@ -136,7 +136,7 @@ def test_every_method_explains_a_transformer_or_says_why_not(method, name):
     module = small_transformer(name)
     before = state(module)
     network = Network(module, preprocessing=preprocessing, micro_batch=4)
-    task = Task(0, spec, 0, min(3, spec.queries(network.info.layer("").channels, 1)))
+    task = Task(0, spec, 0, min(3, spec.queries(network.info.layer(""), 1)))
     (outcome,) = Executor(network).execute([Item(picture(1, SMALL_SIDE, SMALL_SIDE), (Target(1),), (task,))]).outcomes
     assert state(module) == before
     if isinstance(outcome, Unsupported):

@@ -47,7 +47,7 @@ from camserve.methods import (
     Xrai,
 )
 from camserve.saliency import xrai
-from camserve.types import Item, ItemResult, Partial, SaliencyMap, Target, Task
+from camserve.types import Item, ItemResult, Layer, Partial, SaliencyMap, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -128,8 +128,8 @@ def item(
 ) -> Item:
     """The methods' queries `span`, of a picture of the network's input size."""
     image = rough(seed)[:, : on.info.input_size[1]]
-    channels = on.info.layer(layer).channels
-    totals = [spec.queries(channels, len(targets)) for spec in specs]
+    asked = on.info.layer(layer)
+    totals = [spec.queries(asked, len(targets)) for spec in specs]
     tasks = [
         Task(place, spec, min(span[0], total), min(span[1], total), layer)
         for place, (spec, total) in enumerate(zip(specs, totals, strict=True))
@@ -172,13 +172,13 @@ def test_a_map_does_not_depend_on_the_micro_batch(spec):
         assert other.queries == expected.queries
 
 
-SHARDED = [spec for spec in SPECS if spec.queries(CHANNELS, len(TARGETS))]
+SHARDED = [spec for spec in SPECS if spec.queries(Layer("layer", CHANNELS, 10, 12), len(TARGETS))]
 each_sharded_method = pytest.mark.parametrize("spec", SHARDED, ids=label)
 
 
 def shards(on: Network, spec: MethodSpec, parts: int | None) -> list[tuple[int, int]]:
     """Ranges of all its queries, as even as can be; None: of one query each."""
-    total = spec.queries(on.info.layer("").channels, len(TARGETS))
+    total = spec.queries(on.info.layer(""), len(TARGETS))
     cuts = np.linspace(0, total, (parts or total) + 1).round().astype(int).tolist()
     return list(itertools.pairwise(cuts))
 

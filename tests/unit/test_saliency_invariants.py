@@ -17,7 +17,7 @@ from torch import nn
 from camserve import Engine
 from camserve.errors import CamserveError, Internal, InvalidImage, InvalidOption, Unsupported
 from camserve.methods import Cam, GradCam, GroupCam, MethodSpec, ScoreCam
-from camserve.types import Item, ItemResult, Target, Task
+from camserve.types import Item, ItemResult, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network, exact_float32
 
@@ -40,7 +40,7 @@ def executor(name: str = "perceptron", dtype=torch.float64, micro_batch: int = 8
 
 def item(method: MethodSpec, image=None, targets=(5,), layer="", span=None, position=0, **options) -> Item:
     image = picture(2) if image is None else image
-    start, stop = span or (0, 10_000 if method.queries(10_000, 1) else 0)
+    start, stop = span or (0, 10_000 if method.queries(Layer("layer", 10_000, 7, 7), 1) else 0)
     return Item(image, tuple(map(Target, targets)), (Task(position, method, start, stop, layer),), **options)
 
 
@@ -105,7 +105,7 @@ def test_every_item_of_a_step_is_what_it_is_alone():
 @pytest.mark.parametrize("method", ["score_cam", "group_cam", "group_cam_reference"])
 def test_shards_ask_no_query_twice_but_group_cams_blurred_image(method):
     spec, runner = METHODS[method], executor()
-    total = spec.queries(CHANNELS, 2)
+    total = spec.queries(Layer("layer", CHANNELS, 7, 7), 2)
     spans = [(0, total), (0, 4), (4, 9), (9, total)]
     whole, *parts = (alone(runner, item(spec, targets=(5, 1), span=span)).partials[0].queries for span in spans)
     assert sum(parts) == whole + (2 if isinstance(spec, GroupCam) else 0)

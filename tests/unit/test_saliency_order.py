@@ -51,7 +51,7 @@ def test_an_order_has_every_query_once_and_changes_nothing_in_the_end(executor, 
     assert plain.order == ()
     first = answer(executor, spec, 0, 3, ordered=True).partials[0]
     order = first.order
-    queries = spec.queries(executor.network.info.layer("").channels, len(TARGETS))
+    queries = spec.queries(executor.network.info.layer(""), len(TARGETS))
     assert sorted(order) == list(range(queries // spec.block))
     total = first
     for start, stop in itertools.pairwise([3, 4, 9, queries]):
@@ -79,7 +79,7 @@ def test_an_early_map_is_better_with_the_order_than_without(executor, name):
     gained = []
     for image in range(6):
         final = answer(executor, spec, image=image).partials[0].sums
-        total = spec.queries(executor.network.info.layer("").channels, len(TARGETS))
+        total = spec.queries(executor.network.info.layer(""), len(TARGETS))
         for ordered in (True, False):
             early = answer(executor, spec, 0, total // 4, image=image, ordered=ordered).partials[0].sums
             for one, other in zip(early, final, strict=True):

@@ -28,7 +28,7 @@ from camserve.methods import (
     SmoothGrad,
     SmoothGradCamPlusPlus,
 )
-from camserve.types import Item, ItemResult, Preprocessing, StepResult, Target, Task
+from camserve.types import Item, ItemResult, Layer, Preprocessing, StepResult, Target, Task
 from camserve.worker.device import BrokenDevice, is_out_of_memory, works
 from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.micro_batch import CALM_STEPS, MicroBatch
@@ -82,7 +82,7 @@ def executor(memory_bytes: int = 0, **options: Callable[[torch.device], bool]) -
 
 def item(method: MethodSpec, seed: int = 0) -> Item:
     image = pixels(seed)
-    tasks = (Task(0, method, 0, method.queries(12, 2)),)
+    tasks = (Task(0, method, 0, method.queries(Layer("layer", 12, 7, 7), 2)),)
     return Item(image, (Target(index=1), Target(index=4)), tasks, digest=digest(image))
 
 

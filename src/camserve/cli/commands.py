@@ -682,7 +682,7 @@ def describe_method(name: str, model: ModelInfo | None = None) -> dict[str, Any]
         "title": spec.title,
         "paper": spec.paper,
         "needs": spec.needs,
-        "cost": None if model is None else spec.default_passes(model.layer("").channels, model.has_zero),
+        "cost": None if model is None else spec.default_passes(model.layer(""), model.has_zero),
         "variants": variants,
         "parameters": parameters,
     }

@@ -306,7 +306,7 @@ def served_model_from_proto(message: pb.Model) -> Model:
 
 def _method_to_proto(name: str, spec: type[methods.MethodSpec], info: ModelInfo) -> pb.Method:
     parameters = [to_message(pb.Parameter, each, default=str(each.default)) for each in spec.parameters()]
-    queries = spec.default_passes(info.layer("").channels, info.has_zero) or 0
+    queries = spec.default_passes(info.layer(""), info.has_zero) or 0
     return to_message(pb.Method, spec, name=name, parameters=parameters, queries=queries)
 
 

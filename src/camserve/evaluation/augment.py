@@ -38,7 +38,7 @@ from camserve.queries.pack import ask
 from camserve.saliency import group_cam
 from camserve.saliency.masks import Masks, gaussian_blur, make_masks
 from camserve.scores import Score, Targets
-from camserve.types import Target
+from camserve.types import Layer, Target
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def binary_masks(
         InvalidOption: more groups than channels.
         Unsupported: images too small for the blur.
     """
-    GroupCam(groups=recipe.groups).queries(activations.shape[1], 1)  # raises
+    GroupCam(groups=recipe.groups).queries(Layer("", *activations.shape[1:]), 1)  # raises
     asked = [
         _masks(image, maps, target, recipe) for image, maps, target in zip(images, activations, targets, strict=True)
     ]

@@ -235,9 +235,9 @@ def _explained(subject: _Subject, spec: MethodSpec) -> list[int]:
 
     The contrasted one is with them where masked queries serve all classes alike, so that it costs nothing more.
     """
-    channels = subject.engine.info.layer(subject.plan.layer).channels
+    layer = subject.engine.info.layer(subject.plan.layer)
     masked = isinstance(REGISTRY[type(spec)], Perturbation)
-    shared = masked and spec.queries(channels, 1) == spec.queries(channels, 2)
+    shared = masked and spec.queries(layer, 1) == spec.queries(layer, 2)
     return [*subject.classes, subject.contrasted] if shared and subject.contrasted is not None else subject.classes
 
 

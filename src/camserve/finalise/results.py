@@ -229,7 +229,7 @@ class Results:
         """Number of queries asked, as far as it is known; without the curves until they are asked."""
         fitted = self.fitted
         targets = fitted.max_targets if self.opening is None else len(self.opening.targets)
-        follow_ups = sum(one.queries(0, targets) for one in self.follow_ups.values())
+        follow_ups = sum(one.queries(None, targets) for one in self.follow_ups.values())
         with self._lock:
             enough = {at: self._answered[at] for at, one in self._convergences.items() if one.enough}
         return sum(enough.get(at, part.queries(targets)) for at, part in enumerate(fitted.parts)) + follow_ups
@@ -292,7 +292,7 @@ class Results:
         found = follow_ups(self.snapshot())
         self.follow_ups |= found
         targets = len(self.opening.targets)
-        return self.item((at, 0, one.queries(0, targets)) for at, one in found.items()) if found else None
+        return self.item((at, 0, one.queries(None, targets)) for at, one in found.items()) if found else None
 
     def take(self, result: ItemResult) -> None:
         """Counts the passes of an answer, and keeps from the first answer what every later item needs."""
@@ -394,7 +394,7 @@ class Results:
         assert self.opening is not None, "an answer is merged after the opening"
         targets = len(self.opening.targets)
         if task.position in self.follow_ups:
-            return self.follow_ups[task.position].queries(0, targets)
+            return self.follow_ups[task.position].queries(None, targets)
         return self.fitted.part(task.position).queries(targets)
 
     def _task(self, position: int, start: int, stop: int, ordered: bool) -> Task:

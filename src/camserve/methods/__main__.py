@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from camserve.methods import METHODS, MethodSpec, Parameter
+from camserve.types import Layer
 
-CHANNELS = 1280
-"""Number of channels of the default layer of EfficientNet-Lite0, for which costs are given."""
+LAYER = Layer("_swish", 1280, 7, 7)
+"""The default layer of EfficientNet-Lite0, for which costs are given."""
 
 _BLOCK = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
@@ -34,7 +35,7 @@ def _overview() -> str:
 
 
 def _facts(spec: type[MethodSpec]) -> tuple[str, str, str]:
-    return str(spec.default_passes(CHANNELS)), _made_of(spec), spec.needs or "any"
+    return str(spec.default_passes(LAYER)), _made_of(spec), spec.needs or "any"
 
 
 def _made_of(spec: type[MethodSpec]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from camserve.methods.spec import MethodSpec
+
+if TYPE_CHECKING:
+    from camserve.types import Layer
 
 
 class _Attention(MethodSpec):
     needs = "ViT"
     uses_layer = False
 
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns 1: the pass that keeps the attention."""
         return 1
 

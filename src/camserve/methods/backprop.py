@@ -20,7 +20,7 @@ class _OfInput(MethodSpec):
 class _OnePass(MethodSpec):
     kind = "pixel_gradient"
 
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns 1: the pass with other rules at ReLUs, which all targets share."""
         return 1
 
@@ -79,7 +79,7 @@ class IntegratedGradients(_OfInput):
         "zero", "black", description="Where the way begins: zero in normalised space, or pixel value 0."
     )
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of points, each of which is a query that all targets share."""
         return self.steps
 
@@ -96,7 +96,7 @@ class SmoothGrad(_OfColours):
     sigma: float = number(0.15, 0, 1, "Standard deviation of the noise, relative to the range of the input.")
     seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of noisy copies, each of which is a query that all targets share."""
         return self.samples
 
@@ -112,7 +112,7 @@ class Xrai(_OfColours):
 
     steps: int = number(100, 1, 1000, "Points of Integrated Gradients for each of the two baselines.")
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of points of both baselines, each of which is a query that all targets share.
 
         The ranking is no query of the method.

@@ -80,7 +80,7 @@ class SmoothGradCamPlusPlus(_OfGradients):
     sigma: float = number(0.15, 0, 1, "Standard deviation of the noise, relative to the range of the input.")
     seed: int = number(0, 0, 2**31 - 1, "Seed of the noise: the same seed gives the same map.")
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of noisy copies, each of which is a query that all targets share."""
         return self.samples
 
@@ -135,11 +135,11 @@ class IntegratedGradCam(_OfGradients):
         """Returns `steps` with its default filled in."""
         return self.steps or {"paper": 20, "reference": 50}[self.variant]
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of images on the way, each of which is a query that all targets share."""
         return self.images
 
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns the number of images that are looked at; for the variant paper the black image is one more."""
         return self.images + (self.variant == "paper")
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class _Baseline(MethodSpec):
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns the number of queries, and one more for the one from which their scores are measured."""
-        return 1 + self.queries(channels, targets)
+        return 1 + self.queries(layer, targets)
 
 
 class _OneQueryPerChannel(MethodSpec):
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns one query for each channel, because the masks do not depend on the target."""
-        return channels
+        return layer.channels
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class GroupCam(_Baseline):
         """Returns the reason for which the variant reference has no negative evidence to show."""
         return "" if self.variant == "paper" else "its variant reference leaves out groups that speak against a class"
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns `groups` for each target, because the masks follow the target's gradients."""
-        if self.groups > channels:
-            raise InvalidOption(f"{self.name}: groups must be 1..{channels} at this layer, got {shown(self.groups)}")
+        if self.groups > layer.channels:
+            raise InvalidOption(
+                f"{self.name}: groups must be 1..{layer.channels} at this layer, got {shown(self.groups)}"
+            )
         return self.groups * targets
 
     def labels(self, layer: Layer, targets: int) -> int:
@@ -92,9 +94,9 @@ class ScoreCam(_OneQueryPerChannel):
         """Tells whether scores are measured from a query of the baseline; logits are measured from the image's own."""
         return not has_zero and self.variant != "logit"
 
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns one query for each channel, and one more where scores are measured from the baseline."""
-        return self.queries(channels, targets) + self.is_anchored(has_zero)
+        return self.queries(layer, targets) + self.is_anchored(has_zero)
 
 
 class _Sampled(MethodSpec):
@@ -105,9 +107,9 @@ class _Sampled(MethodSpec):
 
     samples: int
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns `samples` for each channel, because the masks do not depend on the target."""
-        return channels * self.samples
+        return layer.channels * self.samples
 
     @property
     def block(self) -> int:
@@ -165,7 +167,7 @@ class Rise(MethodSpec):
     seed: int = number(0, 0, 2**31 - 1, "Seed of the masks: the same seed gives the same map.")
     tolerance: float = tolerance()
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of masks, each of which is a query that all targets share."""
         return self.masks
 
@@ -183,7 +185,7 @@ class AblationCam(_Baseline, _OneQueryPerChannel):
 
     def work(self, layer: Layer, targets: int) -> Work:
         """Returns a tail for each channel, or a formula behind global average pooling and one linear layer."""
-        return Work("closed_form" if layer.pooled_head else "tail", self.queries(layer.channels, targets))
+        return Work("closed_form" if layer.pooled_head else "tail", self.queries(layer, targets))
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,6 @@ class Occlusion(_Baseline):
     positions: int = number(14, 1, 224, "Positions of the window in each direction: the stride is the size over these.")
     window: int = number(2, 1, 224, "Length of the window's side, in strides.")
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer, targets: int) -> int:
         """Returns the number of windows, each of which is a query that all targets share."""
         return self.positions**2

@@ -89,8 +89,8 @@ class MethodSpec:
         """Returns the parameters in order of declaration."""
         return tuple(_parameter(field) for field in dataclasses.fields(cls))
 
-    def queries(self, channels: int, targets: int) -> int:
-        """Returns how many masked queries the method asks at a layer of `channels` channels for `targets` classes.
+    def queries(self, layer: Layer, targets: int) -> int:
+        """Returns how many masked queries the method asks at a layer for `targets` classes.
 
         Queries are numbered 0..queries-1; a step asks ranges of these numbers. What is done for them is `passes`. A
         method without queries is made in one go with a request's opening.
@@ -142,7 +142,7 @@ class MethodSpec:
         Raises:
             InvalidOption: the parameters do not fit the layer.
         """
-        return Work(self.kind, max(1, self.queries(layer.channels, targets)) * self.weight(targets))
+        return Work(self.kind, max(1, self.queries(layer, targets)) * self.weight(targets))
 
     def sums_shape(self, layer: Layer, input_size: tuple[int, int], targets: int) -> tuple[int, ...]:
         """Returns the shape of a partial's sums: (targets, height, width), unless a finish makes maps of other sums."""
@@ -165,7 +165,7 @@ class MethodSpec:
         """Returns (height, width) of a map before it is upsampled."""
         return input_size if self.resolution == "input" else (layer.height, layer.width)
 
-    def passes(self, channels: int, targets: int, has_zero: bool = True) -> int:
+    def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns how many images go through the network, or its tail, beyond the forward pass that all methods share.
 
         This is what a reply's cost counts, at most: constant masks are not asked, and a head with a closed form needs
@@ -173,20 +173,20 @@ class MethodSpec:
         tokens takes one pass more.
 
         Args:
-            channels: number of channels of the layer.
+            layer: the layer.
             targets: number of targets of one map each.
             has_zero: `ModelInfo.has_zero` of the model.
 
         Raises:
             InvalidOption: the parameters do not fit the layer.
         """
-        return self.queries(channels, targets)
+        return self.queries(layer, targets)
 
     @classmethod
-    def default_passes(cls, channels: int, has_zero: bool = True) -> int | None:
+    def default_passes(cls, layer: Layer, has_zero: bool = True) -> int | None:
         """Returns `passes` with default parameters, for one target; None where they do not fit the layer."""
         try:
-            return cls().passes(channels, 1, has_zero)
+            return cls().passes(layer, 1, has_zero)
         except InvalidOption:  # a layer with fewer channels than the default of 32 groups
             return None
 

@@ -29,7 +29,7 @@ class Part:
         Raises:
             InvalidOption: the parameters do not fit the layer.
         """
-        return self.method.queries(self.layer.channels, targets)
+        return self.method.queries(self.layer, targets)
 
     def work(self, targets: int) -> Work:
         """Returns what a worker does for all queries, or in the opening for a method that has none."""

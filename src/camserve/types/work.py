@@ -11,7 +11,7 @@ import numpy as np
 
 from camserve.errors import CamserveError, InvalidOption
 from camserve.types.explanation import Prediction
-from camserve.types.model import InputView, ModelInfo
+from camserve.types.model import InputView, Layer, ModelInfo
 from camserve.types.options import DEFAULT_CURVE_STEPS, PRECISIONS, Precision
 from camserve.types.targets import AnyTarget
 
@@ -44,7 +44,7 @@ class MapCurves:
         """Number of points of each curve."""
         return curve_points(self.saliency.size, self.steps)
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer | None, targets: int) -> int:
         """Returns the number of points of both curves."""
         return 2 * self.points
 
@@ -60,7 +60,7 @@ class Ranking:
     attribution: np.ndarray = field(repr=False)
     """Attribution that the finish made of the method's sums: (targets, H, W), of the network's input size."""
 
-    def queries(self, channels: int, targets: int) -> int:
+    def queries(self, layer: Layer | None, targets: int) -> int:
         """Returns 1: the segmentation is made once for all targets."""
         return 1
 

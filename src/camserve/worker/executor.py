@@ -44,6 +44,7 @@ from camserve.types import (
     Explained,
     Item,
     ItemResult,
+    Layer,
     MapCurves,
     Partial,
     Precision,
@@ -358,7 +359,7 @@ class Executor:
             method, spec = REGISTRY[type(task.method)], task.method
             layer = self.network.info.layer(task.layer)
             features = self._labelled(job, index, job.features[layer.name])
-            numbers, job.orders[index] = _numbers(task, features)
+            numbers, job.orders[index] = _numbers(task, layer, features)
             made = features.passes.made
             if isinstance(method, Perturbation):
                 job.asked[index] = method.masks(features, spec, numbers)
@@ -456,9 +457,9 @@ def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_
     yield from groups.values()
 
 
-def _numbers(task: Task, features: Features) -> tuple[Tensor, _Order]:
+def _numbers(task: Task, layer: Layer, features: Features) -> tuple[Tensor, _Order]:
     """Returns the numbers of the queries that a task asks, (n,), and the order of all blocks if it asks for that."""
-    total = task.method.queries(len(features.activations), len(features.targets))
+    total = task.method.queries(layer, len(features.targets))
     start, stop = min(task.start, total), min(task.stop, total)
     device = features.activations.device
     if task.numbers:

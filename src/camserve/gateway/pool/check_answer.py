@@ -64,7 +64,7 @@ def _check_order(info: ModelInfo, task: Task, partial: Partial, targets: int) ->
     """
     if not partial.order and not partial.energies:
         return
-    total = task.method.queries(info.layer(task.layer).channels, targets)
+    total = task.method.queries(info.layer(task.layer), targets)
     blocks = total // task.method.block if isinstance(task.method, MethodSpec) else total
     if not task.ordered or sorted(partial.order) != list(range(blocks)):
         raise malformed(f"an order of {len(partial.order)} blocks of queries instead of {blocks}")

@@ -243,7 +243,7 @@ class Dispatcher:
             return  # it has ended meanwhile
         run.results.follow_ups |= asked
         for position, follow_up in asked.items():
-            self._planner.settle(number, position, follow_up.queries(0, len(run.results.opening.targets)))
+            self._planner.settle(number, position, follow_up.queries(None, len(run.results.opening.targets)))
         self._pump()
 
     def _pump(self) -> None:

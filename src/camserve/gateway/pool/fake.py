@@ -198,7 +198,7 @@ class FakeBackend:
         image: bytes | np.ndarray, method: MethodSpec, model: ModelInfo, layer: str, targets: Sequence[int]
     ) -> np.ndarray:
         """Returns what the finish makes of all queries of a method, each counted once: (targets, h, w)."""
-        stop = method.queries(model.layer(layer).channels, len(targets))
+        stop = method.queries(model.layer(layer), len(targets))
         task = Task(0, method, 0, stop, layer)
         sums, context = sums_of(image, task, model, targets), context_of(image, task, model)
         maps = finished(method, Partial(0, stop, sums, context=context))

@@ -110,7 +110,7 @@ def _made(info: ModelInfo, item: Item, targets: int) -> Mapping[Kind, int]:
             made["ranking"] += queries * targets
         else:
             layer = info.layer(task.layer)
-            work, total = task.method.work(layer, targets), task.method.queries(layer.channels, targets)
+            work, total = task.method.work(layer, targets), task.method.queries(layer, targets)
             made[work.kind] += queries * task.method.weight(targets) if total else work.units
             made["opening"] += task.ordered
     return made
@@ -153,7 +153,7 @@ def _partial(
     method, layer = task.method, info.layer(task.layer)
     if not isinstance(method, MethodSpec):
         return Partial(task.position, task.stop - task.start, _second_stage(method, task.start, task.stop))
-    total = method.queries(layer.channels, len(targets))
+    total = method.queries(layer, len(targets))
     if not task.numbers:  # a range is cut off at the end, as a worker does
         task = replace(task, start=min(task.start, total), stop=min(task.stop, total))
     if task.ordered and isinstance(method, (ScoreCam, GroupCam, SsCam, IsCam)):
@@ -197,7 +197,7 @@ def ranked(attribution: np.ndarray) -> np.ndarray:
 
 def _points(curves: MapCurves, start: int, stop: int) -> np.ndarray:
     """Returns the points of curves, (1, 2, points): the i-th query has the score 1 / (i + 1)."""
-    found = np.zeros(curves.queries(0, 1), np.float32)
+    found = np.zeros(curves.queries(None, 1), np.float32)
     found[start:stop] = 1 / (1 + np.arange(start, stop))
     return found.reshape(1, 2, curves.points)
 
