@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -182,6 +182,18 @@ class SaliencyMap:
             raise InvalidOption("this map has no image to lie on: ask for size input or original")
         return overlay(self.image, self.array, colormap=colormap, opacity=opacity, signed=self.signed)
 
+    def _repr_png_(self) -> bytes:
+        """Returns what a notebook shows where it shows no HTML."""
+        from camserve.notebook import map_png
+
+        return map_png(self)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the overlay with method, target and score."""
+        from camserve.notebook import map_html
+
+        return map_html(self)
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -198,6 +210,24 @@ class Explanation:
     request_id: str = ""
     """Id under which the server's log has the call; "" without a server."""
 
+    def plot(self, colormap: str = "jet", opacity: float = 0.5, cell_inches: float = 3.0) -> Any:
+        """Draws the maps with matplotlib and returns the axes: see `camserve.notebook.plot`."""
+        from camserve.notebook import plot
+
+        return plot(self, colormap, opacity, cell_inches)
+
+    def _repr_png_(self) -> bytes | None:
+        """Returns what a notebook shows where it shows no HTML; None without maps."""
+        from camserve.notebook import explanation_png
+
+        return explanation_png(self)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: predictions, maps side by side, and what they took."""
+        from camserve.notebook import explanation_html
+
+        return explanation_html(self)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -209,3 +239,9 @@ class Progress:
     predictions: tuple[Prediction, ...]
     maps: tuple[SaliencyMap, ...] = ()
     """The maps as far as they are known; empty when none are due."""
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: a bar, predictions and the maps so far."""
+        from camserve.notebook import progress_html
+
+        return progress_html(self)
