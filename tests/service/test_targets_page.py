@@ -90,13 +90,13 @@ def test_the_python_example_makes_targets(tmp_path, monkeypatch):
     (example,) = blocks("python")
     names: dict[str, list[object]] = {}
     exec(example, names)  # the page's own text
-    assert (len(names["targets"]), len(names["ages"]), len(names["faces"])) == (7, 2, 2)
+    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts")] == [7, 2, 2, 2]
 
 
 def test_the_json_example_is_read():
     (example,) = blocks("json")
     found = texts.request(b"", {"targets": "targets"}, {"targets": json.loads(example)}, UNBOUNDED).targets
-    assert len(found) == 10
+    assert len(found) == 11
     assert found == texts.request(b"", {"targets": "targets"}, {"targets": example}, UNBOUNDED).targets
 
 
@@ -110,7 +110,7 @@ def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
 
 def test_every_target_has_its_row():
     named = [name for name, *_ in rows("target")]
-    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference"]
+    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference", "text"]
 
 
 def test_every_field_that_a_map_says_is_one():

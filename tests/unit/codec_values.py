@@ -30,6 +30,7 @@ from camserve.types import (
     SaliencyMap,
     StreamOptions,
     Target,
+    Text,
     Value,
     Vector,
 )
@@ -75,6 +76,7 @@ targets = st.one_of(
     st.builds(Value, named, st.sampled_from(["up", "down"])),
     st.builds(Vector, values=vectors),
     st.builds(Vector, image=st.binary(min_size=1, max_size=50) | pixels),
+    st.builds(Text, texts.filter(str.strip)),
 )
 predictions = (
     st.builds(Prediction, index=u32, label=texts, probability=float32s)

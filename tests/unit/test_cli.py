@@ -29,6 +29,7 @@ from camserve.types import (
     RuntimeInfo,
     SaliencyMap,
     Target,
+    Text,
     Vector,
 )
 
@@ -180,6 +181,7 @@ def test_the_command_line_reads_the_file_of_a_vector_and_of_a_reference(tmp_path
     (tmp_path / "face.jpg").write_bytes(b"a photo")
     assert commands.read_target(f"vector:{tmp_path}/face.npy") == Vector([1.0, -2.0])
     assert commands.read_target(f"reference:{tmp_path}/face.jpg") == Vector(image=b"a photo")
+    assert commands.read_target("text:a cat; asleep, 3") == Text("a cat; asleep, 3")
     for text, sentence in (
         (f"vector:{tmp_path}/none.npy", "cannot read a vector from .*none.npy"),
         (f"vector:{tmp_path}/face.jpg", "cannot read a vector from .*face.jpg"),

@@ -30,6 +30,7 @@ from camserve.types import (
     Prediction,
     SaliencyMap,
     Target,
+    Text,
 )
 from camserve.types.request import ExplainRequest, OutputOptions
 
@@ -112,7 +113,7 @@ def test_pixels_come_raw_or_as_numbers(datatype: str, shape: tuple[int, ...], ra
 def test_every_parameter_reaches_the_request():
     given = {
         "explain_method": text("group_cam:groups=8,variant=reference; score_cam  auto"),
-        "explain_targets": text("281, tiger cat,top3"),
+        "explain_targets": text("281, tiger cat,text:a cat, asleep;top3"),
         "explain_layers": text("stem, features"),
         "explain_fusion": text("max"),
         "explain_size": text("original"),
@@ -131,7 +132,7 @@ def test_every_parameter_reaches_the_request():
         "model": "fake",
         "version": "1.0",
         "methods": (GroupCam(groups=8, variant="reference"), ScoreCam(), Auto()),
-        "targets": (Target(index=281), Target(label="tiger cat"), Target(top_k=3)),
+        "targets": (Target(index=281), Target(label="tiger cat"), Text("a cat, asleep"), Target(top_k=3)),
         "layers": ("stem", "features"),
         "fusion": "max",
         "output": OutputOptions(size="original", encoding="float32", boxes=BoxOptions(0.25), stacked=True),

@@ -19,7 +19,7 @@ from camserve.codecs.plain import FORMATS, OPTIONS, decode, encode, encode_error
 from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption, Unsupported
 from camserve.finalise.encode import decode as read_map
 from camserve.methods import METHODS, Auto, Cam, GradCam, GroupCam, ScoreCam, parse_method
-from camserve.types import BoxOptions, Target
+from camserve.types import AnyTarget, BoxOptions, Target, Text
 from camserve.types.request import ExplainRequest, OutputOptions
 
 PHOTO = b"\x89PNG and so on"
@@ -147,12 +147,13 @@ def test_methods_are_a_text_or_a_list(options: dict[str, Any], methods: tuple[An
         ("٣", (Target(label="٣"),)),
         ("top3, ,lynx", (Target(top_k=3), Target(label="lynx"))),
         (["tabby, tabby cat", " 7 "], (Target(label="tabby, tabby cat"), Target(index=7))),
+        ("7;text:a cat, asleep; lynx", (Target(index=7), Text("a cat, asleep"), Target(label="lynx"))),
         (-1, (Target(index=-1),)),
         ("", ()),
         ([], ()),
     ],
 )
-def test_targets_are_a_number_a_text_or_a_list(value: Any, targets: tuple[Target, ...]):
+def test_targets_are_a_number_a_text_or_a_list(value: Any, targets: tuple[AnyTarget, ...]):
     assert as_json(target=value).targets == as_json(targets=value).targets == targets
     if isinstance(value, str):
         assert asked(target=value.encode()).targets == targets

@@ -33,6 +33,7 @@ from camserve.types import (
     Progress,
     SaliencyMap,
     Target,
+    Text,
     Vector,
 )
 from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
@@ -524,6 +525,7 @@ def test_references_do_not_count_as_options_and_each_is_measured():
         (pb.Target(against={}), InvalidOption, "exactly one, got 0"),
         (pb.Target(value={"of": {"index": 1}, "direction": 7}), InvalidOption, "unknown direction 7"),
         (pb.Target(value={"of": {"top_k": 1}}), InvalidOption, "by name or index, got top1"),
+        (pb.Target(text=""), InvalidOption, "a text target has words, .*; got an empty text"),
     ],
 )
 def test_a_target_that_is_none_is_refused(target, kind, text):
@@ -551,6 +553,17 @@ def test_the_classes_and_names_inside_of_targets_are_bounded_before_one_is_read(
         sent = pb.ExplainRequest(image=pb.Image(encoded=b"x"), targets=[long, pb.Target()]).SerializeToString()
         with pytest.raises(InvalidOption, match="a name has at most 64 characters, got 65"):
             v1.request_from_bytes(sent, RequestLimits(name_characters=64))
+
+
+def test_a_text_is_bounded_before_it_is_read():
+    def sent(*texts: str) -> bytes:
+        targets = [pb.Target(text=text) for text in texts]
+        return pb.ExplainRequest(image=pb.Image(encoded=b"x"), targets=targets).SerializeToString()
+
+    limits = RequestLimits(text_characters=65, name_characters=64)
+    assert v1.request_from_bytes(sent("é" * 65), limits).targets == (Text("é" * 65),)
+    with pytest.raises(InvalidOption, match="a text has at most 65 characters, got 66"):
+        v1.request_from_bytes(sent("", "x" * 66), limits)  # the first one would be refused when it is read
 
 
 def test_a_client_of_0_1_sends_no_kind_and_reads_probabilities():

@@ -105,6 +105,7 @@ def test_every_bound_of_a_request_can_be_set():
         "max_map_pixels": 6,
         "max_message_bytes": 2**25 + 7,
         "max_name_characters": 65,
+        "max_text_characters": 66,
         "max_option_bytes": 2**13,
     }
     assert Settings(**values, step_bytes=2**26).request_limits() == RequestLimits(*values.values(), auto=True)

@@ -7,7 +7,7 @@ import pytest
 from test_request import MODEL, PHOTO
 
 from camserve.errors import InvalidImage, InvalidOption
-from camserve.types import Against, Contrast, Finer, ModelInfo, Target, Value, Vector
+from camserve.types import Against, Contrast, Finer, ModelInfo, Target, Text, Value, Vector
 from camserve.types.request import ExplainRequest, RequestLimits, make_request
 from camserve.types.target_forms import target_forms
 from camserve.types.targets import parse_target
@@ -102,6 +102,8 @@ REFUSED = [
     (VALUES, parse_target("against:age"), "got 'against:age'"),
     (VALUES, Target(top_k=1), "got 'top1'"),
     (VALUES, Vector([1.0]), "got 'vector:"),
+    (MODEL, Text("a cup"), "against ('against:tabby cat'); got 'text:a cup'"),
+    (FACES, Text("ann"), "got 'text:ann'"),
     (FACES, Target(index=0), "this model gives vectors, and its targets are vector ('vector:face.npy'), reference"),
     (FACES, parse_target("up:0"), "reference ('reference:face.jpg'); got 'up:0'"),
     (KNOWN_FACES, parse_target("against:ann"), "class ('ann'); got 'against:ann'"),
@@ -160,6 +162,11 @@ def test_the_names_inside_of_targets_are_measured_before_one_is_looked_up():
     for target in (Finer(Target(label="x" * 65)), Contrast(Target(index=1), (Target(label="x" * 65),))):
         with pytest.raises(InvalidOption, match="a name has at most 64 characters, got 65"):
             fitted(MODEL, target, limits=RequestLimits(name_characters=64))
+
+
+def test_a_text_is_measured_before_it_is_looked_at():
+    with pytest.raises(InvalidOption, match="a text has at most 64 characters, got 65"):
+        fitted(MODEL, Text("x" * 65), limits=RequestLimits(text_characters=64, name_characters=1))
 
 
 def test_maps_are_counted_for_every_kind_of_target():

@@ -8,7 +8,7 @@ import pytest
 
 from camserve.codecs import texts
 from camserve.errors import InvalidInput, InvalidOption
-from camserve.types import Against, Contrast, Finer, Target, Value, Vector
+from camserve.types import Against, Contrast, Finer, Target, Text, Value, Vector
 from camserve.types.request import UNBOUNDED, RequestLimits
 
 PNG = b"the bytes of a file"
@@ -44,6 +44,8 @@ FORMS = [
     ({"value": {"of": "age"}}, Value(named("age"))),
     ({"value": {"of": 0, "direction": "down"}}, Value(at(0), "down")),
     ({"vector": [0.25, -1.5, 2]}, Vector(np.array([0.25, -1.5, 2]))),
+    ("text:a cat; asleep, perhaps", Text("a cat; asleep, perhaps")),
+    ({"text": "a cat; asleep, perhaps"}, Text("a cat; asleep, perhaps")),
     ({"reference": base64.b64encode(PNG).decode()}, Vector(image=PNG)),
 ]
 
@@ -86,6 +88,10 @@ def test_a_form_is_read_alone_in_a_list_and_from_a_text(value, target):
         ([{"vector": [[1], [2, 3]]}], "a vector has numbers"),
         ([{"reference": "cat.jpg"}], "a reference is the base64 of an image file, got 'cat.jpg'"),
         ([{"reference": 7}], "a reference is the base64 of an image file, got 7"),
+        ([{"text": None}], "a text target is a text, got None"),
+        ([{"text": ["a"]}], r"a text target is a text, got \['a'\]"),
+        ([{"text": " "}], "a text target has words, such as 'text:a seven left of a two'; got an empty text"),
+        ('[{"text": "\\ud83d"}]', "a text is written in UTF-8, which has nothing for"),
         ("[1, 2", r"a text that begins with \[ must be JSON"),
         ("{}", "got {}"),
         ("[" * 100_000, "must be JSON"),
@@ -120,3 +126,14 @@ def test_the_names_are_measured_before_one_is_read(value):
         read(long, RequestLimits(name_characters=64))
     many = ",".join("x" * 30 + str(number) for number in range(9))
     assert read(f"contrast:1>{many}", RequestLimits(name_characters=64)), "a text of several names may be longer"
+
+
+@pytest.mark.parametrize("value", ["text:{}", "0;text:{}", ["text:{}"], [{"text": "{}"}], ["0", {"text": "{}"}]])
+def test_texts_are_measured_before_one_is_read_and_name_no_class(value):
+    limits = RequestLimits(name_characters=64, text_characters=65, targets=2)
+    text = json.dumps(value)
+    assert Text("x" * 65) in read(json.loads(text.replace("{}", "x" * 65)), limits)
+    with pytest.raises(InvalidOption, match="a text has at most 65 characters, got 66: 'xxx"):
+        read(json.loads(text.replace("{}", "x" * 66)), limits)
+    with pytest.raises(InvalidOption, match="a text has at most 65 characters, got 66"):
+        read([{"text": "\ud83d" * 66}], limits)  # which is none, as whoever reads it finds

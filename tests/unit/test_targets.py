@@ -12,6 +12,7 @@ from camserve.types import (
     Finer,
     Prediction,
     Target,
+    Text,
     Value,
     Vector,
     as_target,
@@ -88,6 +89,9 @@ def test_a_target_is_exactly_one_thing(given_fields):
         ("against:tabby", Against(named("tabby"))),
         ("up:age", Value(named("age"))),
         ("down:0", Value(at(0), "down")),
+        ("text: a seven, left of a two; not: 3>2 ", Text("a seven, left of a two; not: 3>2")),
+        ("text:top3", Text("top3")),
+        ("text", named("text")),
     ],
 )
 def test_a_text_form_is_read(text, target):
@@ -114,6 +118,7 @@ def test_a_text_form_is_read(text, target):
         ("vector:1,2", "a vector has no text form: give its numbers"),
         ("reference:cat.jpg", "a reference has no text form: give its image"),
         ("top0", "at least 1, got 0"),
+        ("text: ", "text: what of"),
     ],
 )
 def test_a_text_that_begins_like_a_form_goes_on_like_it(text, message):
@@ -165,6 +170,11 @@ def test_what_is_no_target_is_refused_with_what_is(value):
         lambda: Vector([1.0, float("nan")]),
         lambda: Vector([1e300]),
         lambda: Vector([0.0, 0.0]),
+        lambda: Text(None),
+        lambda: Text(b"a three"),
+        lambda: Text(""),
+        lambda: Text(" \n"),
+        lambda: Text("half a \ud83d"),
     ],
 )
 def test_what_no_target_may_be_is_refused_when_it_is_made(make):
@@ -177,6 +187,8 @@ def test_equal_targets_are_one_key():
     assert len(one) == 3
     assert Vector([1, 2]) != Vector([2, 1])
     assert {Contrast(at(1), (at(2),)), Contrast(at(1), [at(2)]), Contrast(at(1), at(2))} == {Contrast(at(1), (at(2),))}
+    assert {Text("a three"), Text(" a three ")} == {Text("a three")}
+    assert len({Text("1"), Text("one"), at(1), named("one")}) == 4
     assert len({Finer(at(1)), Against(at(1)), at(1), Value(at(1)), Value(at(1), "down"), Finer(at(1), 0.5)}) == 6
 
 
@@ -204,6 +216,7 @@ def test_the_values_of_a_vector_are_its_own():
         (Finer(at(1)), "finer:tabby"),
         (Against(Target(top_k=3)), "against:top3"),
         (Value(at(0), "down"), "down:tench"),
+        (Text("tench, or tabby; 3"), "text:tench, or tabby; 3"),
     ],
 )
 def test_a_target_says_what_can_be_read_back(target, text):
@@ -218,6 +231,8 @@ def test_an_index_is_said_where_the_label_is_another_classes_index():
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), min_size=1, max_size=8), st.data())
 def test_whatever_the_labels_are_a_text_reads_back(labels, data):
     index = data.draw(st.integers(0, len(labels) - 1))
+    if labels[0].strip():
+        assert parse_target(Text(labels[0]).text(labels)).resolved(labels) == Text(labels[0])
     for target in (at(index), Finer(at(index)), Against(at(index)), Value(at(index))):
         assert parse_target(target.text(labels)).resolved(labels) == target
     others = [at(other) for other in range(len(labels)) if other != index]
@@ -236,6 +251,11 @@ def test_whatever_the_labels_are_a_text_reads_back(labels, data):
         ("against:1,up:2", ["against:1", "up:2"]),
         ("a contrast:1,2", ["a contrast:1", "2"]),
         (" ; ,", []),
+        ("281, text:a cat, asleep;top3", ["281", "text:a cat, asleep", "top3"]),
+        ("text:a,contrast:1>2;text:b", ["text:a,contrast:1>2", "text:b"]),
+        ("contrast:1>text:2,text:3;4", ["contrast:1>text:2,text:3", "4"]),
+        ("a text:1,2", ["a text:1", "2"]),
+        ("a contrast:1,contrast:2>3,4", ["a contrast:1", "contrast:2>3,4"]),
     ],
 )
 def test_several_targets_stand_in_one_text(text, entries):
@@ -309,6 +329,7 @@ def test_finer_takes_the_classes_whose_scores_are_nearest(scores, nearest, data)
         (Value(at(1)), True),
         (Vector([1.0]), True),
         (Vector(image=b"file"), False),
+        (Text("a three"), True),
     ],
 )
 def test_only_what_a_worker_answers_with_is_final(target, final):

@@ -135,8 +135,8 @@ for _command in (*serving.COMMANDS, token):
     multiple=True,
     metavar="TARGET",
     help="A class by index or label, the K most probable ones (top3), contrast:A>B,C, finer:A, against:A, up:VALUE, "
-    "down:VALUE, vector:FILE.npy or reference:IMAGE, as `camserve models MODEL` lists them; may be repeated.  "
-    "[default: top1]",
+    "down:VALUE, vector:FILE.npy, reference:IMAGE or text:WORDS, as `camserve models MODEL` lists them; may be "
+    "repeated.  [default: top1]",
 )
 @click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
 @click.option(

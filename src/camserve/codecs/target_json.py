@@ -4,7 +4,7 @@
     {"contrast": {"of": "tabby", "than": ["lynx", 287], "gamma": 0.6}}
     {"finer": {"of": "tabby", "nearest": 5}}   {"against": {"of": "tabby"}}
     {"value": {"of": "age", "direction": "up"}}
-    {"vector": [0.25, -1.5]}   {"reference": "base64 of an image file"}
+    {"vector": [0.25, -1.5]}   {"reference": "base64 of an image file"}   {"text": "a seven left of a two"}
 
 What is inside is counted and measured before it is read.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from camserve.errors import InvalidImage, InvalidOption
-from camserve.types import Against, AnyTarget, Contrast, Finer, Target, Value, Vector
+from camserve.types import Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
 from camserve.types.request import RequestLimits
-from camserve.types.targets import class_texts, parse_class, parse_target
+from camserve.types.targets import class_texts, free_texts, parse_class, parse_target
 from camserve.wording import shown
 
 _CLASS = ("index", "label", "top_k")
@@ -37,15 +37,17 @@ _KINDS: Mapping[str, Callable[..., AnyTarget]] = {
     "against": Against,
     "value": Value,
 }
-NAMES = (*_CLASS, *_FIELDS, "vector", "reference")
+_WITHOUT_CLASS = ("vector", "reference", "text")
+NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS)
 """Names that an object may have, one at a time."""
 
 
 def check_targets(entries: Sequence[Any], limits: RequestLimits) -> None:
-    """Raises InvalidOption where the entries name too many classes, or one too long, before one of them is read."""
+    """Raises InvalidOption where entries name too many classes, or hold a name or text too long, before one is read."""
     named = [text for entry in entries for text in _classes_in(entry)]
     limits.check_classes(len(named))
     limits.check_names(text for text in named if isinstance(text, str))
+    limits.check_texts(text for entry in entries for text in _texts_in(entry))
 
 
 def _classes_in(entry: Any) -> Sequence[Any]:
@@ -54,10 +56,18 @@ def _classes_in(entry: Any) -> Sequence[Any]:
         return class_texts(entry)
     if not isinstance(entry, dict):
         return [entry]
-    inside = [value for key, value in entry.items() if key not in ("vector", "reference")]
+    inside = [value for key, value in entry.items() if key not in _WITHOUT_CLASS]
     held = [one for value in inside if isinstance(value, dict) for one in _listed(value.get("than"))]
     of = [value.get("of") if isinstance(value, dict) else value for value in inside]
     return [one.get("label") if isinstance(one, dict) else one for one in (*of, *held)]
+
+
+def _texts_in(entry: Any) -> Sequence[str]:
+    """Returns the free text in an entry."""
+    if isinstance(entry, str):
+        return free_texts(entry)
+    words = entry.get("text") if isinstance(entry, dict) else None
+    return [words] if isinstance(words, str) else []
 
 
 def _listed(value: Any) -> list[Any]:
@@ -81,6 +91,8 @@ def read_target(name: str, value: Any) -> AnyTarget:
             return Vector(np.array(()) if content is None else content)
         if kind == "reference":
             return Vector(image=_file(name, content))
+        if kind == "text":
+            return Text(content)
         if kind in _CLASS:
             return _class(name, value)
     elif isinstance(value, int) and not isinstance(value, bool):

@@ -45,6 +45,7 @@ from camserve.types import (
     SaliencyMap,
     StreamOptions,
     Target,
+    Text,
     Value,
     Vector,
 )
@@ -122,10 +123,12 @@ def _references(targets: Sequence[pb.Target], cut: bulk.Cut[pb.ExplainRequest], 
     """Returns the reference images of a request in the order of its targets; their classes are counted before.
 
     Raises:
-        InvalidInput: too many classes are named, one too long, or an image is too large or has no contents.
+        InvalidInput: too many classes are named, a name or a text is too long, or an image is too large or has no
+            contents.
     """
     limits.check_classes(sum(len(_classes_of(target)) for target in targets))
     limits.check_names(one.label for target in targets for one in _classes_of(target))
+    limits.check_texts(target.text for target in targets)
     messages = [target.reference for target in targets if target.WhichOneof("target") == "reference"]
     contents = cut.bulk.get("reference", [])
     if len(messages) != len(contents):
@@ -375,6 +378,8 @@ def target_to_proto(target: AnyTarget) -> pb.Target:
             return pb.Target(against=pb.Against(of=_of(target)))
         case Value():
             return pb.Target(value=pb.Value(of=_of(target), direction=target.direction.upper()))
+        case Text():
+            return pb.Target(text=target.words)
         case Vector() if target.image is None:
             return pb.Target(vector=np.asarray(target.values, "<f4").tobytes())
         case Vector():
@@ -426,6 +431,8 @@ def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> An
             return Vector(np.frombuffer(message.vector, "<f4"))
         case "reference":
             return Vector(image=image(message.reference))
+        case "text":
+            return Text(message.text)
         case _:
             return _class_from_proto(message)
 

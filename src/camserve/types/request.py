@@ -45,6 +45,7 @@ from camserve.types import (
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.types.target_forms import check_predicts, default_target, fitted_target
+from camserve.types.targets import words_in
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -98,6 +99,8 @@ class RequestLimits:
     """Number of bytes of one reply, and of what a worker answers."""
     name_characters: int = sys.maxsize
     """Number of characters of a name: of a model, a version, a layer, a class, or a method with its parameters."""
+    text_characters: int = sys.maxsize
+    """Number of characters of a free text."""
     option_bytes: int = sys.maxsize
     """Number of bytes of a message beside its image."""
     auto: bool = False
@@ -134,6 +137,14 @@ class RequestLimits:
             if len(name) > self.name_characters:
                 raise InvalidOption(
                     f"a name has at most {self.name_characters} characters, got {len(name)}: {shown(name)}"
+                )
+
+    def check_texts(self, texts: Iterable[str]) -> None:
+        """Raises InvalidOption where a free text is too long; every door asks before it looks at it."""
+        for text in texts:
+            if len(text) > self.text_characters:
+                raise InvalidOption(
+                    f"a text has at most {self.text_characters} characters, got {len(text)}: {shown(text)}"
                 )
 
 
@@ -202,6 +213,7 @@ class ExplainRequest:
         limits.check_counts(methods=len(self.methods), layers=len(self.layers), targets=len(self.targets))
         limits.check_classes(len(classes))
         limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in classes)))
+        limits.check_texts(words for target in self.targets for words in words_in(target))
         if self.version not in ("", model.version):
             raise NotFound(f"model {model.name} is served in version {model.version}, not {shown(self.version)}")
         if not self.methods:

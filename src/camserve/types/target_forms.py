@@ -11,7 +11,7 @@ import numpy as np
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.types.model import ModelInfo
-from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Value, Vector
+from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
 from camserve.wording import shown
 
 _GIVES = {
@@ -60,6 +60,7 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
             "vector", f"What makes the image similar to a vector of {model.dimension} numbers.", "vector:face.npy"
         ),
         "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
+        "text": TargetForm("text", "What makes the image fit a text.", Text("a seven left of a two").text()),
     }
     return tuple(forms[name] for name in _taken(model))
 

@@ -1,7 +1,7 @@
 """Defines what a map can be a map of, and the text form of each: written and read here alone.
 
-A target names classes, or numbers of a network that gives numbers, or a vector. `Target` is a class; the others hold
-class targets inside. All are values: two that say the same are equal and have the same hash.
+A target names classes, or numbers of a network that gives numbers, or a vector, or a text. `Target` is a class; most
+others hold class targets inside. All are values: two that say the same are equal and have the same hash.
 
 =====================================  ==============================================================================
 text form                              target
@@ -11,6 +11,7 @@ text form                              target
 `finer:tabby`                          `Finer`: the contrast with the classes whose scores are nearest
 `against:tabby`                        `Against`: what speaks against a class
 `up:age`, `down:age`                   `Value`: a number going up, or down
+`text:a seven left of a two`           `Text`: words; all that follows the colon belongs to them
 =====================================  ==============================================================================
 
 A label that looks like one of these is named by its index, or with `Target(label=...)`. A vector has no text form.
@@ -328,7 +329,54 @@ class Vector:
         return f"{'vector' if self.image is None else 'reference'}:{self.key.hex()[:8]}"
 
 
-AnyTarget = Target | Contrast | Finer | Against | Value | Vector
+@dataclass(frozen=True)
+class Text:
+    """Asks what makes the image fit a text: a description, an answer or a caption, by the kind of outputs.
+
+    Args:
+        words: the text; spaces around it are taken off.
+
+    Raises:
+        InvalidOption: on construction, when the text is none, is empty or cannot be written as UTF-8.
+    """
+
+    words: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.words, str):
+            raise InvalidOption(f"a text target is a text, got {shown(self.words)}")
+        object.__setattr__(self, "words", self.words.strip())
+        if not self.words:
+            raise InvalidOption(f"a text target has words, such as {EXAMPLES['text']!r}; got an empty text")
+        try:
+            self.words.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry
+            raise InvalidOption(f"a text is written in UTF-8, which has nothing for {shown(self.words)}") from None
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """No class is inside."""
+        return ()
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> Text:
+        """Returns the target: no label is in it."""
+        return self
+
+    def each(self, ranked: Sequence[int]) -> tuple[Text, ...]:
+        """Returns the target: it is of one text."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        return f"text:{self.words}"
+
+
+AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text
 """Type of everything that a map can be a map of."""
 
 TargetLike = AnyTarget | int | str
@@ -341,12 +389,13 @@ EXAMPLES = {
     "against": "against:tabby",
     "up": "up:age",
     "down": "down:age",
+    "text": "text:a seven left of a two",
 }
 """An example of each text form, by the word that it begins with."""
 
 
 def is_final(target: AnyTarget) -> bool:
-    """Returns whether the target is of one map and a worker answers with just this one: by index, or by values."""
+    """Returns whether the target is of one map and a worker answers with just this one: by index, values or words."""
     if isinstance(target, Vector):
         return target.image is None
     return not isinstance(target, Finer) and all(one.index is not None for one in target.classes)
@@ -436,29 +485,50 @@ _FORMS = {
     "down": lambda rest: Value(parse_class(rest), "down"),
     "vector": _no_text("vector"),
     "reference": _no_text("reference"),
+    "text": Text,
 }
+
+_WITH_COMMAS = re.compile(r"(?:^|,)\s*(contrast:|text:)")
+"""Finds where a text form begins that may hold commas."""
 
 
 def split_targets(text: str) -> list[str]:
     """Returns the text forms in a list of them, such as `281,tabby;contrast:tabby>lynx,tiger cat;top3`.
 
-    Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes.
+    Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes, and those
+    behind `text:`, which belong to the text. So a text with a semicolon cannot stand in such a list.
     """
     found: list[str] = []
     for part in text.split(";"):
-        before, contrast, rest = part.partition("contrast:")
-        alone = not before or before.rstrip().endswith(",")
-        found += (before if contrast and alone else part).split(",")
-        found += [contrast + rest] if contrast and alone else []
+        begin = _WITH_COMMAS.search(part)
+        cut = begin.start(1) if begin else len(part)
+        found += [*part[:cut].split(","), part[cut:]]
     return [each.strip() for each in found if each.strip()]
 
 
 def class_texts(text: str) -> list[str]:
     """Returns the parts of a text form that name classes; they can be counted and measured before the text is read."""
-    word, colon, rest = text.partition(":")
-    if not colon or word.strip() not in _FORMS:
+    word, rest = _form(text)
+    if not word:
         return [text]
-    return re.split("[>,]", rest) if word.strip() == "contrast" else [rest]
+    return {"contrast": re.split("[>,]", rest), "text": []}.get(word, [rest])
+
+
+def free_texts(text: str) -> list[str]:
+    """Returns the part of a text form that is words of a `Text`; it can be measured before the text is read."""
+    word, rest = _form(text)
+    return [rest] if word == "text" else []
+
+
+def words_in(target: AnyTarget) -> tuple[str, ...]:
+    """Returns the free text inside of a target."""
+    return (target.words,) if isinstance(target, Text) else ()
+
+
+def _form(text: str) -> tuple[str, str]:
+    """Returns the word that a text form begins with and the rest, or "" and the text where it begins with none."""
+    word, colon, rest = text.partition(":")
+    return (word.strip(), rest) if colon and word.strip() in _FORMS else ("", text)
 
 
 def _in_list(target: Target, labels: Sequence[str]) -> str:

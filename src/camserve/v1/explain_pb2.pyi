@@ -399,7 +399,7 @@ class GradientWeightedAttention(_message.Message):
     def __init__(self) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference")
+    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -409,6 +409,7 @@ class Target(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     top_k: int
@@ -418,7 +419,8 @@ class Target(_message.Message):
     value: Value
     vector: bytes
     reference: Image
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    text: str
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ClassTarget(_message.Message):
     __slots__ = ("index", "label", "top_k")

@@ -42,6 +42,7 @@ PLAIN_LIMITS = RequestLimits(
     map_pixels=128 * 10**6,
     message_bytes=64 * 2**20,
     name_characters=256,
+    text_characters=1000,
     option_bytes=256 * 2**10,
 )
 """The bounds of a plain client's request: those that a gateway has by default."""

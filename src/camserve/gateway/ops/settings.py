@@ -96,6 +96,7 @@ class Settings(Layered):
     max_name_characters: int = Field(
         256, ge=64, description="characters of a name in a request: of a model, layer or class, or a method's text"
     )
+    max_text_characters: int = Field(1000, ge=64, description="characters of a free text in a request")
     max_map_pixels: int = Field(128 * 10**6, ge=1, description="pixels of all maps of one reply together")
     max_methods: int = Field(16, ge=1, description="methods in one request")
     max_layers: int = Field(8, ge=1, description="layers in one request; each has a forward pass of its own")
@@ -209,6 +210,7 @@ class Settings(Layered):
             map_pixels=self.max_map_pixels,
             message_bytes=self.max_message_bytes,
             name_characters=self.max_name_characters,
+            text_characters=self.max_text_characters,
             option_bytes=self.max_option_bytes,
             auto=True,
         )

@@ -38,6 +38,7 @@ from camserve.types import (
     StepResult,
     Target,
     Task,
+    Text,
     Value,
     Vector,
     final_targets,
@@ -247,7 +248,7 @@ def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Expla
     match target:
         case Contrast():
             score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
-        case Vector():
+        case Vector() | Text():
             score = 0.25
         case Against():
             score = 1 - said[0]
