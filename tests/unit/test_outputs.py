@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, fields
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from camserve import Engine
 from camserve.errors import InvalidOption, Unsupported
 from camserve.methods import METHODS
+from camserve.scores.returned import select
 from camserve.types import Target
 
 Named = namedtuple("Named", ["aux", "scores"])  # as networks have it
@@ -202,6 +204,42 @@ def test_labels_tell_which_of_several_outputs_is_meant():
     assert len(Engine(module, preprocessing=PREPROCESSING).info.labels) == 2 * CLASSES
     labels = [f"number {index}" for index in range(CLASSES)]
     assert Engine(module, preprocessing=PREPROCESSING, labels=labels).network.output == "1"
+
+
+OF_MAPS = {
+    "maps alone": (lambda z: maps_of(z), None, ""),
+    "a dict as torchvision's": (lambda z: {"out": maps_of(z), "aux": maps_of(-z)}, None, "out"),
+    "numbers beside them": (lambda z: (z, z[:, :, None, None], maps_of(z)), None, "1"),
+    "as many as wanted": (lambda z: (maps_of(z)[:, :3], maps_of(z)), 7, "1"),
+}
+
+
+def maps_of(z: Tensor) -> Tensor:
+    return z[:, :, None, None] + torch.arange(20.0).reshape(4, 5)
+
+
+@pytest.mark.parametrize("kind", OF_MAPS)
+def test_maps_are_found_where_maps_are_wanted_and_come_in_one_row_for_each_image(kind):
+    returned, wanted, name = OF_MAPS[kind]
+    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    module = Wrapped(returned).eval()
+    found = select(module, images, wanted=wanted, axes=3)
+    shape = (7, 1, 1) if name == "1" and wanted is None else (7, 4, 5)
+    assert (found.output, found.shape) == (name, shape)
+    with torch.no_grad():
+        one, two = found.network(images[:1]), found.network(images)
+    assert one.shape == (1, math.prod(shape))
+    plain = build("perceptron", 2)(images).detach()
+    expected = plain if shape == (7, 1, 1) else maps_of(plain)
+    torch.testing.assert_close(two.reshape(2, *shape), expected.reshape(2, *shape), rtol=0, atol=1e-5)
+
+
+def test_numbers_are_no_maps():
+    images = torch.rand(2, 3, 24, 24)
+    with pytest.raises(Unsupported, match=r"\(images, classes, height, width\).* for 2 images; it returned a tensor"):
+        select(Wrapped(lambda z: z).eval(), images, axes=3)
+    with pytest.raises(Unsupported, match=r"\(images, classes, height, width\).*; output '0' is \(2, 7\)"):
+        select(Wrapped(lambda z: (z, maps_of(z))).eval(), images, "0", axes=3)
 
 
 REFUSED = {

@@ -10,11 +10,12 @@ maps are those of all of them; else the layer is refused.
 
 The default layer is the last feature layer that the scores depend on, before the head. The head is the last linear or
 convolution layer, if no way from the image to the scores leads past it: a linear layer behind pooling, or a 1 x 1
-convolution with one map for each score. Where the last such layer is part of a block, there is no head of modules
-(cosine heads, features alone). One exception: where a class token stands in the sequence, the logits are read off that
-token, and after the last attention nothing of the other tokens reaches it: their gradients there are zero, and a map
-made of them would be empty. So the default is then what the last attention looks at: the first norm of the last block
-(`encoder.layers.encoder_layer_11.ln_1` in torchvision, `blocks.11.norm1` in timm).
+convolution with one map for each score, or for each class of a network that tells the class of every place. Where the
+last such layer is part of a block, there is no head of modules (cosine heads, features alone). One exception: where a
+class token stands in the sequence, the logits are read off that token, and after the last attention nothing of the
+other tokens reaches it: their gradients there are zero, and a map made of them would be empty. So the default is then
+what the last attention looks at: the first norm of the last block (`encoder.layers.encoder_layer_11.ln_1` in
+torchvision, `blocks.11.norm1` in timm).
 """
 
 from __future__ import annotations
@@ -79,13 +80,14 @@ class Survey:
     """Whether pictures of one batch change each other's scores, so that each must be asked alone."""
 
 
-def survey(module: nn.Module, example: Tensor) -> Survey:
+def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Survey:
     """Returns what is found out about a network in two forward passes, or some more where pictures must go alone.
 
     Args:
         module: in eval mode; nothing is left on it.
         example: (1, 3, H, W) of the size that will be used; of its values nothing is taken. On the device "meta", where
             there are no values, nothing is known of places.
+        maps: number of maps that a convolution makes the scores of; None: one for each score.
 
     Raises:
         Unsupported: the network fails, is random, or has no spatial layer that the scores depend on.
@@ -100,7 +102,7 @@ def survey(module: nn.Module, example: Tensor) -> Survey:
     sites = _with_own_tokens(sites, responses)
     refused |= _misplaced(watch, sites, responses)
     offered = {name: events for name, events in sites.items() if name not in refused}
-    default = _default(watch, offered, depended)
+    default = _default(watch, offered, depended, watch.scores.shape[1] if maps is None else maps)
     if default is None:
         raise Unsupported(_nothing(refused))
     classifier = _classifier(watch, depended)
@@ -314,11 +316,13 @@ def _and(parts: Iterable[object]) -> str:
     return " and ".join(map(str, parts))
 
 
-def _default(watch: Watch, offered: Mapping[str, Sequence[Event]], depended: Collection[Node] | None) -> str | None:
+def _default(
+    watch: Watch, offered: Mapping[str, Sequence[Event]], depended: Collection[Node] | None, maps: int
+) -> str | None:
     """Returns the name of the default layer; None where there is none."""
     attentions = [one for one in watch.attentions if depended is None or one.node in depended]
     inside = attentions[-1].inside if attentions else range(0)
-    stop = _before_head(watch, depended)
+    stop = _before_head(watch, depended, maps)
     found = _features(watch, offered, [index for index in range(stop) if index not in inside])
     if found and found[-1].arrangement.own:
         found = _features(watch, offered, range(inside.start)) or found
@@ -333,13 +337,13 @@ def _features(watch: Watch, offered: Mapping[str, Sequence[Event]], indices: Ite
     return [event for event in events if event.is_feature and event.name in offered and id(event.output) in outputs]
 
 
-def _before_head(watch: Watch, depended: Collection[Node] | None) -> int:
+def _before_head(watch: Watch, depended: Collection[Node] | None, maps: int) -> int:
     """Returns the number of events before the head; of all events where no module is the head."""
     if depended is None:
         return watch.heads[-1].start if watch.heads else len(watch.events)
     heads: list[HeadCall] = []
     for call in reversed([call for call in watch.heads if call.node in depended]):
-        if not _may_be_head(watch, call) or any(call.node in reached(head.node) for head in heads):
+        if not _may_be_head(watch, call, maps) or any(call.node in reached(head.node) for head in heads):
             break
         heads.append(call)
         past = watch.depended(stops=[head.node for head in heads])
@@ -348,11 +352,11 @@ def _before_head(watch: Watch, depended: Collection[Node] | None) -> int:
     return len(watch.events)
 
 
-def _may_be_head(watch: Watch, call: HeadCall) -> bool:
-    """Tells whether a layer may end the features: it returns no maps, or one for each score and nothing normalises."""
+def _may_be_head(watch: Watch, call: HeadCall, maps: int) -> bool:
+    """Tells whether a layer may end the features: it returns no maps, or those of the scores and nothing normalises."""
     if all(event.node is not call.node for event in watch.events):
         return True
-    makes_scores = call.width == watch.scores.shape[1] and call.is_pointwise
+    makes_scores = call.width == maps and call.is_pointwise
     return makes_scores and not any(event.is_norm for event in watch.events[call.start :])
 
 

@@ -5,7 +5,7 @@ Methods, curves and metrics ask a score through `Targets`, and none of them know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ from camserve.scores.value import Values
 from camserve.types import OUTPUTS, Outputs
 from camserve.wording import shown
 
-__all__ = ["SCORES", "Predictions", "Score", "Targets", "find_outputs", "make_score"]
+__all__ = ["SCORES", "Predictions", "Score", "Targets", "find_outputs", "kind_of", "make_score"]
 
 SCORES: Mapping[Outputs, type[Score]] = {
     kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding)
@@ -27,19 +27,26 @@ SCORES: Mapping[Outputs, type[Score]] = {
 """Every kind of outputs with its class."""
 
 
-def make_score(outputs: Outputs, references: np.ndarray | None = None) -> Score:
+def kind_of(outputs: Outputs) -> type[Score]:
+    """Returns the class of a kind of outputs; raises InvalidOption where there is no such kind."""
+    if outputs not in SCORES:
+        raise InvalidOption(f"outputs must be one of {', '.join(OUTPUTS)}, got {shown(outputs)}")
+    return SCORES[outputs]
+
+
+def make_score(outputs: Outputs, references: np.ndarray | None = None, shape: Sequence[int] = ()) -> Score:
     """Returns the score of a kind of outputs.
 
     Args:
         outputs: the kind.
         references: (R, D), for "embedding" alone.
+        shape: shape of what the network returns for one image; needed by kinds of more than one axis alone.
 
     Raises:
         InvalidOption: there is no such kind.
     """
-    if outputs not in SCORES:
-        raise InvalidOption(f"outputs must be one of {', '.join(OUTPUTS)}, got {shown(outputs)}")
-    return Embedding(references) if outputs == "embedding" else SCORES[outputs]()
+    kind = kind_of(outputs)
+    return Embedding(references, shape) if kind is Embedding else kind(shape)
 
 
 def find_outputs(outputs: Tensor) -> Outputs:

@@ -42,13 +42,15 @@ class Embedding(Score):
 
     Args:
         references: (R, D), vectors that are packed with the network; a class target names one of them.
+        shape: shape of the outputs for one image.
     """
 
     kind = "embedding"
     linear = False
     has_zero = False
 
-    def __init__(self, references: np.ndarray | None = None) -> None:
+    def __init__(self, references: np.ndarray | None = None, shape: Sequence[int] = ()) -> None:
+        super().__init__(shape)
         self._references = references
         self._unit = None if references is None else _unit(references)
 

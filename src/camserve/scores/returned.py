@@ -1,8 +1,9 @@
 """Finds the numbers that are explained among what a network returns: a tensor, or something that holds some.
 
 Tuples, lists, dicts, dataclasses and Hugging Face's `ModelOutput` are gone through. A tensor of numbers for each image
-is (B,), (B, C) or (B, C, 1, ...). Which one it is, and its C, is found out once, with two images and with one, as a
-network may take away axes of length 1. From then on `Selected` is the network: it returns (B, C).
+is (B,), (B, C) or (B, C, 1, ...), one of maps (B, C, h, w): which of the two is wanted, the kind of outputs says. Which
+tensor it is, and its shape, is found out once, with two images and with one, as a network may take away axes of length
+1. From then on `Selected` is the network: it returns the numbers of each image in one row.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ Path = tuple[str | int, ...]
 
 
 class Selected(nn.Module):
-    """Makes of a network one that returns one of its outputs alone, (B, C); everything else is the network's own.
+    """Makes of a network one that returns one of its outputs alone, (B, N); everything else is the network's own.
 
     Its submodules have the names that they have in the network; its modes and hooks are those of the network.
 
     Args:
         network: the network.
         path: where the output is in what it returns.
-        numbers: C.
+        numbers: N, how many numbers there are for each image.
     """
 
     _network: nn.Module
@@ -48,7 +49,7 @@ class Selected(nn.Module):
         self.path, self.numbers = path, numbers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the output, (B, C), of images (B, 3, H, W)."""
+        """Returns the output, (B, N), of images (B, 3, H, W)."""
         # Not by the number of images: a tail must not depend on the image in another way than through its layer.
         found: Tensor = _at(self._network(x), self.path)
         return found.reshape(-1, self.numbers)
@@ -63,15 +64,18 @@ class Selected(nn.Module):
         return self
 
 
-def select(network: nn.Module, images: Tensor, output: str | None = None, wanted: int | None = None) -> Found:
-    """Returns the network as one that returns (B, C), the network itself where it does.
+def select(
+    network: nn.Module, images: Tensor, output: str | None = None, wanted: int | None = None, axes: int = 1
+) -> Found:
+    """Returns the network as one that returns a row of numbers for each image, the network itself where it does.
 
     Args:
         network: in eval mode.
         images: two that differ, (2, channels, H, W).
         output: names of the fields, or indices, that lead to the output, joined by dots; None: `logits`, or else the
             first tensor of a shape that fits.
-        wanted: C where it is known; a tensor with as many numbers is taken before others.
+        wanted: C where it is known; a tensor with as many numbers, or maps, is taken before others.
+        axes: number of axes that the output has for one image: 1 for numbers (C,), 3 for maps (C, h, w).
 
     Raises:
         InvalidOption: there is no such output.
@@ -79,12 +83,13 @@ def select(network: nn.Module, images: Tensor, output: str | None = None, wanted
     """
     with torch.no_grad():
         two, one = network(images), network(images[:1])
-    path = _path(two, output, len(images), wanted)
+    path = _path(two, output, len(images), wanted, axes)
     found = _at(two, path)
     numbers = found.numel() // len(images)
     selected = network if _is_plain(two) and _is_plain(one) else Selected(network, path, numbers)
-    others = [_named(other) for other, tensor in _tensors(two) if other != path and _fits(tensor, len(images))]
-    return Found(selected, found.reshape(-1, numbers), _named(path), tuple(others))
+    others = [_named(other) for other, tensor in _tensors(two) if other != path and _fits(tensor, len(images), axes)]
+    shape = (numbers,) if axes == 1 else tuple(found.shape[1:])
+    return Found(selected, found.reshape(-1, numbers), shape, _named(path), tuple(others))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,9 @@ class Found:
 
     network: nn.Module
     outputs: Tensor
-    """Outputs (2, C) of the two images."""
+    """Outputs (2, N) of the two images."""
+    shape: tuple[int, ...]
+    """Shape of the output for one image: (C,), or (C, h, w)."""
     output: str
     """Name of the output; "" for a network that returns nothing else."""
     others: tuple[str, ...]
@@ -104,28 +111,28 @@ def _is_plain(returned: Any) -> bool:
     return isinstance(returned, Tensor) and returned.dim() == 2
 
 
-def _path(returned: Any, output: str | None, batch: int, wanted: int | None) -> Path:
+def _path(returned: Any, output: str | None, batch: int, wanted: int | None, axes: int) -> Path:
     tensors = list(_tensors(returned))
     if output is not None:
-        return _named_path(tensors, returned, output, batch)
-    fitting = [(path, tensor) for path, tensor in tensors if _fits(tensor, batch)]
+        return _named_path(tensors, returned, output, batch, axes)
+    fitting = [(path, tensor) for path, tensor in tensors if _fits(tensor, batch, axes)]
     if not fitting:
-        raise Unsupported(f"{_WANTED} for {batch} images; it returned {_described(returned)}")
+        raise Unsupported(f"{_WANTED[axes]} for {batch} images; it returned {_described(returned)}")
 
     def order(entry: tuple[Path, Tensor]) -> tuple[bool, bool]:
         path, tensor = entry
-        return path[-1:] != (LOGITS,), tensor.numel() != batch * (wanted or 0)
+        return path[-1:] != (LOGITS,), math.prod(tensor.shape[1:2]) != wanted
 
     return min(fitting, key=order)[0]  # the first of those that are first
 
 
-def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, batch: int) -> Path:
+def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, batch: int, axes: int) -> Path:
     path = next((path for path, _ in tensors if _named(path) == output), None) or _by_position(returned, output)
     tensor = None if path is None else _at(returned, path)
     if path is None or not isinstance(tensor, Tensor):
         raise InvalidOption(f"the network has no output {shown(output)}; it returned {_described(returned)}")
-    if not _fits(tensor, batch):
-        raise Unsupported(f"{_WANTED} for {batch} images; output {shown(output)} is {_shape(tensor)}")
+    if not _fits(tensor, batch, axes):
+        raise Unsupported(f"{_WANTED[axes]} for {batch} images; output {shown(output)} is {_shape(tensor)}")
     return path
 
 
@@ -141,14 +148,19 @@ def _by_position(returned: Any, output: str) -> Path | None:
     return path
 
 
-_WANTED = "a network must return a tensor (images,), (images, numbers) or (images, numbers, 1, 1), or hold one,"
+_WANTED = {
+    1: "a network must return a tensor (images,), (images, numbers) or (images, numbers, 1, 1), or hold one,",
+    3: "the network must return a tensor (images, classes, height, width), or hold one,",
+}
+"""Says what is wanted, by the number of axes for one image."""
 
 
-def _fits(tensor: Tensor, batch: int) -> bool:
-    """Tells whether a tensor has some numbers for each image, and nothing else."""
+def _fits(tensor: Tensor, batch: int, axes: int) -> bool:
+    """Tells whether a tensor has some numbers, or maps, for each image, and nothing else."""
     shape = tensor.shape
-    numbers = tensor.is_floating_point() and tensor.numel() > 0
-    return numbers and shape[:1] == (batch,) and math.prod(shape[2:]) == 1
+    if not tensor.is_floating_point() or tensor.numel() == 0 or shape[:1] != (batch,):
+        return False
+    return math.prod(shape[2:]) == 1 if axes == 1 else tensor.dim() == 1 + axes
 
 
 def _tensors(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camserve.errors import Unsupported
 from camserve.scores.targets import Targets
-from camserve.types import AnyTarget, Outputs, Prediction
+from camserve.types import AnyTarget, InputView, Outputs, Prediction
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ QUERY_SIZE = 1 / 16
 class Score(ABC):
     """Describes one kind of outputs (n, numbers). A number may be infinite nowhere: callers check that before.
 
+    A network may return several numbers for each class, such as a map: they come laid out in one row for each image,
+    and the score is told their shape.
+
     `value` is differentiated, and is what the variants of masked queries that ask logits ask. `query_value` is what all
     other masked queries and curves ask.
     """
@@ -54,6 +57,13 @@ class Score(ABC):
 
     has_zero: ClassVar[bool] = True
     """Whether 0 means that nothing speaks for the target, as with probabilities and their differences."""
+
+    axes: ClassVar[int] = 1
+    """Number of axes of what the network returns for one image: 1 for numbers (C,), 3 for maps (C, h, w)."""
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        """Takes the shape of what the network returns for one image, of as many axes as the kind has."""
+        self.shape = tuple(shape)
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:
@@ -120,6 +130,18 @@ class Score(ABC):
     def targets(self, targets: Sequence[AnyTarget], device: torch.device | str = "cpu") -> Targets:
         """Returns resolved targets bound to this score."""
         return Targets(self, tuple(targets), self.ask(targets, torch.device(device)))
+
+    def placed(self, target: AnyTarget, view: InputView) -> AnyTarget:
+        """Returns a target with what it says in pixels of the sent image brought to the outputs of that image.
+
+        Args:
+            target: the target; most say nothing in pixels.
+            view: which part of the sent image the network sees.
+
+        Raises:
+            InvalidOption: what it says lies outside of the image, or of the part that the network sees.
+        """
+        return target
 
     @abstractmethod
     def resolved(self, target: AnyTarget, outputs: Tensor) -> tuple[AnyTarget, ...]:

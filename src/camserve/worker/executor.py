@@ -97,7 +97,8 @@ class _Job:
     features: dict[str, Features] = field(default_factory=dict)
     """Features by layer."""
     wanted: tuple[AnyTarget, ...] = ()
-    """Targets by index, each of any number of maps; a reference image is the vector that the network makes of it."""
+    """Targets by index, each of any number of maps, as the network's outputs know them: a reference image is the vector
+    that the network makes of it, what was said in pixels is where the outputs have it."""
     precision: Precision = "exact"
     """Precision of its masked queries."""
     predictions: tuple[Prediction, ...] = ()
@@ -259,11 +260,12 @@ class Executor:
         job.precision = self.network.precision(job.item.precision)
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
-        job.wanted = tuple(
+        wanted = [
             self._known(target.resolved(info.labels), job.work)
             for target in job.item.targets or (DEFAULT_TARGETS if job.item.tasks else ())
-        )
+        ]
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work)
+        job.wanted = tuple(self.network.score.placed(target, job.seen.view) for target in wanted)
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """Cuts jobs into batches whose images times gradients are at most the micro-batch, or of a single job.

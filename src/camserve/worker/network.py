@@ -31,7 +31,7 @@ from camserve.saliency.layers import FoundLayer, Survey, survey
 from camserve.saliency.opening import Opening, Trunk
 from camserve.saliency.passes import Passes
 from camserve.saliency.run import dtype_of, failed, single
-from camserve.scores import Score, find_outputs, make_score
+from camserve.scores import Score, find_outputs, kind_of, make_score
 from camserve.scores.returned import select
 from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
 from camserve.types.references import References
@@ -106,11 +106,11 @@ class Network:
         self.evaluating = Shared(self._evaluate)
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
         with self.evaluating(), exact_float32():
-            returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None)
-            self.score = make_score(outputs or find_outputs(returned))
+            returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None, outputs)
+            self.score = make_score(outputs or find_outputs(returned), shape=self._shape)
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
-            self.survey = found or survey(self.module, self.normalise(self._random_pixels()))
+            self.survey = found or survey(self.module, self.normalise(self._random_pixels()), self._shape[0])
             classifier = self.survey.classifier
             linear = self.module.get_submodule(classifier) if classifier else None
         self.classifier = linear if isinstance(linear, nn.Linear) else None
@@ -157,7 +157,7 @@ class Network:
         if self.score.kind != "embedding":
             raise InvalidOption(f"references are for outputs embedding, and these are {self.score.kind}")
         found = copy.copy(self)
-        found.score = make_score(self.score.kind, references.vectors)
+        found.score = make_score(self.score.kind, references.vectors, self.score.shape)
         found.score.check(torch.ones(1, self.info.dimension))
         found.info = replace(self.info, labels=references.names)
         found.references = references
@@ -191,17 +191,19 @@ class Network:
     def _opening(self, found: FoundLayer, trunk: Trunk | None = None) -> Opening:
         return Opening(self.module, found, self.classifier, self.survey.keeps, trunk)
 
-    def _select(self, output: str | int | None, wanted: int | None) -> Tensor:
-        """Makes the module one that returns (n, C), and returns the outputs of two images that differ."""
+    def _select(self, output: str | int | None, wanted: int | None, outputs: Outputs | None) -> Tensor:
+        """Makes the module one that returns (n, numbers), and returns the outputs of two images that differ."""
+        axes = 1 if outputs is None else kind_of(outputs).axes
         # No plain image: a network that divides by the image's own deviation would answer with NaN.
         images = self.normalise(self._random_pixels(2)).to(dtype_of(self.module))
         try:
-            found = select(self.module, images, None if output is None else str(output), wanted)
+            found = select(self.module, images, None if output is None else str(output), wanted, axes)
         except CamserveError:
             raise
         except Exception as error:
             raise failed(images, error) from error
         self.module, self.output, self.other_outputs = found.network, found.output, found.others
+        self._shape = found.shape
         return single(found.outputs)
 
     def _random_pixels(self, images: int = 1) -> Tensor:
