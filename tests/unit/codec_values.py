@@ -31,6 +31,7 @@ from camserve.types import (
     StreamOptions,
     Target,
     Text,
+    TextInput,
     Value,
     Vector,
 )
@@ -105,6 +106,7 @@ models = st.builds(
     outputs=st.sampled_from(OUTPUTS),
     units=several(texts),
     dimension=u32,
+    text=st.none() | st.builds(TextInput, what=texts, example=texts, required=st.booleans(), most_tokens=u32),
 )
 boxes = st.builds(BoxOptions, threshold=fractions, all_components=st.booleans())
 outputs = st.builds(
@@ -132,6 +134,7 @@ requests = st.builds(
     priority=st.sampled_from(PRIORITIES),
     allow_partial=st.booleans(),
     stream=st.builds(StreamOptions, max_maps=u32, min_interval_s=seconds),
+    text=texts,
 )
 costs = st.builds(
     Cost,

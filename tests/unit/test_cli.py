@@ -154,7 +154,7 @@ def test_target_texts(text, target):
 
 def test_explain_asks_the_server(client, tmp_path):
     arguments = ["--method", "group_cam:groups=8", "--method", "cam", "--target", "5", "--target", "top2", "--boxes"]
-    arguments += ["--signed", "--target", "contrast:1>2"]
+    arguments += ["--signed", "--target", "contrast:1>2", "--text", "which is left?"]
     arguments += ["--model", "m", "--layer", "l", "--size", "original", "--precision", "bfloat16", "--timeout", "9"]
     arguments += ["--address", "host:1", "--out", str(tmp_path), "--priority", "batch", "--allow-partial"]
     assert cli.run(["explain", "cat.png", *arguments]) == 0
@@ -163,6 +163,7 @@ def test_explain_asks_the_server(client, tmp_path):
         "image": Path("cat.png"),
         "methods": [GroupCam(groups=8), METHODS["cam"]()],
         "targets": [Target(index=5), Target(top_k=2), Contrast(Target(index=1), (Target(index=2),))],
+        "text": "which is left?",
         "model": "m",
         "layer": ("l",),
         "fusion": "mean",
@@ -244,6 +245,7 @@ def test_explain_without_a_server(engine, tmp_path):
         "image": Path("cat.png"),
         "methods": [GradCam()],
         "targets": [],
+        "text": "",
         "layer": (),
         "fusion": "mean",
         "evaluate": False,

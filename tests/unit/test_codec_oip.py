@@ -32,7 +32,7 @@ from camserve.types import (
     Target,
     Text,
 )
-from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
 
 MODEL = ModelInfo("fake", "1.0", ("boat", "cup"), (32, 48), (Layer("features", 96, 4, 6),), "features")
 
@@ -114,6 +114,7 @@ def test_every_parameter_reaches_the_request():
     given = {
         "explain_method": text("group_cam:groups=8,variant=reference; score_cam  auto"),
         "explain_targets": text("281, tiger cat,text:a cat, asleep;top3"),
+        "explain_text": text("which is left?"),
         "explain_layers": text("stem, features"),
         "explain_fusion": text("max"),
         "explain_size": text("original"),
@@ -133,6 +134,7 @@ def test_every_parameter_reaches_the_request():
         "version": "1.0",
         "methods": (GroupCam(groups=8, variant="reference"), ScoreCam(), Auto()),
         "targets": (Target(index=281), Target(label="tiger cat"), Text("a cat, asleep"), Target(top_k=3)),
+        "text": "which is left?",
         "layers": ("stem", "features"),
         "fusion": "max",
         "output": OutputOptions(size="original", encoding="float32", boxes=BoxOptions(0.25), stacked=True),
@@ -221,9 +223,10 @@ def test_what_is_empty_is_the_default():
         (
             "explain_colour",
             text("red"),
-            "unknown parameter 'explain_colour'; there are explain_method, explain_targets, explain_layers, "
-            "explain_fusion, explain_size, explain_signed, explain_boxes, explain_precision, explain_top_predictions, "
-            "explain_evaluate, explain_evaluation_steps, explain_allow_partial, priority, timeout",
+            "unknown parameter 'explain_colour'; there are explain_method, explain_targets, explain_text, "
+            "explain_layers, explain_fusion, explain_size, explain_signed, explain_boxes, explain_precision, "
+            "explain_top_predictions, explain_evaluate, explain_evaluation_steps, explain_allow_partial, priority, "
+            "timeout",
         ),
         ("explain_method", number(3), "explain_method must be a text, got 3"),
         (
@@ -563,3 +566,9 @@ def test_an_output_has_the_name_of_its_kind_where_no_reference_is_packed():
     (saliency, *_) = ANSWER.maps
     answer = replace(ANSWER, predictions=(), maps=(replace(saliency, target=ANN),))
     assert "similarities" in arrays(answered(asked(infer()), answer))
+
+
+def test_a_text_is_bounded_before_it_is_read():
+    sent = infer(explain_text=text("x" * 65)).SerializeToString()
+    with pytest.raises(InvalidOption, match="a text has at most 64 characters, got 65"):
+        decode(sent, RequestLimits(text_characters=64))

@@ -20,7 +20,7 @@ from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOp
 from camserve.finalise.encode import decode as read_map
 from camserve.methods import METHODS, Auto, Cam, GradCam, GroupCam, ScoreCam, parse_method
 from camserve.types import AnyTarget, BoxOptions, Target, Text
-from camserve.types.request import ExplainRequest, OutputOptions
+from camserve.types.request import ExplainRequest, OutputOptions, RequestLimits
 
 PHOTO = b"\x89PNG and so on"
 
@@ -51,6 +51,7 @@ FORM = {
     "theta": bytearray(b"62.5"),
     "variant": "paper",
     "target": b"281, tiger cat,top3",
+    "text": b"which is left?",
     "layer": b"stem, features",
     "fusion": b"max",
     "size": b"original",
@@ -66,6 +67,7 @@ FORM = {
 OBJECT = {
     "methods": [{"name": "group_cam", "groups": 8, "theta": 62.5, "variant": "paper"}],
     "targets": [281, "tiger cat", "top3"],
+    "text": "which is left?",
     "layers": ["stem", "features"],
     "fusion": "max",
     "size": "original",
@@ -88,6 +90,7 @@ def test_every_option_reaches_the_request(entry: dict[str, Any]):
         "targets": (Target(index=281), Target(label="tiger cat"), Target(top_k=3)),
         "model": "",
         "version": "1.0",
+        "text": "which is left?",
         "layers": ("stem", "features"),
         "fusion": "max",
         "output": OutputOptions(size="original", encoding="overlay_png", boxes=BoxOptions(0.25), signed=True),
@@ -177,7 +180,7 @@ def test_options_of_the_json_object_win_over_form_fields():
         ({"options": {"format": ["png"]}}, r"format must be one of png, overlay, float, none, got \['png'\]"),
         (
             {"colour": b"red"},
-            "unknown option 'colour'; there are method, methods, target, targets, layer, layers, fusion, size, "
+            "unknown option 'colour'; there are method, methods, target, targets, text, layer, layers, fusion, size, "
             "signed, boxes, precision, top_predictions, evaluate, evaluation_steps, version, format, and the "
             "parameters of the method",
         ),
@@ -301,3 +304,8 @@ def test_an_overlay_lies_on_the_image():
 @pytest.mark.parametrize("error", [InvalidOption("groups must be 1..12"), Unsupported("no GAP head")])
 def test_an_error_is_its_class_and_its_text(error: CamserveError):
     assert json.loads(encode_error(error)) == {"error": {"kind": type(error).__name__, "message": str(error)}}
+
+
+def test_a_text_is_bounded_before_it_is_read():
+    with pytest.raises(InvalidOption, match="a text has at most 64 characters, got 65"):
+        decode({"data": PHOTO, "text": b"x" * 65}, RequestLimits(text_characters=64))

@@ -77,6 +77,7 @@ items = st.builds(
     image=st.none() | images,
     targets=st.lists(targets, max_size=3).map(tuple),
     tasks=st.lists(tasks(), max_size=3).map(tuple),
+    text=texts,
     top_predictions=u32,
     precision=precisions,
     digest=st.binary(max_size=16),

@@ -566,6 +566,12 @@ def test_a_text_is_bounded_before_it_is_read():
         v1.request_from_bytes(sent("", "x" * 66), limits)  # the first one would be refused when it is read
 
 
+def test_the_text_beside_an_image_is_bounded_before_the_rest_is_read():
+    sent = pb.ExplainRequest(image=pb.Image(encoded=b"x"), text="x" * 65, targets=[pb.Target()]).SerializeToString()
+    with pytest.raises(InvalidOption, match="a text has at most 64 characters, got 65"):
+        v1.request_from_bytes(sent, RequestLimits(text_characters=64))
+
+
 def test_a_client_of_0_1_sends_no_kind_and_reads_probabilities():
     assert v1.target_from_proto(pb.Target(top_k=2)) == Target(top_k=2)
     assert v1.prediction_from_proto(pb.Prediction(index=1, label="a")) == Prediction(1, "a", 0.0)

@@ -21,11 +21,13 @@ from camserve.types import (
     SaliencyMap,
     StreamOptions,
     Target,
+    TextInput,
 )
 from camserve.types.request import ExplainRequest, FittedRequest, OutputOptions, RequestLimits
 
 IMAGE = np.zeros((32, 48, 3), np.uint8)
 LIMITS = RequestLimits(auto=True)
+ASKED = replace(MODEL, text=TextInput("question", "which is left?", required=True, most_tokens=8))
 CACHE = ReplyCache(10**6, shared=False)
 
 
@@ -65,6 +67,8 @@ SHAPING = [
     {"precision": "bfloat16"},
     {"evaluate": True},
     {"evaluate": True, "evaluation_steps": 5},
+    {"model": ASKED, "text": "which is left?"},
+    {"model": ASKED, "text": "which is right?"},
     {"model": replace(MODEL, name="other")},
     {"model": replace(MODEL, version="2.0")},
     {"model": replace(MODEL, weights="abc")},

@@ -14,7 +14,7 @@ from PIL import Image
 from camserve import images
 from camserve.errors import CamserveError, InvalidImage, InvalidOption, NotFound
 from camserve.methods import METHODS, Auto, GradCam, GroupCam, Rise, ScoreCam, SmoothGrad, Xrai
-from camserve.types import BoxOptions, Layer, ModelInfo, StreamOptions, Target, Vector
+from camserve.types import BoxOptions, Layer, ModelInfo, StreamOptions, Target, TextInput, Vector
 from camserve.types.request import (
     ExplainRequest,
     OutputOptions,
@@ -91,6 +91,7 @@ def test_everything_set():
         priority="interactive",
         allow_partial=True,
         stream=StreamOptions(max_maps=3, min_interval_s=0.5),
+        text="which is left?",
     )
     assert request.methods == (METHODS["cam"](), GroupCam(groups=8, variant="reference"), ScoreCam())
     assert request.targets == (Target(index=282), Target(label="tabby"), Target(top_k=3))
@@ -100,6 +101,7 @@ def test_everything_set():
     assert (request.evaluate, request.evaluation_steps) == (True, 7)
     assert (request.priority, request.allow_partial) == ("interactive", True)
     assert request.stream == StreamOptions(max_maps=3, min_interval_s=0.5)
+    assert request.text == "which is left?"
 
 
 def test_lone_strings_are_not_taken_apart():
@@ -445,6 +447,8 @@ def test_a_lone_value_is_itself_and_none_is_the_default(methods, targets, found)
         ({"evaluation_steps": 2.5}, r"evaluation_steps must be a whole number, got 2\.5"),
         ({"model": None}, "model must be a text, got None"),
         ({"version": 2}, "version must be a text, got 2"),
+        ({"text": b"which?"}, "text must be a text, got b'which"),
+        ({"text": "\ud800"}, "a text is written in UTF-8, which has nothing for"),
         ({"stream": True}, "stream must be StreamOptions, got True"),
         ({"precision": None}, "precision must be one of auto, exact, bfloat16, got None"),
     ],
@@ -462,3 +466,32 @@ def test_a_reference_that_is_a_path_is_read_once(tmp_path):
     assert target == Vector(image=PHOTO)
     with pytest.raises(InvalidImage, match=r"cannot read .*face\.png"):
         make_request(b"image", targets=[Vector(image=str(path))])
+
+
+QUESTION = TextInput("question", "which is left?", required=True, most_tokens=8)
+CAPTION = TextInput("caption so far", "seven", required=False, most_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("takes", "text", "message"),
+    [
+        (None, "which?", r"text: model m takes an image alone \(outputs softmax\), and no text beside it; got 'which"),
+        (QUESTION, "", "text: model m needs a question beside the image, such as 'which is left\\?'; got none"),
+        (QUESTION, " \n", r"text: model m needs a question beside the image, such as 'which is left\?'; got ' \\n'"),
+    ],
+)
+def test_a_text_that_a_model_does_not_take_is_refused_and_so_is_one_that_it_lacks(takes, text, message):
+    with pytest.raises(InvalidOption, match=message):
+        ExplainRequest(PHOTO, text=text).fit(replace(MODEL, text=takes))
+
+
+@pytest.mark.parametrize(("takes", "text"), [(None, ""), (QUESTION, "which?"), (CAPTION, ""), (CAPTION, "seven")])
+def test_a_text_that_a_model_takes_is_the_request_s_own(takes, text):
+    assert ExplainRequest(PHOTO, text=text).fit(replace(MODEL, text=takes)).request.text == text
+
+
+def test_a_text_is_bounded_before_it_is_held_against_the_model():
+    limits = RequestLimits(text_characters=5)
+    assert ExplainRequest(PHOTO, text="which").fit(replace(MODEL, text=QUESTION), limits)
+    with pytest.raises(InvalidOption, match="a text has at most 5 characters, got 6: 'which\\?'"):
+        ExplainRequest(PHOTO, text="which?").fit(MODEL, limits)

@@ -138,6 +138,7 @@ for _command in (*serving.COMMANDS, token):
     "down:VALUE, vector:FILE.npy, reference:IMAGE or text:WORDS, as `camserve models MODEL` lists them; may be "
     "repeated.  [default: top1]",
 )
+@click.option("--text", default="", help="For a model that takes one: a question, or the caption so far.")
 @click.option("--model", default="", help="May be left out when the server has exactly one.  [with --local: lite0]")
 @click.option(
     "--layer",
@@ -597,6 +598,9 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
     yield f"outputs {found.outputs}{what}" + (f": {names}{more}" if names else "")
     for form in target_forms(found):
         yield f"  --target '{form.example}'".ljust(40) + f"  {form.description}"
+    if found.text is not None:
+        needed = "needed" if found.text.required else "may be left out"
+        yield f"  --text '{found.text.example}'".ljust(40) + f"  The {found.text.what} beside the image; {needed}."
     yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"
     if store is None and (runtime := found.runtime).name:
         reason = f" ({runtime.reason})" if runtime.reason else ""

@@ -27,6 +27,7 @@ SALIENCY = "saliency"
 PARAMETERS: Mapping[str, str] = {
     "explain_method": "methods",
     "explain_targets": "targets",
+    "explain_text": "text",
     "explain_layers": "layers",
     "explain_fusion": "fusion",
     "explain_size": "size",

@@ -10,6 +10,8 @@ Options come as form fields (TorchServe 0.12 drops the query string of /predicti
                         {"name": ..., parameter: ...}; the parameters of a single method may stand beside it
     target, targets     class index, label, "top3" or another text form (see camserve.types.targets); several by commas
                         or `;`, or a list of those and of objects (see camserve.codecs.target_json)
+    text                what the model takes beside the image: the question of outputs answers, the caption so far of
+                        outputs tokens
     layer, layers       name, several by commas or a list, whose maps are fused by `fusion` (mean or max)
     size                size of the maps: input, layer or original
     signed              true: maps in [-1, 1], with the evidence against the target below 0
@@ -50,6 +52,7 @@ OPTIONS: Mapping[str, str] = {
     "methods": "methods",
     "target": "targets",
     "targets": "targets",
+    "text": "text",
     "layer": "layers",
     "layers": "layers",
     "fusion": "fusion",

@@ -46,6 +46,8 @@ def request(
 
 def _field(field: str, name: str, value: Any, limits: RequestLimits) -> Any:
     """Returns the value of a field; the entries of a list are counted and measured before one of them is read."""
+    if field == "text" and isinstance(value, str):
+        limits.check_texts([value])
     if field not in LISTS:
         return FIELDS[field](name, value)
     split, read = LISTS[field]
@@ -172,6 +174,7 @@ FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "allow_partial": switch,
     "priority": _unread,
     "version": text,
+    "text": text,
 }
 """Functions by field that make its value from an option's name and value; a wrong form raises InvalidOption."""
 

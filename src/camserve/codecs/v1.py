@@ -46,6 +46,7 @@ from camserve.types import (
     StreamOptions,
     Target,
     Text,
+    TextInput,
     Value,
     Vector,
 )
@@ -100,6 +101,7 @@ def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> Explai
     limits.check_image(max(len(cut.last("encoded")), len(cut.last("data"))))
     limits.check_counts(methods=len(message.methods), layers=len(message.layers), targets=len(message.targets))
     limits.check_names((message.model, message.version, message.output.colormap, *message.layers))
+    limits.check_texts([message.text])
     references = iter(_references(message.targets, cut, limits))
     targets = tuple(_target(target, lambda _: next(references)) for target in message.targets)
     request = from_message(
@@ -552,7 +554,8 @@ def model_to_proto(info: ModelInfo) -> pb.Model:
     height, width = info.input_size
     layers = [to_message(pb.Layer, layer) for layer in info.layers]
     runtime = to_message(pb.Runtime, info.runtime, precision=info.runtime.precision.upper())
-    return to_message(pb.Model, info, input_height=height, input_width=width, layers=layers, runtime=runtime)
+    text = None if info.text is None else to_message(pb.TextInput, info.text)
+    return to_message(pb.Model, info, input_height=height, input_width=width, layers=layers, runtime=runtime, text=text)
 
 
 def model_from_proto(message: pb.Model) -> ModelInfo:
@@ -561,4 +564,7 @@ def model_from_proto(message: pb.Model) -> ModelInfo:
     size = (message.input_height, message.input_width)
     channels, precision = message.channels or 3, precision_from_proto(message.runtime.precision)
     runtime = from_message(RuntimeInfo, message.runtime, precision="exact" if precision == "auto" else precision)
-    return from_message(ModelInfo, message, input_size=size, layers=layers, channels=channels, runtime=runtime)
+    text = from_message(TextInput, message.text) if message.HasField("text") else None
+    return from_message(
+        ModelInfo, message, input_size=size, layers=layers, channels=channels, runtime=runtime, text=text
+    )

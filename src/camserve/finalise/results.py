@@ -272,6 +272,7 @@ class Results:
             digest=self.fitted.digest,
             targets=targets,
             tasks=tuple(self._task(*one, ordered=ordered and self.opening is None) for one in ranges),
+            text=request.text,
             top_predictions=predictions,
             precision=request.precision,
         )

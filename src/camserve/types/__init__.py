@@ -18,6 +18,7 @@ from camserve.types.model import (
     Outputs,
     Preprocessing,
     RuntimeInfo,
+    TextInput,
 )
 from camserve.types.options import (
     COLORMAPS,
@@ -113,6 +114,7 @@ __all__ = [
     "TargetLike",
     "Task",
     "Text",
+    "TextInput",
     "Value",
     "Vector",
     "as_target",

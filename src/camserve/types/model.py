@@ -103,6 +103,19 @@ class RuntimeInfo:
 
 
 @dataclass(frozen=True)
+class TextInput:
+    """Describes the text that a model takes beside the image."""
+
+    what: str
+    """Name of what it is: "question", or "caption so far"."""
+    example: str
+    required: bool
+    """Whether a request must have one."""
+    most_tokens: int
+    """Most tokens that the network takes, of the text and of the words that are asked for behind it."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Describes a served model."""
 
@@ -131,6 +144,8 @@ class ModelInfo:
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why each other layer that returns maps is not offered, by name."""
+    text: TextInput | None = None
+    """The text that it takes beside the image; None where it takes none."""
 
     runtime: RuntimeInfo = field(default_factory=RuntimeInfo, compare=False)
     """Description of the runtime of the worker that was asked; other workers may have another one."""
@@ -144,6 +159,24 @@ class ModelInfo:
     def has_zero(self) -> bool:
         """Tells whether scores have a zero of their own, as probabilities have; else methods ask for what they need."""
         return self.score == "probability"
+
+    @property
+    def sample_text(self) -> str:
+        """A text that it takes, for looks at its workers; "" where it takes none."""
+        return "" if self.text is None else self.text.example
+
+    def check_text(self, text: str) -> None:
+        """Raises InvalidOption where a request has a text that the model does not take, or lacks one that it needs."""
+        if self.text is None and text:
+            raise InvalidOption(
+                f"text: model {self.name} takes an image alone (outputs {self.outputs}), and no text beside it; "
+                f"got {shown(text)}"
+            )
+        if self.text is not None and self.text.required and not text.strip():
+            raise InvalidOption(
+                f"text: model {self.name} needs a {self.text.what} beside the image, such as {self.text.example!r}; "
+                f"got {shown(text) if text else 'none'}"
+            )
 
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "".

@@ -45,7 +45,7 @@ from camserve.types import (
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.types.target_forms import check_predicts, default_target, fitted_target
-from camserve.types.targets import words_in
+from camserve.types.targets import check_utf8, words_in
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -181,12 +181,15 @@ class ExplainRequest:
     priority: Priority = "normal"
     allow_partial: bool = False
     stream: StreamOptions = field(default_factory=StreamOptions)
+    text: str = ""
+    """Text beside the image, for a model that takes one: a question, or the caption so far."""
 
     def __post_init__(self) -> None:
         _check_choice("fusion", self.fusion, FUSIONS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("priority", self.priority, PRIORITIES)
         _check_types(self)
+        check_utf8(self.text)
         if self.top_predictions < 0:
             raise InvalidOption(f"top_predictions must be at least 0, got {shown(self.top_predictions)}")
         if not 1 <= self.evaluation_steps <= MAX_CURVE_STEPS:
@@ -213,7 +216,8 @@ class ExplainRequest:
         limits.check_counts(methods=len(self.methods), layers=len(self.layers), targets=len(self.targets))
         limits.check_classes(len(classes))
         limits.check_names((self.model, self.version, *self.layers, *(each.label or "" for each in classes)))
-        limits.check_texts(words for target in self.targets for words in words_in(target))
+        limits.check_texts((self.text, *(words for target in self.targets for words in words_in(target))))
+        model.check_text(self.text)
         if self.version not in ("", model.version):
             raise NotFound(f"model {model.name} is served in version {model.version}, not {shown(self.version)}")
         if not self.methods:
@@ -415,6 +419,8 @@ class Options(TypedDict, total=False):
     """Whether maps of what was answered so far, `complete` False, come at the deadline instead of DeadlineExceeded."""
     stream: StreamOptions
     """Says how often a stream has maps before the final ones."""
+    text: str
+    """Text beside the image, for a model that takes one: a question, or the caption so far."""
 
 
 _OUTPUT_OPTIONS = tuple(each.name for each in fields(OutputOptions))
@@ -481,6 +487,7 @@ def _check_types(request: ExplainRequest) -> None:
     for name, kind, what in (
         ("model", str, "a text"),
         ("version", str, "a text"),
+        ("text", str, "a text"),
         ("top_predictions", int, "a whole number"),
         ("evaluation_steps", int, "a whole number"),
         ("stream", StreamOptions, "StreamOptions"),

@@ -348,10 +348,7 @@ class Text:
         object.__setattr__(self, "words", self.words.strip())
         if not self.words:
             raise InvalidOption(f"a text target has words, such as {EXAMPLES['text']!r}; got an empty text")
-        try:
-            self.words.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry
-            raise InvalidOption(f"a text is written in UTF-8, which has nothing for {shown(self.words)}") from None
+        check_utf8(self.words)
 
     @property
     def classes(self) -> tuple[Target, ...]:
@@ -374,6 +371,14 @@ class Text:
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns the text form."""
         return f"text:{self.words}"
+
+
+def check_utf8(text: str) -> None:
+    """Raises InvalidOption where a text cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry
+        raise InvalidOption(f"a text is written in UTF-8, which has nothing for {shown(text)}") from None
 
 
 AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text

@@ -108,6 +108,8 @@ class Item:
     """The image; None where the worker should have it already, known by its digest."""
     targets: tuple[AnyTarget, ...]
     tasks: tuple[Task, ...]
+    text: str = ""
+    """Text beside the image, for a model that takes one; "" where there is none."""
     top_predictions: int = 5
     precision: Precision = "exact"
     digest: bytes = b""

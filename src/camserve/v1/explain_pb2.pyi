@@ -39,7 +39,7 @@ BFLOAT16: Precision
 AUTO: Precision
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream", "predictions_only")
+    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream", "text", "predictions_only")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class ExplainRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
@@ -71,8 +72,9 @@ class ExplainRequest(_message.Message):
     priority: Priority
     allow_partial: bool
     stream: StreamOptions
+    text: str
     predictions_only: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ..., predictions_only: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ..., text: _Optional[str] = ..., predictions_only: bool = ...) -> None: ...
 
 class StreamOptions(_message.Message):
     __slots__ = ("max_maps", "min_interval_s")
@@ -732,7 +734,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "runtime")
+    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "runtime", "text")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -767,6 +769,7 @@ class Model(_message.Message):
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     ready: bool
@@ -787,7 +790,20 @@ class Model(_message.Message):
     channels: int
     refused: _containers.ScalarMap[str, str]
     runtime: Runtime
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ...) -> None: ...
+    text: TextInput
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ..., text: _Optional[_Union[TextInput, _Mapping]] = ...) -> None: ...
+
+class TextInput(_message.Message):
+    __slots__ = ("what", "example", "required", "most_tokens")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    MOST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    example: str
+    required: bool
+    most_tokens: int
+    def __init__(self, what: _Optional[str] = ..., example: _Optional[str] = ..., required: bool = ..., most_tokens: _Optional[int] = ...) -> None: ...
 
 class Runtime(_message.Message):
     __slots__ = ("name", "micro_batch", "precision", "reason")

@@ -23,6 +23,7 @@ def dry_run(network: Network) -> None:
     size = (*network.preprocessing.crop_px, network.preprocessing.channels)
     noise = np.random.default_rng(0).random(size, np.float32)
     try:
-        Executor(network).answer(Item(noise, (sample_target(network.info),), (Task(0, ScoreCam(), 0, 1),)))
+        task, text = Task(0, ScoreCam(), 0, 1), network.info.sample_text
+        Executor(network).answer(Item(noise, (sample_target(network.info),), (task,), text))
     except CamserveError as error:
         raise Unsupported(f"the network cannot be explained: {error}") from error

@@ -192,7 +192,8 @@ class Executor:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
         image = np.zeros((*self.network.info.input_size, self.network.info.channels), np.float32)
         score_cam = Task(0, ScoreCam(), 0, self.network.micro_batch)
-        self.execute([Item(image, (sample_target(self.network.info),), (score_cam, Task(1, GradCam(), 0, 0)))])
+        info, tasks = self.network.info, (score_cam, Task(1, GradCam(), 0, 0))
+        self.execute([Item(image, (sample_target(info),), tasks, info.sample_text)])
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:

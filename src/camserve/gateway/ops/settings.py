@@ -96,7 +96,11 @@ class Settings(Layered):
     max_name_characters: int = Field(
         256, ge=64, description="characters of a name in a request: of a model, layer or class, or a method's text"
     )
-    max_text_characters: int = Field(1000, ge=64, description="characters of a free text in a request")
+    max_text_characters: int = Field(
+        1000,
+        ge=64,
+        description="characters of a free text in a request: a question, a caption, words that are explained",
+    )
     max_map_pixels: int = Field(128 * 10**6, ge=1, description="pixels of all maps of one reply together")
     max_methods: int = Field(16, ge=1, description="methods in one request")
     max_layers: int = Field(8, ge=1, description="layers in one request; each has a forward pass of its own")

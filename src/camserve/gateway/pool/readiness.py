@@ -38,7 +38,14 @@ def canary(model: ModelInfo) -> Item:
     """
     image = np.ascontiguousarray(pattern(model.input_size, model.channels)[::-1])
     tasks = (Task(0, ScoreCam(), 0, 1),)
-    return Item(image=image, digest=digest(image), targets=(sample_target(model),), tasks=tasks, top_predictions=1)
+    return Item(
+        image=image,
+        digest=digest(image),
+        targets=(sample_target(model),),
+        tasks=tasks,
+        text=model.sample_text,
+        top_predictions=1,
+    )
 
 
 def pattern(size: tuple[int, int], channels: int = 3) -> np.ndarray:

@@ -47,6 +47,7 @@ class ReplyCache:
             "" if self._shared else caller,
             (model.name, model.version, model.weights, model.labels, model.outputs, model.units),
             fitted.digest,
+            request.text,
             fitted.parts,
             fitted.targets,
             tuple(sorted(fitted.choices.items())),

@@ -32,7 +32,7 @@ class Step(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "remaining_s", "digest")
+    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "remaining_s", "digest", "text")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class Item(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     image: _explain_pb2.Image
     targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Target]
     tasks: _containers.RepeatedCompositeFieldContainer[Task]
@@ -47,7 +48,8 @@ class Item(_message.Message):
     precision: _explain_pb2.Precision
     remaining_s: float
     digest: bytes
-    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., remaining_s: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    text: str
+    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., remaining_s: _Optional[float] = ..., digest: _Optional[bytes] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("position", "method", "curves", "ranking", "start", "stop", "layer", "numbers", "ordered", "labels")
