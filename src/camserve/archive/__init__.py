@@ -10,6 +10,7 @@ An archive is a `.mar`, a zip file in TorchServe's layout:
     model.json              the `ModelCard` without its labels
     labels.json             class names, in the order of the network's outputs
     weights.safetensors     the state dict
+    config.json             of a network of Hugging Face: what it is built of
 
 The same inputs give the same bytes.
 """

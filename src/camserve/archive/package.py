@@ -23,6 +23,7 @@ from camserve.archive.sources import (
     build_module,
     count_classes,
     default_name,
+    file_names,
     find_weights,
     fit_names,
     sha256_of,
@@ -79,8 +80,8 @@ def build_archive(
     """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
     Args:
-        source: `efficientnet-lite0`, `digits` or another network of digit scenes, `torchvision:NAME`, `timm:NAME` or
-            `package.module:function`.
+        source: `efficientnet-lite0`, `digits` or another network of digit scenes, `torchvision:NAME`, `timm:NAME`,
+            `hf:DIRECTORY` or `package.module:function`.
         name: name of the served model; None: that of the source.
         version: version of the served model.
         store: directory of the archive; made when missing.
@@ -124,7 +125,7 @@ def build_archive(
     card = ModelCard(
         name=name or default_name(source),
         version=version,
-        architecture=source,
+        architecture=found.architecture or source,
         preprocessing=preprocessing or found.preprocessing,
         labels=named if given is None else tuple(given),
         layer=layer,
@@ -136,13 +137,13 @@ def build_archive(
         units=(units,) if isinstance(units, str) else tuple(units),
     )
     try:
-        module = _filled_module(card, found.state)
+        module = _filled_module(card, found.state, found.files)
     except InvalidInput as error:
         raise InvalidInput(f"{error}; the labels file has {len(card.labels)} names" if labels else str(error)) from None
     network, card = _checked(module, card, outputs, given)
     path = store / f"{card.name}.mar"
-    members = _members(card, module) | reference_members(network.references)
-    members |= survey_members(network.survey, _hash(module, card, network.references))
+    members = _members(card, module) | dict(found.files) | reference_members(network.references)
+    members |= survey_members(network.survey, _hash(module, card, network.references, found.files))
     if calibration is not None:
         members |= calibration_members(calibration_images(calibration, card.preprocessing))
     _write_zip(path, members, lambda written: _check_same(written, network, card))
@@ -172,7 +173,17 @@ def load_package(path: Path) -> tuple[torch.nn.Module, ModelCard]:
         InvalidInput: not a camserve archive, or its weights do not fit.
     """
     card = read_card(path)
-    return _filled_module(card, read_weights(path)), card
+    return _filled_module(card, read_weights(path), read_files(path, card)), card
+
+
+def read_files(path: Path, card: ModelCard) -> dict[str, bytes]:
+    """Returns the files, by name, that the network of a `.mar` file or of an unpacked archive directory is built of.
+
+    Raises:
+        NotFound: there is no such archive.
+        InvalidInput: not a camserve archive, or it lacks one.
+    """
+    return {name: read_member(path, name) for name in file_names(card.architecture)}
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -222,8 +233,10 @@ def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs |
     return make_score(outputs or "softmax").names(numbers) if numbers else ()
 
 
-def _filled_module(card: ModelCard, state: Mapping[str, torch.Tensor] | None) -> torch.nn.Module:
-    module = build_module(card.architecture, card.head)
+def _filled_module(
+    card: ModelCard, state: Mapping[str, torch.Tensor] | None, files: Mapping[str, bytes]
+) -> torch.nn.Module:
+    module = build_module(card.architecture, card.head, files)
     if state is not None:
         try:
             _fill(module, state)
@@ -325,10 +338,10 @@ def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
     }
 
 
-def _hash(module: torch.nn.Module, card: ModelCard, references: References | None) -> str:
+def _hash(module: torch.nn.Module, card: ModelCard, references: References | None, files: Mapping[str, bytes]) -> str:
     from camserve.worker.network import weights_hash
 
-    return weights_hash(module, card.preprocessing, card.outputs, card.output, references)
+    return weights_hash(module, card.preprocessing, card.outputs, card.output, references, files)
 
 
 def _saved_once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `digits` and the
 other networks of digit scenes, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of one's
-own, called without arguments, that returns a module.
+own, called without arguments, that returns a module. Of `hf:DIRECTORY`, which is not there where an archive is loaded,
+what rebuilds the network is packed beside the weights, and the architecture is `hf:` with the name of its class.
 Weights are shipped with a package, downloaded, read from a file, random, or those the function has set.
 
 The package of `package.module:function` is not packed: it must be importable wherever the archive is loaded, and
@@ -17,12 +18,14 @@ import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from camserve.archive import hugging_face
 from camserve.archive.checkpoints import Checkpoint, current_names, fitted, read_checkpoint, some
+from camserve.archive.hugging_face import HUGGING_FACE
 from camserve.archive.untrusted import is_file, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable
 from camserve.types import Outputs, Preprocessing
@@ -45,7 +48,10 @@ _LITE0_PREPROCESSING = Preprocessing(256, (224, 224), mean=(0.498, 0.498, 0.498)
 _IMAGENET_PREPROCESSING = Preprocessing(
     256, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
-_SOURCES = f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, {TIMM}NAME or package.module:function"
+_SOURCES = (
+    f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, {TIMM}NAME, {HUGGING_FACE}DIRECTORY or "
+    "package.module:function"
+)
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
 _INCEPTION = {"transform_input": True, "init_weights": False}
@@ -70,6 +76,10 @@ class Weights:
     """Units of its outputs, where they are numbers and that is known."""
     taken: tuple[str, ...] = ()
     """Says in words what was taken off the content of the file to find the state dict."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files, by name, that the architecture is built of; they are packed beside the weights."""
+    architecture: str = ""
+    """The architecture where the archive is loaded; empty where it is the source."""
 
 
 def find_weights(architecture: str, weights: str | None) -> Weights:
@@ -93,27 +103,44 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
         return _digits_weights(architecture, weights)
     if architecture.startswith(TIMM):
         return _timm_weights(architecture.removeprefix(TIMM), weights)
+    if architecture.startswith(HUGGING_FACE):
+        return _hugging_face_weights(Path(architecture.removeprefix(HUGGING_FACE)), weights)
     if _is_function(architecture):
         return _function_weights(architecture, weights)
     return _torchvision_weights(_torchvision_name(architecture), weights)
 
 
-def build_module(architecture: str, classes: int) -> torch.nn.Module:
+def build_module(architecture: str, classes: int, files: Mapping[str, bytes] | None = None) -> torch.nn.Module:
     """Returns the network with seeded random weights, on the CPU.
+
+    Args:
+        architecture: a source, or what `Weights.architecture` says.
+        classes: number of classes, for architectures that have any.
+        files: files that it is built of, by name, those of `file_names`.
 
     Raises:
         InvalidOption: unknown architecture.
+        InvalidInput: the files describe no network.
         NotFound: a package is missing.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
+        if architecture.startswith(HUGGING_FACE):
+            return hugging_face.build_network((files or {})[hugging_face.CONFIG])
         return _construct(architecture, classes)
 
 
+def file_names(architecture: str) -> tuple[str, ...]:
+    """Returns the names of the files that an architecture is built of."""
+    return (hugging_face.CONFIG,) if architecture.startswith(HUGGING_FACE) else ()
+
+
 def default_name(architecture: str) -> str:
-    """Returns the name of a model that was given none: `resnet18`, `build`."""
+    """Returns the name of a model that was given none: `resnet18`, `build`, that of a directory."""
+    if architecture.startswith(HUGGING_FACE):
+        return Path(architecture.removeprefix(HUGGING_FACE)).resolve().name
     return architecture.rpartition(":")[2]
 
 
@@ -141,7 +168,7 @@ def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -
 
 def fit_names(architecture: str, weights: Weights) -> Weights:
     """Returns weights by the names of an architecture's own state dict, without what a trainer put before them."""
-    if weights.state is None or weights.file is None:
+    if weights.state is None or weights.file is None or weights.architecture:
         return weights
     names = build_module(architecture, 0).state_dict() if _is_function(architecture) else _shapes(architecture, 2)
     found = fitted(Checkpoint(weights.state, weights.taken), names)
@@ -362,8 +389,27 @@ def _timm_name(name: str) -> str:
     return name
 
 
+def _hugging_face_weights(directory: Path, weights: str | None) -> Weights:
+    if weights is not None:
+        raise InvalidOption(f"the weights of {HUGGING_FACE}DIRECTORY are those in it, got {short(repr(weights))}")
+    found = hugging_face.read_directory(directory)
+    sha256 = f", sha256 {sha256_of(found.file)}" if found.file else ""
+    return Weights(
+        found.state,
+        found.file,
+        f"Hugging Face {found.architecture}, directory {directory.resolve().name}{sha256}",
+        found.preprocessing,
+        found.labels,
+        outputs=found.outputs,
+        files={hugging_face.CONFIG: found.config},
+        architecture=HUGGING_FACE + found.architecture,
+    )
+
+
 def _is_function(architecture: str) -> bool:
-    return not architecture.startswith((TORCHVISION, TIMM)) and _FUNCTION.fullmatch(architecture) is not None
+    return (
+        not architecture.startswith((TORCHVISION, TIMM, HUGGING_FACE)) and _FUNCTION.fullmatch(architecture) is not None
+    )
 
 
 def _function_weights(architecture: str, weights: str | None) -> Weights:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from camserve.saliency.layers import FoundLayer, Survey
 
 SURVEY = "survey.json"
-PACKAGES = ("torch", "torchvision", "timm", "efficientnet-lite-pytorch")
+PACKAGES = ("torch", "torchvision", "timm", "efficientnet-lite-pytorch", "transformers")
 
 
 def survey_members(found: Survey, weights: str) -> dict[str, bytes]:

@@ -505,8 +505,9 @@ def archive(
 ) -> None:
     """Pack models for serving.
 
-    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of your
-    own, called without arguments, that returns the module; its package must be importable also where it is served.
+    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, `hf:DIRECTORY` for an image classifier that Hugging
+    Face's save_pretrained wrote, or `package.module:function` for a function of your own, called without arguments,
+    that returns the module; its package must be importable also where it is served.
 
     --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights. With one
     number for --mean and --std the network takes grey images, with three RGB, with any other number float32 tensors.

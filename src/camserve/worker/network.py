@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from camserve.archive import load_package
 from camserve.archive.calibration import read_calibration
+from camserve.archive.package import read_files
 from camserve.archive.references import read_references
 from camserve.archive.surveyed import read_survey
 from camserve.errors import CamserveError, InvalidOption, Unsupported
@@ -315,7 +316,8 @@ def load_network(
     runtime = runtime or runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
     module, card = load_package(Path(path))
     references = read_references(Path(path), card)
-    weights = weights_hash(module, card.preprocessing, card.outputs, card.output, references)
+    files = read_files(Path(path), card)
+    weights = weights_hash(module, card.preprocessing, card.outputs, card.output, references, files)
     network = Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
@@ -407,8 +409,17 @@ def weights_hash(
     outputs: Outputs = "softmax",
     output: str | None = None,
     references: References | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Returns a hash of all parameters and buffers with their names, of how inputs and outputs are read, of references.
+    """Returns a hash of all that the answers of a network depend on, parameters and buffers with their names first.
+
+    Args:
+        module: the network.
+        preprocessing: how its input is made.
+        outputs: kind of its outputs.
+        output: which of its outputs is explained.
+        references: what vectors are compared to.
+        files: what the network is built of, by name.
 
     Returns:
         BLAKE2b of 16 bytes, hexadecimal.
@@ -420,4 +431,6 @@ def weights_hash(
     if references is not None:
         found.update(repr(references.names).encode())
         found.update(np.ascontiguousarray(references.vectors).data)
+    for name, content in sorted((files or {}).items()):
+        found.update(f"{name} {len(content)} ".encode() + content)
     return found.hexdigest()
