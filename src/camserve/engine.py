@@ -58,8 +58,8 @@ class Engine:
         InvalidOption: labels, outputs, units, references or layer that do not fit the module; a module of one output
             whose kind is not said.
         InvalidInput, NotFound: references that cannot be read.
-        Unsupported: a module without spatial layer, or that returns no numbers for each image, or that cannot
-            be explained; the text says why. A module that the runtime cannot run.
+        Unsupported: a module that returns no numbers for each image, or that cannot be explained; the text says why. A
+            layer is named, and there is none. A module that the runtime cannot run.
     """
 
     def __init__(

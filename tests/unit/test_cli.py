@@ -404,6 +404,7 @@ def test_methods_as_json(capsys):
     assert described["group_cam"] == {
         "name": "group_cam",
         "title": "Group-CAM",
+        "refused": "",
         "paper": GroupCam.paper,
         "needs": "",
         "cost": None,

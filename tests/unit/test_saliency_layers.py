@@ -201,10 +201,11 @@ def test_a_convolution_as_classifier_is_not_explained():
     assert find_layers(module, torch.zeros(1, 3, 16, 16))[1] == "1"
 
 
-def test_a_network_without_spatial_layer_is_refused():
+def test_a_network_without_spatial_layer_lacks_a_layer():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(Unsupported, match="spatial"):
-        find_layers(module, torch.zeros(1, 3, 2, 2))
+    found = survey(module, torch.zeros(1, 3, 2, 2))
+    assert (found.layers, found.default, found.scores) == ((), "", 2)
+    assert "spatial" in found.lacks["layer"]
 
 
 # Vision transformers

@@ -291,6 +291,7 @@ def _checked(
 
     The network has been seen to fit the card, and to explain a picture.
     """
+    from camserve.types.offered import offered
     from camserve.worker.dry_run import dry_run
     from camserve.worker.network import Network
     from camserve.worker.references import made_references
@@ -309,6 +310,8 @@ def _checked(
         network = network.with_references(made_references(network, given))
     dry_run(network)
     found = network.info
+    for reason in found.lacks.values():
+        _log.warning("%s: %s; the methods that work: %s", card.name, reason, ", ".join(offered(found)))
     if outputs is None and found.outputs != "softmax":
         _log.warning("%s: the outputs sum to 1: they are packed as probabilities (--outputs probabilities)", card.name)
     if card.output is None and network.other_outputs:
@@ -319,6 +322,8 @@ def _checked(
 
 
 def _check_layer(found: Survey, card: ModelCard) -> None:
+    if reason := found.lacks.get("layer"):
+        raise InvalidOption(f"there is no layer {short(repr(card.layer))}: {reason}")
     names = [each.layer.name for each in found.layers]
     if reason := found.refused.get(card.layer or ""):
         raise InvalidOption(f"layer {short(repr(card.layer))} is not offered: {reason}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from camserve.archive.card import as_json
 from camserve.archive.untrusted import ARCHIVE, parse_json, read_member, reading
 from camserve.errors import InvalidInput
+from camserve.methods.spec import ASSETS
 from camserve.types import Layer
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ def _survey(content: dict[str, Any]) -> Survey:
 
     layers = tuple(map(_layer, content["layers"]))
     refused = {str(name): str(reason) for name, reason in content["refused"].items()}
-    if content["default"] not in {each.layer.name for each in layers}:
+    lacks = {asset: str(content["lacks"][asset]) for asset in ASSETS if asset in content["lacks"]}
+    if ("layer" in lacks) == bool(layers):
+        raise ValueError(f"{len(layers)} layers, and {lacks} is lacking")
+    if content["default"] not in ({each.layer.name for each in layers} if layers else {""}):
         raise ValueError(f"the default layer {content['default']!r} is none of the layers")
     return Survey(
         layers=layers,
@@ -73,6 +77,7 @@ def _survey(content: dict[str, Any]) -> Survey:
         scores=_count(content["scores"]),
         keeps=bool(content["keeps"]),
         alone=bool(content["alone"]),
+        lacks=lacks,
     )
 
 

@@ -590,6 +590,7 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
             found: ModelInfo = client.model(name)
     else:
         found = _info(name, store)
+    from camserve.types.offered import offered
     from camserve.types.target_forms import target_forms
 
     yield f"model {found.name} {found.version}"
@@ -602,7 +603,12 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
     if found.text is not None:
         needed = "needed" if found.text.required else "may be left out"
         yield f"  --text '{found.text.example}'".ljust(40) + f"  The {found.text.what} beside the image; {needed}."
-    yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"
+    if found.layers:
+        yield f"layers: {', '.join(layer.name for layer in found.layers)}; default {found.default_layer}"
+    for asset, reason in found.lacks.items():
+        yield f"no {asset}: {reason}"
+    if found.lacks:
+        yield f"methods: {', '.join(offered(found))}"
     if store is None and (runtime := found.runtime).name:
         reason = f" ({runtime.reason})" if runtime.reason else ""
         yield f"runtime {runtime.name}, {runtime.micro_batch} queries a pass; auto is {runtime.precision}{reason}"
@@ -669,15 +675,18 @@ def _info(model: str, store: Path | None) -> ModelInfo:
 
 
 def describe_method(name: str, model: ModelInfo | None = None) -> dict[str, Any]:
-    """Describes a method for JSON: name, title, paper, needs, cost, variants (the default first) and parameters.
+    """Describes a method for JSON: name, title, paper, needs, cost, refused, variants (the default first), parameters.
 
     The cost is for one target with default parameters at the model's default layer: images that go through the network
-    beyond the first forward pass, at most; null where no model is named or the defaults do not fit.
+    beyond the first forward pass, at most; null where no model is named or the defaults do not fit. `refused` says why
+    the model has not the method; it is empty where it works.
 
     Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
     exist, or depends on the layer.
     """
     from dataclasses import asdict
+
+    from camserve.types.offered import why_not
 
     spec = METHODS[name]
     parameters = [asdict(parameter) for parameter in spec.parameters()]
@@ -688,6 +697,7 @@ def describe_method(name: str, model: ModelInfo | None = None) -> dict[str, Any]
         "paper": spec.paper,
         "needs": spec.needs,
         "cost": None if model is None else spec.default_passes(model.layer(""), model.has_zero),
+        "refused": "" if model is None else why_not(spec, model),
         "variants": variants,
         "parameters": parameters,
     }

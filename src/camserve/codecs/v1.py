@@ -50,6 +50,7 @@ from camserve.types import (
     Value,
     Vector,
 )
+from camserve.types.offered import why_not
 from camserve.types.request import DEFAULT_PREDICTIONS, UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
 from camserve.types.target_forms import TargetForm, target_forms
 from camserve.v1 import explain_pb2 as pb
@@ -312,7 +313,8 @@ def served_model_from_proto(message: pb.Model) -> Model:
 def _method_to_proto(name: str, spec: type[methods.MethodSpec], info: ModelInfo) -> pb.Method:
     parameters = [to_message(pb.Parameter, each, default=str(each.default)) for each in spec.parameters()]
     queries = spec.default_passes(info.layer(""), info.has_zero) or 0
-    return to_message(pb.Method, spec, name=name, parameters=parameters, queries=queries)
+    refused = why_not(spec, info)
+    return to_message(pb.Method, spec, name=name, parameters=parameters, queries=queries, refused=refused)
 
 
 def _method_info_from_proto(message: pb.Method) -> MethodInfo:

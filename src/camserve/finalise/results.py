@@ -142,7 +142,7 @@ def maps_of(known: Snapshot, size: MapSize | None = None, boxes: BoxOptions | No
                 [one[row] for one in sums],
                 method=method,
                 target=said["target"],
-                layers=[layer.name for layer in fitted.parts.layers_of(method)],
+                layers=[layer.name for layer in fitted.parts.layers_of(method) if layer.name],
                 view=known.opening.view,
                 fusion=fitted.request.fusion,
                 size=size,

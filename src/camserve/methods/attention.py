@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class _Attention(MethodSpec):
     needs = "ViT"
     uses_layer = False
+    requires = frozenset({"layer", "modules"})  # a map is as large as the default layer's
 
     def passes(self, layer: Layer, targets: int, has_zero: bool = True) -> int:
         """Returns 1: the pass that keeps the attention."""
@@ -36,4 +37,5 @@ class GradientWeightedAttention(_Attention):
     title = "Gradient-weighted attention"
     positive = "it takes positive parts alone"
     kind = "pixel_gradient"
+    requires = frozenset({"layer", "gradients", "modules"})
     paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"

@@ -12,5 +12,6 @@ class Auto(MethodSpec):
     """Stands for the most faithful method of the server's ladder that will fit into the request's deadline."""
 
     title = "Automatic"
+    requires = frozenset()
     positive = "the method that a server chooses may have positive evidence alone"
     paper = ""

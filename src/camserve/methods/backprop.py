@@ -15,6 +15,7 @@ class _OfInput(MethodSpec):
     resolution = "input"
     uses_layer = False
     kind = "pixel_gradient"
+    requires = frozenset({"gradients"})
 
 
 class _OnePass(MethodSpec):
@@ -39,6 +40,7 @@ class GuidedBackprop(_OnePass, _OfInput):
 
     title = "Guided backpropagation"
     positive = "it takes absolute values"
+    requires = frozenset({"gradients", "modules"})
     paper = "Springenberg et al., Striving for Simplicity, 2014, https://arxiv.org/abs/1412.6806"
     needs = "ReLU"
 
@@ -49,6 +51,7 @@ class Deconvolution(_OnePass, _OfInput):
 
     title = "Deconvolution"
     positive = "it takes absolute values"
+    requires = frozenset({"gradients", "modules"})
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
     needs = "ReLU"
 
@@ -59,6 +62,7 @@ class GuidedGradCam(_OnePass):
 
     title = "Guided Grad-CAM"
     positive = "it takes absolute values"
+    requires = frozenset({"layer", "gradients", "modules"})
     paper = "Selvaraju et al., Grad-CAM, 2017, https://arxiv.org/abs/1610.02391"
     resolution = "input"
     needs = "ReLU"

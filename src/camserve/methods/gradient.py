@@ -20,6 +20,7 @@ of gradients below 1e-3."""
 
 class _OfGradients(MethodSpec):
     kind = "layer_gradient"
+    requires = frozenset({"layer", "gradients"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Cam(MethodSpec):
         "Zhou et al., Learning Deep Features for Discriminative Localization, 2016, https://arxiv.org/abs/1512.04150"
     )
     needs = "GAP head"
+    requires = frozenset({"layer", "modules"})
     kind = "closed_form"
 
 

@@ -31,6 +31,7 @@ class GroupCam(_Baseline):
     """Masks the image with gradient-weighted channels, in groups."""
 
     title = "Group-CAM"
+    requires = frozenset({"layer", "gradients"})
     paper = "Zhang et al., Group-CAM: Group Score-Weighted Visual Explanations, 2021, https://arxiv.org/abs/2103.13859"
 
     groups: int = number(32, 1, None, "Number of channel groups, 1..channels of the layer.")
@@ -160,6 +161,7 @@ class Rise(MethodSpec):
     paper = "Petsiuk et al., RISE, 2018, https://arxiv.org/abs/1806.07421"
     resolution = "input"
     uses_layer = False
+    requires = frozenset()
 
     masks: int = number(4000, 1, 100_000, "Number of random masks.")
     grid: int = number(7, 1, 64, "Cells of a mask in each direction.")
@@ -179,6 +181,7 @@ class AblationCam(_Baseline, _OneQueryPerChannel):
     title = "Ablation-CAM"
     positive = ""
     kind = "tail"
+    requires = frozenset({"layer", "tail"})
     paper = "Desai and Ramaswamy, Ablation-CAM, 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
 
     tolerance: float = tolerance()
@@ -197,6 +200,7 @@ class Occlusion(_Baseline):
     paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, https://arxiv.org/abs/1311.2901"
     resolution = "input"
     uses_layer = False
+    requires = frozenset()
 
     positions: int = number(14, 1, 224, "Positions of the window in each direction: the stride is the size over these.")
     window: int = number(2, 1, 224, "Length of the window's side, in strides.")

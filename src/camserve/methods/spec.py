@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 GRADIENTS: tuple[Kind, ...] = ("layer_gradient", "pixel_gradient")
 """Kinds whose unit is a gradient of one target: one query is a unit for each target."""
+
+Asset = Literal["layer", "gradients", "tail", "modules"]
+ASSETS: Mapping[Asset, str] = {
+    "layer": "a layer with maps",
+    "gradients": "gradients of the scores",
+    "tail": "the network behind the layer by itself",
+    "modules": "the modules that the network is made of",
+}
+"""Everything that a network may offer beside its scores of masked images, each with words for it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ class MethodSpec:
     """Whether a worker ranks the map that the sums make: see `camserve.types.Ranking`."""
     uses_layer: ClassVar[bool] = True
     """Whether the map depends on the layer that is asked for."""
+    requires: ClassVar[frozenset[Asset]] = frozenset({"layer"})
+    """Assets that a network must offer for the method: see `camserve.types.offered`."""
     needs: ClassVar[str] = ""
     """Requirement that a network must meet for the method: "GAP head", "ReLU", "ViT"; empty: any will do."""
 

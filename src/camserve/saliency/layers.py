@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.errors import Unsupported
+from camserve.methods.spec import Asset
 from camserve.saliency.arrangement import PLANES, Arrangement
 from camserve.saliency.capture import Tap, is_spatial
 from camserve.saliency.flow import Node, reached
@@ -78,6 +79,8 @@ class Survey:
     """Whether the forward must be kept from switching gradients off."""
     alone: bool = False
     """Whether pictures of one batch change each other's scores, so that each must be asked alone."""
+    lacks: Mapping[Asset, str] = field(default_factory=dict)
+    """Why the network does not offer what methods may need: "layer", where no layer was found."""
 
 
 def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Survey:
@@ -90,7 +93,7 @@ def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Surve
         maps: number of maps that a convolution makes the scores of; None: one for each score.
 
     Raises:
-        Unsupported: the network fails, is random, or has no spatial layer that the scores depend on.
+        Unsupported: the network fails, or is random.
     """
     seen = pictures(example)
     watch = _watched(module, seen[-1:])
@@ -98,13 +101,21 @@ def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Surve
     calls = {name: _calls(watch, events, depended) for name, events in _by_name(watch.events).items()}
     sites = {name: some for name, some in calls.items() if some}
     refused = {name: NOT_DEPENDED for name, some in calls.items() if not some}
-    alone, responses = (False, {}) if example.is_meta else _responses(module, watch, seen, sites)
+    alone, responses = (False, {}) if example.is_meta else _responses(module, watch.scores, seen, sites)
     sites = _with_own_tokens(sites, responses)
     refused |= _misplaced(watch, sites, responses)
     offered = {name: events for name, events in sites.items() if name not in refused}
     default = _default(watch, offered, depended, watch.scores.shape[1] if maps is None else maps)
     if default is None:
-        raise Unsupported(_nothing(refused))
+        return Survey(
+            layers=(),
+            default="",
+            refused=refused,
+            scores=watch.scores.shape[1],
+            keeps=watch.interfered,
+            alone=alone,
+            lacks={"layer": _nothing(refused)},
+        )
     classifier = _classifier(watch, depended)
     uncut = watch.depended(stops=tuple(watch.cuts))
     names = {id(child): name for name, child in module.named_modules()}
@@ -117,6 +128,27 @@ def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Surve
         keeps=watch.interfered,
         alone=alone,
     )
+
+
+def survey_of_outputs(module: nn.Module, example: Tensor, reason: str) -> Survey:
+    """Returns what is found out about a network none of whose layers is looked at, in two forward passes or more.
+
+    Args:
+        module: in eval mode.
+        example: (1, 3, H, W) of the size that will be used; of its values nothing is taken.
+        reason: why its layers are not looked at.
+
+    Raises:
+        Unsupported: the network fails, or is random.
+    """
+    seen = pictures(example)
+    try:
+        with torch.no_grad():
+            scores = run(module, seen[-1:].clone())
+    except Exception as error:
+        raise failed(seen[-1:], error) from error
+    alone, _ = _responses(module, scores, seen, {})
+    return Survey(layers=(), default="", scores=scores.shape[1], alone=alone, lacks={"layer": reason})
 
 
 def _watched(module: nn.Module, picture: Tensor) -> Watch:
@@ -202,19 +234,19 @@ class _Measure(Tap):
 
 
 def _responses(
-    module: nn.Module, watch: Watch, seen: Tensor, sites: Mapping[str, Sequence[Event]]
+    module: nn.Module, last: Tensor, seen: Tensor, sites: Mapping[str, Sequence[Event]]
 ) -> tuple[bool, dict[str, tuple[Response, ...]]]:
-    """Returns whether pictures must go alone, and the responses of each layer."""
+    """Returns whether pictures must go alone, and the responses of each layer; `last` has the last one's scores."""
     try:
         scores, responses = _measured(module, seen, sites, len(seen))
-        if _are_same(scores[-1:], watch.scores):
+        if _are_same(scores[-1:], last):
             return False, responses
     except torch.OutOfMemoryError:  # which says nothing of the network
         raise
     except Exception:  # a network that takes fewer pictures at a time is asked again, one by one
         pass
     scores, responses = _measured(module, seen, sites, 1)
-    if not _are_same(scores[-1:], watch.scores):
+    if not _are_same(scores[-1:], last):
         raise Unsupported(
             "the network gives another answer each time that it sees the same picture, so that no map can be made of "
             "its answers: some dropout or noise is on in eval mode (`F.dropout` needs `training=self.training`)"

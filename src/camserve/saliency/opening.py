@@ -13,10 +13,12 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from camserve.errors import Unsupported
 from camserve.saliency.capture import Capture, Graph, capture, maps_of
 from camserve.saliency.layers import FoundLayer
-from camserve.saliency.run import dtype_of, single
+from camserve.saliency.run import dtype_of, run, single
 from camserve.saliency.tail import find_tail
+from camserve.types.model import NO_LAYER
 
 Trunk = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
 """Function from (n, C, H, W) to the logits (n, classes) and the layer's raw output at each of the calls that count."""
@@ -80,3 +82,26 @@ class Opening:
         with torch.enable_grad():
             # The tail goes on with a copy, because autograd forbids in-place operations on a leaf.
             return Graph((leaf,), single(tail(leaf.clone())))
+
+
+class Whole(Opening):
+    """Makes forward passes of a network none of whose layers is looked at: its activations are empty.
+
+    Args:
+        module: in eval mode; nothing is left on it.
+        keeps: whether the forward is kept from switching gradients off.
+    """
+
+    def __init__(self, module: nn.Module, keeps: bool = False) -> None:
+        super().__init__(module, FoundLayer(NO_LAYER), keeps=keeps)
+
+    def __call__(self, x: Tensor) -> Capture:
+        """Makes one forward pass of (n, C, H, W)."""
+        with torch.no_grad():
+            logits = run(self.module, x)
+        empty = logits.new_zeros(len(x), NO_LAYER.channels, NO_LAYER.height, NO_LAYER.width)
+        return Capture(empty, logits, empty, self.arrangement, _no_graph)
+
+
+def _no_graph() -> Graph:
+    raise Unsupported("the network has no layer that gradients could be taken at")

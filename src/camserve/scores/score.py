@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from camserve.errors import Unsupported
+from camserve.methods.spec import Asset
 from camserve.scores.targets import Targets
 from camserve.types import AnyTarget, InputView, Outputs, Prediction
 
@@ -54,6 +55,9 @@ class Score(ABC):
     kind: ClassVar[Outputs]
     linear: ClassVar[bool] = True
     """Whether `value` is a linear function of the outputs, so that a linear head has a closed form."""
+
+    lacks: ClassVar[Mapping[Asset, str]] = {}
+    """Why networks of these outputs do not offer what methods may need, by name: see `camserve.types.offered`."""
 
     has_zero: ClassVar[bool] = True
     """Whether 0 means that nothing speaks for the target, as with probabilities and their differences."""

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from camserve.errors import InvalidOption
+from camserve.errors import InvalidOption, Unsupported
 from camserve.types.options import Precision
 from camserve.wording import close_to, shown
 
 if TYPE_CHECKING:
     from camserve.methods import Parameter
+    from camserve.methods.spec import Asset
     from camserve.types.target_forms import TargetForm
 
 
@@ -88,6 +89,10 @@ class Layer:
     on one image and only forecasts the work: a worker checks it again for every image."""
 
 
+NO_LAYER = Layer("", 0, 0, 0)
+"""Stand-in for a layer in a network that has none, for methods that do not look at it."""
+
+
 @dataclass(frozen=True)
 class RuntimeInfo:
     """Says what runs a network on the worker that was asked, chosen by measuring when it was loaded."""
@@ -125,8 +130,9 @@ class ModelInfo:
     input_size: tuple[int, int]
     """(height, width) in pixels."""
     layers: tuple[Layer, ...]
-    """Every layer that can be explained, in the order of the forward pass."""
+    """Every layer that can be explained, in the order of the forward pass; none in a network without layers."""
     default_layer: str
+    """Name of the layer that is explained where nobody names any; "" in a network without layers."""
     source: str = ""
     licence: str = ""
     evaluation: Mapping[str, float] = field(default_factory=dict)
@@ -144,6 +150,8 @@ class ModelInfo:
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why each other layer that returns maps is not offered, by name."""
+    lacks: Mapping[Asset, str] = field(default_factory=dict)
+    """Why the network does not offer what methods may need, by name: see `camserve.types.offered`."""
     text: TextInput | None = None
     """The text that it takes beside the image; None where it takes none."""
 
@@ -179,11 +187,16 @@ class ModelInfo:
             )
 
     def layer(self, name: str) -> Layer:
-        """Returns the layer of this name; the default layer for "".
+        """Returns the layer of this name; the default layer for "", which is `NO_LAYER` where there are no layers.
 
         Raises:
             InvalidOption: there is no such layer; the text names the nearest ones.
+            Unsupported: a layer is named, and there are none.
         """
+        if not self.layers:
+            if name:
+                raise Unsupported(f"there is no layer {shown(name)}: {self.lacks.get('layer', 'the model has none')}")
+            return NO_LAYER
         name = name or self.default_layer
         for layer in self.layers:
             if layer.name == name:
@@ -221,6 +234,8 @@ class MethodInfo:
     """Largest number of passes beyond the first forward, for one target at the default layer, default parameters."""
     needs: str = ""
     """Property that a network must have for the method: "GAP head", "ReLU", "ViT"; empty: none."""
+    refused: str = ""
+    """Why this model has not the method; empty: it works."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from camserve.errors import InvalidOption
 from camserve.methods import MethodSpec
 from camserve.methods.work import Work
 from camserve.types import Fusion, Layer, MapSize, ModelInfo
+from camserve.types.offered import check_offered
 from camserve.wording import shown
 
 
@@ -96,7 +97,10 @@ def make_parts(
     Raises:
         InvalidOption: an unknown layer, one that comes twice, parameters that do not fit it, or size "layer" for maps
             of several layers.
+        Unsupported: the network does not offer what a method needs.
     """
+    for method in methods:
+        check_offered(method, info)
     found = tuple(info.layer(name) for name in layers or ("",))
     if len(set(found)) < len(found):
         raise InvalidOption(f"layers: each may come once, got {', '.join(layer.name for layer in found)}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from camserve.errors import CamserveError, Unsupported
-from camserve.methods import ScoreCam
 from camserve.types import Item, Task
+from camserve.types.offered import sample_method
 from camserve.types.target_forms import sample_target
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
 
 def dry_run(network: Network) -> None:
-    """Asks one query of Score-CAM, of a picture of the network's own input size, which takes no gradients.
+    """Asks one query of a picture of the network's own input size, which takes no gradients.
 
     The picture is noise: a plain one has no deviation, by which some networks divide.
 
@@ -23,7 +23,7 @@ def dry_run(network: Network) -> None:
     size = (*network.preprocessing.crop_px, network.preprocessing.channels)
     noise = np.random.default_rng(0).random(size, np.float32)
     try:
-        task, text = Task(0, ScoreCam(), 0, 1), network.info.sample_text
-        Executor(network).answer(Item(noise, (sample_target(network.info),), (task,), text))
+        info, task = network.info, Task(0, sample_method(network.info), 0, 1)
+        Executor(network).answer(Item(noise, (sample_target(info),), (task,), info.sample_text))
     except CamserveError as error:
         raise Unsupported(f"the network cannot be explained: {error}") from error

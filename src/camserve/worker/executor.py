@@ -33,7 +33,7 @@ from camserve.errors import (
     Unsupported,
 )
 from camserve.images import read_image
-from camserve.methods import GradCam, MethodSpec, ScoreCam
+from camserve.methods import GradCam, MethodSpec
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
 from camserve.saliency.features import Features
@@ -55,6 +55,7 @@ from camserve.types import (
     Task,
     Vector,
 )
+from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
@@ -191,9 +192,10 @@ class Executor:
     def warm_up(self) -> None:
         """Runs every kind of pass once, so that the first request does not pay for what PyTorch sets up lazily."""
         image = np.zeros((*self.network.info.input_size, self.network.info.channels), np.float32)
-        score_cam = Task(0, ScoreCam(), 0, self.network.micro_batch)
-        info, tasks = self.network.info, (score_cam, Task(1, GradCam(), 0, 0))
-        self.execute([Item(image, (sample_target(info),), tasks, info.sample_text)])
+        info = self.network.info
+        queries = Task(0, sample_method(info), 0, self.network.micro_batch)
+        gradients = () if why_not(GradCam, info) else (Task(1, GradCam(), 0, 0),)
+        self.execute([Item(image, (sample_target(info),), (queries, *gradients), info.sample_text)])
 
     @contextmanager
     def _stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
@@ -259,6 +261,9 @@ class Executor:
             raise DeadlineExceeded("the deadline passed before the worker came to this")
         info = self.network.info
         job.precision = self.network.precision(job.item.precision)
+        for task in job.item.tasks:
+            if isinstance(task.method, MethodSpec):
+                check_offered(task.method, info)
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         wanted = [

@@ -21,6 +21,7 @@ from camserve.archive.package import read_files
 from camserve.archive.references import read_references
 from camserve.archive.surveyed import read_survey
 from camserve.errors import CamserveError, InvalidOption, Unsupported
+from camserve.methods.spec import Asset
 from camserve.methods.work import Kind
 from camserve.runtimes.choice import RuntimeName, runtime_name
 from camserve.runtimes.kept import cache_folder
@@ -28,13 +29,14 @@ from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.precision import why_no_bfloat16
 from camserve.runtimes.runtime import Eager, Runtime
 from camserve.saliency.capture import Capture
-from camserve.saliency.layers import FoundLayer, Survey, survey
-from camserve.saliency.opening import Opening, Trunk
+from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outputs
+from camserve.saliency.opening import Opening, Trunk, Whole
 from camserve.saliency.passes import Passes
 from camserve.saliency.run import dtype_of, failed, single
 from camserve.scores import Score, find_outputs, kind_of, make_score
 from camserve.scores.returned import select
 from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
+from camserve.types.model import NO_LAYER
 from camserve.types.references import References
 from camserve.worker.modes import Shared, exact_float32
 from camserve.worker.tuning import tune
@@ -65,12 +67,13 @@ class Network:
         micro_batch: queries per forward pass; None means `DEFAULT_MICRO_BATCH`. Where pictures of a batch change each
             other's scores, it is 1.
         found: what `survey` found out about the module before; None: it is found out now.
+        lacks: why the module does not offer what methods may need, by name, beside what is found out.
 
     Raises:
         InvalidOption: labels, kind or units that do not fit the outputs, an unknown layer or micro-batch below 1; a
             network of one output whose kind is not said.
-        Unsupported: the network cannot be run on pictures of this size, returns no numbers for each image, or has no
-            layer that can be explained.
+        Unsupported: the network cannot be run on pictures of this size, or returns no numbers for each image; a layer
+            is named, and it has none.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Network:
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
         found: Survey | None = None,
+        lacks: Mapping[Asset, str] | None = None,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise InvalidOption(f"micro_batch must be at least 1, got {micro_batch}")
@@ -111,7 +115,8 @@ class Network:
             self.score = make_score(outputs or find_outputs(returned), shape=self._shape)
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
-            self.survey = found or survey(self.module, self.normalise(self._random_pixels()), self._shape[0])
+            lacks = {**self.score.lacks, **(lacks or {})}
+            self.survey = found or self._surveyed(lacks)
             classifier = self.survey.classifier
             linear = self.module.get_submodule(classifier) if classifier else None
         self.classifier = linear if isinstance(linear, nn.Linear) else None
@@ -121,6 +126,8 @@ class Network:
             self.micro_batch = 1
         numbers = returned.shape[1]
         self._openings = {each.layer.name: self._opening(each) for each in self.survey.layers}
+        if not self._openings:
+            self._openings = {NO_LAYER.name: Whole(self.module, self.survey.keeps)}
         self.runtime = Eager(self.module)  # `_select` may have made another module of it
         self._bfloat16 = Eager(self.module, bfloat16=True)
         self.info = ModelInfo(
@@ -139,9 +146,10 @@ class Network:
             units=_units(units, self.score, numbers),
             dimension=numbers if self.score.kind == "embedding" else 0,
             refused=self.survey.refused,
+            lacks={**self.survey.lacks, **lacks},
             runtime=RuntimeInfo(self.runtime.name, self.micro_batch),
         )
-        self.info.layer("")  # the default layer exists
+        self.info.layer(self.info.default_layer)  # it exists
         one = (1, 1, 1, preprocessing.channels)
         black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
         self._extremes = black, white
@@ -191,6 +199,12 @@ class Network:
 
     def _opening(self, found: FoundLayer, trunk: Trunk | None = None) -> Opening:
         return Opening(self.module, found, self.classifier, self.survey.keeps, trunk)
+
+    def _surveyed(self, lacks: Mapping[Asset, str]) -> Survey:
+        example = self.normalise(self._random_pixels())
+        if reason := lacks.get("layer"):
+            return survey_of_outputs(self.module, example, reason)
+        return survey(self.module, example, self._shape[0])
 
     def _select(self, output: str | int | None, wanted: int | None, outputs: Outputs | None) -> Tensor:
         """Makes the module one that returns (n, numbers), and returns the outputs of two images that differ."""

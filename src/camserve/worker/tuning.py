@@ -83,6 +83,8 @@ def _why_eager(network: Network) -> str:
         return f"it runs on {network.device}"
     if dtype_of(network.module) != torch.float32:
         return f"it computes in {str(dtype_of(network.module)).removeprefix('torch.')}"
+    if not network.survey.layers:
+        return "it has no layer whose activations could come with its outputs"
     return "pictures of a batch change each other's scores" if network.survey.alone else ""
 
 
@@ -104,6 +106,8 @@ def _precision(
         return Auto("exact", reason), choice.micro_batch
     if network.survey.alone or dtype_of(network.module) != torch.float32:
         return Auto("exact", "bfloat16 is for networks in float32 that take pictures together"), choice.micro_batch
+    if not network.survey.layers:
+        return Auto("exact", "the maps by which bfloat16 is judged are of a layer"), choice.micro_batch
     if not calibration:
         return auto_precision(1.0, 0.0, list), choice.micro_batch
     found, images = kept.read().get("auto"), _digest(calibration)

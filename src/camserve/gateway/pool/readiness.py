@@ -22,22 +22,23 @@ from camserve.gateway.pool.check_answer import check_answer
 from camserve.gateway.pool.replacements import Replacements
 from camserve.gateway.pool.torchserve import Backend, Workers
 from camserve.images import digest
-from camserve.methods import ScoreCam
 from camserve.planning import Evidence
 from camserve.types import Item, ModelInfo, StepResult, Task
+from camserve.types.offered import sample_method
 from camserve.types.target_forms import sample_target
 
 _log = logging.getLogger(__name__)
 
 
 def canary(model: ModelInfo) -> Item:
-    """Returns an item that asks one query of Score-CAM, of the control's pattern upside down.
+    """Returns an item that asks one query of Score-CAM, or of RISE where there is no layer, of the control's pattern
+    upside down.
 
     It takes no gradients, which a network's forward may cut: its other methods work all the same. The pattern is not
     plain, because some networks divide by an image's own deviation.
     """
     image = np.ascontiguousarray(pattern(model.input_size, model.channels)[::-1])
-    tasks = (Task(0, ScoreCam(), 0, 1),)
+    tasks = (Task(0, sample_method(model), 0, 1),)
     return Item(
         image=image,
         digest=digest(image),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from camserve.errors import InvalidOption
+from camserve.errors import InvalidOption, Unsupported
 from camserve.gateway.requests.demands import UsualShare, all_queries, demands_of, opening_of
 from camserve.methods import Auto, MethodSpec, method_text
 from camserve.methods.work import Kind
 from camserve.planning import Candidate, Owner, Planner, choose
+from camserve.types.offered import offered
 from camserve.types.request import FittedRequest
 
 
@@ -43,7 +44,10 @@ def resolved(
         one for method in ranked(ladder, fitted.model.evaluation) for one in _candidates(fitted, method, planner, usual)
     ]
     if not candidates:
-        raise InvalidOption("auto: no method of the server's ladder fits these layers; name one")
+        works = ", ".join(offered(fitted.model))
+        raise InvalidOption(
+            f"auto: no method of the server's ladder fits the model and its layers; name one of {works}"
+        )
 
     def predicted_s(candidate: Candidate[FittedRequest]) -> float | None:
         would_be, priority = candidate.spec, fitted.request.priority
@@ -73,7 +77,7 @@ def _candidates(
     methods = [method if isinstance(each, Auto) else each for each in fitted.methods]
     try:
         would_be = fitted.with_methods(methods, {})
-    except InvalidOption:
+    except (InvalidOption, Unsupported):
         return []
     units: Counter[Kind] = Counter()
     for work in opening_of(would_be):

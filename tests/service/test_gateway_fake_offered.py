@@ -1,0 +1,48 @@
+"""Tests of a model without layers and gradients behind a gateway: it starts, says what it has, and refuses the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import grpc
+import pytest
+from service.gateway_harness import GRAD, ask, serving
+
+from camserve.gateway.pool.fake import MODEL, FakeBackend
+from camserve.v1 import explain_pb2 as pb
+
+BARE = replace(
+    MODEL, layers=(), default_layer="", lacks=dict.fromkeys(("layer", "gradients", "tail", "modules"), "it has boxes")
+)
+RISE = pb.MethodSpec(rise=pb.Rise(masks=40))
+
+
+async def test_a_model_without_layers_starts_and_answers_the_methods_that_it_has():
+    async with serving(FakeBackend([BARE])) as harness:
+        reply = await harness.stub.Explain(ask(RISE, pb.MethodSpec(occlusion={})))
+        assert [list(one.layers) for one in reply.maps] == [[], []]
+        assert [list(one.shape) for one in reply.maps] == [[32, 48]] * 2
+        model = await harness.stub.GetModel(pb.GetModelRequest())
+        assert model.lacks["layer"] == "it has boxes"
+        assert [one.name for one in model.methods if not one.refused][-2:] == ["rise", "occlusion"]
+        assert harness.upstream.canaries == 1
+
+
+async def test_the_other_methods_are_refused_with_the_reason_before_a_worker_is_asked():
+    async with serving(FakeBackend([BARE])) as harness:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await harness.stub.Explain(ask(GRAD))
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert "it needs a layer with maps: it has boxes" in caught.value.details()
+        assert "the methods that work: rise, occlusion" in caught.value.details()
+        assert not harness.upstream.steps
+
+
+async def test_auto_takes_a_method_of_the_ladder_that_the_model_has():
+    auto = pb.MethodSpec(auto={})
+    async with serving(FakeBackend([BARE]), auto_ladder="grad_cam rise:masks=30 score_cam") as harness:
+        (one,) = (await harness.stub.Explain(ask(auto))).maps
+        assert one.method.rise.masks == 30
+    async with serving(FakeBackend([BARE]), auto_ladder="grad_cam") as harness:
+        with pytest.raises(grpc.aio.AioRpcError, match="auto: no method of the server's ladder fits"):
+            await harness.stub.Explain(ask(auto))
