@@ -734,11 +734,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-<<<<<<< HEAD
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "runtime", "text")
-=======
-    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "lacks", "runtime")
->>>>>>> 70ff502 (models: a network without layers, or without gradients, is served with the methods that need none; GetModel says which work, and why the others do not)
+    __slots__ = ("name", "version", "ready", "labels", "input_height", "input_width", "layers", "default_layer", "methods", "source", "licence", "evaluation", "weights", "outputs", "units", "dimension", "targets", "channels", "refused", "lacks", "runtime", "text")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -803,9 +799,8 @@ class Model(_message.Message):
     refused: _containers.ScalarMap[str, str]
     lacks: _containers.ScalarMap[str, str]
     runtime: Runtime
-<<<<<<< HEAD
     text: TextInput
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ..., text: _Optional[_Union[TextInput, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., lacks: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ..., text: _Optional[_Union[TextInput, _Mapping]] = ...) -> None: ...
 
 class TextInput(_message.Message):
     __slots__ = ("what", "example", "required", "most_tokens")
@@ -818,9 +813,6 @@ class TextInput(_message.Message):
     required: bool
     most_tokens: int
     def __init__(self, what: _Optional[str] = ..., example: _Optional[str] = ..., required: bool = ..., most_tokens: _Optional[int] = ...) -> None: ...
-=======
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., ready: bool = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., default_layer: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., weights: _Optional[str] = ..., outputs: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ..., dimension: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TargetForm, _Mapping]]] = ..., channels: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., lacks: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ...) -> None: ...
->>>>>>> 70ff502 (models: a network without layers, or without gradients, is served with the methods that need none; GetModel says which work, and why the others do not)
 
 class Runtime(_message.Message):
     __slots__ = ("name", "micro_batch", "precision", "reason")
