@@ -49,7 +49,7 @@ from scipy.stats import spearmanr
 from subjects import SUBJECTS, Bench, prepare
 
 from camserve.errors import CamserveError, InvalidInput, NotFound
-from camserve.evaluation.journal import Journal
+from camserve.journal import Journal
 from camserve.types import Explanation
 
 Case = Callable[[], object]

@@ -15,9 +15,9 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import grpc
 
@@ -27,13 +27,14 @@ from camserve.connection import Metadata, Tls, credentials, is_local, metadata, 
 from camserve.errors import CamserveError, DeadlineExceeded, Internal, InvalidOption, Unavailable
 from camserve.finalise.encode import ARRAYS
 from camserve.images import ImageLike
+from camserve.many import AT_ONCE, Answered, answers, answers_async
 from camserve.methods import MethodLike
 from camserve.types import Explanation, Model, ModelSummary, Progress, StreamOptions, TargetLike
 from camserve.types.request import ExplainRequest, Options, make_request
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1.explain_pb2_grpc import ExplanationServiceStub
 
-__all__ = ["AsyncClient", "Client", "Model", "ModelSummary", "Progress", "Tls"]
+__all__ = ["Answered", "AsyncClient", "Client", "Model", "ModelSummary", "Progress", "Tls"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 ERROR_KEY = "camserve-error"
@@ -46,6 +47,8 @@ REQUEST_ID_KEY = "x-request-id"
 """Key in the metadata of every call and answer: the id under which the server's log has it."""
 
 _POLL_S = 0.1
+
+_Image = TypeVar("_Image", bound=ImageLike)
 
 
 class Client:
@@ -152,6 +155,55 @@ class Client:
         iterator cancels the call.
         """
         return self._updates(_request(image, methods, targets, **options), timeout_s, request_id)
+
+    def explain_many(
+        self,
+        images: Iterable[_Image],
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        at_once: int = AT_ONCE,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Answered[_Image]]:
+        """Yields an answer for each of many images as it comes, an explanation or the error that it failed with.
+
+        Images are taken from `images`, and read, once there is a place for them. The priority is "batch" where nobody
+        says another. An image for which the server has no room, or no worker, is asked again some times. Closing the
+        iterator cancels the calls under way.
+
+        Args:
+            images: what `explain` takes, any number of them.
+            methods: as `explain` takes them.
+            targets: as `explain` takes them.
+            at_once: number of images asked at once.
+            timeout_s: deadline in seconds of each call; None: the client's.
+            options: see `camserve.types.request.Options`.
+
+        Raises:
+            InvalidOption: `at_once` is below 1. What is wrong with an image or a request is in its answer.
+        """
+        options.setdefault("priority", "batch")
+        live: set[Any] = set()
+
+        def ask(image: _Image) -> Explanation:
+            request = _request(image, methods, targets, **options)
+            with _typed_errors(self.address):
+                message, sent = v1.request_to_proto(request), _sent(self._metadata, "")
+                call = self._stub.Explain.future(message, timeout=_first(timeout_s, self.timeout_s), metadata=sent)
+                live.add(call)
+                try:
+                    reply = call.result()
+                finally:
+                    live.discard(call)
+            return v1.explanation_from_proto(reply, request)
+
+        def withdraw() -> None:
+            for call in list(live):
+                call.cancel()
+
+        _check_process(self._process)
+        return answers(images, ask, at_once, withdraw)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
         """Returns the models that the server can explain."""
@@ -278,6 +330,24 @@ class AsyncClient:
         request, message = await asyncio.to_thread(_made, image, methods, targets, **options)
         async for update in self._updates(request, message, timeout_s, request_id):
             yield update
+
+    def explain_many(
+        self,
+        images: Iterable[_Image],
+        methods: Sequence[MethodLike] = ("grad_cam",),
+        targets: Sequence[TargetLike] = (),
+        *,
+        at_once: int = AT_ONCE,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Answered[_Image]]:
+        """Returns what yields what that of `Client.explain_many` yields, and raises what it raises."""
+        options.setdefault("priority", "batch")
+
+        async def ask(image: _Image) -> Explanation:
+            return await self.explain(image, methods, targets, timeout_s=timeout_s, **options)
+
+        return answers_async(images, ask, at_once)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelSummary, ...]:
         """Returns the models that the server can explain."""

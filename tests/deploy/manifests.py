@@ -27,7 +27,7 @@ SCHEMAS = Path(__file__).parent / "schemas"
 COMPONENTS = ("prometheus-operator", "grafana-dashboard", "tls", "keda", "split", "gpu")
 """Those that go over the base, in the order in which they are to be named."""
 
-DIRECTORIES = ("base", "overlays/dev", "overlays/prod", "components/kserve")
+DIRECTORIES = ("base", "overlays/dev", "overlays/prod", "components/kserve", "components/bulk")
 """What stands by itself."""
 
 OLDEST_KUSTOMIZE = (5, 0)

@@ -13,6 +13,7 @@ import yaml
 from manifests import LABELS, Rendered, Resource, chosen, rendered
 
 from camserve import __version__
+from camserve.cli.commands import camserve
 from camserve.gateway.ops.metrics import catalogue
 from camserve.gateway.ops.settings import Settings
 from camserve.supervisor import WorkerSettings
@@ -290,3 +291,24 @@ def test_kserve_finds_the_runtime(variables):
     assert str(port_of(Settings.load().metrics_listen)) == runtime["spec"]["annotations"]["prometheus.kserve.io/port"]
     needed_s = Settings.load().drain_s + WorkerSettings.load().stop_timeout_s
     assert service["spec"]["predictor"]["terminationGracePeriodSeconds"] > needed_s
+
+
+def test_the_bulk_job_runs_a_command_that_there_is():
+    (job,) = rendered("components/bulk").of("Job")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    name, *arguments = container["args"]
+    command = camserve.commands[name]
+    given = command.make_context(name, list(arguments)).params
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+    assert mounts[str(given["image"])] is True
+    assert mounts[str(given["out"])] is False, "the journal is written there"
+    assert given["priority"] == "batch"
+    host, _, port = given["address"].partition(":")
+    prod = rendered("overlays/prod")
+    service = prod.named("Service", host.split(".")[0])
+    assert service["metadata"]["namespace"] == host.split(".")[1]
+    assert int(port) in [each["port"] for each in service["spec"]["ports"]]
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

@@ -121,7 +121,7 @@ for _command in (*serving.COMMANDS, token):
 
 
 @camserve.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path), metavar="IMAGE|FOLDER|LIST.txt")
 @click.option(
     "--method",
     "methods",
@@ -160,26 +160,68 @@ for _command in (*serving.COMMANDS, token):
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
 @click.option("--allow-partial", is_flag=True, help="At the deadline, take the maps as far as they are.")
 @click.option(
-    "--priority", type=click.Choice(["interactive", "normal", "batch"]), help="Of a server.  [default: normal]"
+    "--priority",
+    type=click.Choice(["interactive", "normal", "batch"]),
+    help="Of a server.  [default: normal; batch for many images]",
 )
+@click.option("--at-once", type=click.IntRange(1), default=8, show_default=True, help="Of many images, by a server.")
 @click.option("--watch", is_flag=True, help="Show predictions at once, and rewrite the pictures while they sharpen.")
 @click.option("--local", is_flag=True, help="Explain in this process, without a server.")
 @click.option("--store", type=click.Path(path_type=Path), help=f"With --local. {STORE_HELP}")
 def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Explain IMAGE, with or without a server.
+    """Explain an image, or many, with or without a server.
 
     Prints predictions and costs, writes one picture for each method and target.
+
+    Of a FOLDER with its subfolders, or of a LIST of paths, one in each line, it writes the pictures and a table of all,
+    explanations.csv. A run that was stopped is continued by the same command. Images that fail do not stop it; they are
+    named in the table and at the end, and the exit status is then 2.
     """
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
     wanted = [read_target(text) for text in targets]
-    watch = out if options.pop("watch") else None
+    watch, at_once = out if options.pop("watch") else None, options.pop("at_once")
     with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
 
+        from camserve.cli.bulk import is_many
+
+        if is_many(image):
+            if watch is not None:
+                raise InvalidOption("--watch shows one image, and does not go with many")
+            _explain_many(image, specs, wanted, targets, out, at_once, Console(stderr=True), **options)
+            return
         answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
         _show(Console(), image, specs, answer, seconds)
         for path in write_pictures(answer.maps, image.stem, out):
             click.echo(path)
+
+
+def _explain_many(
+    source: Path,
+    methods: list[MethodSpec],
+    targets: list[AnyTarget],
+    texts: tuple[str, ...],
+    out: Path,
+    at_once: int,
+    console: Console,
+    **options: Any,
+) -> None:
+    from functools import partial
+
+    from camserve.cli.bulk import TABLE, explain_many
+    from camserve.many import answers
+
+    asked = ("model", "layers", "fusion", "size", "signed", "precision", "boxes", "evaluate", "text", "local")
+    settings = {name: options[name] for name in asked}
+    settings |= {"methods": [method_text(method) for method in methods], "targets": list(texts)}
+    local = options["local"]
+    with _explainer(many=not local, **options) as ask:
+        if local:
+            ask_many = partial(answers, ask=lambda content: ask(content, methods, targets), at_once=1)
+        else:
+            ask_many = partial(ask, methods=methods, targets=targets, at_once=at_once)
+        explain_many(source, out, settings, ask_many, write_pictures, console)
+        click.echo(out / TABLE)
 
 
 def read_target(text: str) -> AnyTarget:
@@ -230,7 +272,8 @@ def _timed_explanation(
 def _explainer(
     *,
     local: bool,
-    stream: bool,
+    stream: bool = False,
+    many: bool = False,
     store: Path | None,
     connection: Connection,
     timeout_s: float | None,
@@ -241,7 +284,7 @@ def _explainer(
     allow_partial: bool,
     **options: Any,
 ) -> Iterator[Callable[..., Any]]:
-    """Yields `explain` of the engine, or `explain` or `stream` of a client, with the options filled in."""
+    """Yields the engine's `explain`, or a client's `explain`, `stream` or `explain_many`, with options filled in."""
     from functools import partial
 
     options |= {"boxes": BoxOptions() if boxes else None, "layer": layers}
@@ -252,9 +295,10 @@ def _explainer(
 
         yield partial(Engine.load(model or "lite0", store).explain, **options)
     else:
-        options |= {"priority": priority or "normal", "allow_partial": allow_partial}
+        options |= {"priority": priority or ("batch" if many else "normal"), "allow_partial": allow_partial}
         with connection.client(timeout_s) as client:
-            yield partial(client.stream if stream else client.explain, model=model, **options)
+            call = client.explain_many if many else client.stream if stream else client.explain
+            yield partial(call, model=model, **options)
 
 
 def _watched(updates: Iterable[Progress | Explanation], image: Path, console: Console, out: Path) -> Explanation:

@@ -13,11 +13,10 @@ from PIL import Image
 
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.evaluation.truth import BoxesByImage, TrueBox
+from camserve.folders import SUFFIXES
 from camserve.images import read_image
 from camserve.labels import resolve_label
 from camserve.types import InputView
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)

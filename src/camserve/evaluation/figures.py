@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from camserve.evaluation.journal import Record
 from camserve.evaluation.report import of_method
 from camserve.finalise.render import Row, sheet
+from camserve.journal import Record
 from camserve.methods import MethodSpec, method_text
 
 CELL_PX = 160

@@ -16,7 +16,7 @@ from statistics import fmean, median
 from typing import Any
 
 from camserve.cli.terminal import duration
-from camserve.evaluation.journal import Record
+from camserve.journal import Record
 from camserve.methods import MethodSpec, method_text
 
 Row = Mapping[str, Any]

@@ -26,12 +26,12 @@ from camserve.errors import InvalidImage, InvalidOption, Unsupported
 from camserve.evaluation.confidence import confidence
 from camserve.evaluation.curves import PROTOCOLS, Faithfulness, Protocol, faithfulness
 from camserve.evaluation.examples import Example, classes_of, seen_boxes, unknown_labels
-from camserve.evaluation.journal import Journal, Record
 from camserve.evaluation.localisation import class_contrast, localise
 from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
 from camserve.finalise.maps import into_original
 from camserve.images import pixels, sent_view
+from camserve.journal import Journal, Record
 from camserve.methods import MethodSpec
 from camserve.saliency.registry import REGISTRY, Perturbation
 from camserve.scores import Targets

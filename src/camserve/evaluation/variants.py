@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from camserve.engine import Engine
-from camserve.errors import InvalidImage, InvalidInput, InvalidOption, NotFound
+from camserve.errors import InvalidImage, InvalidInput, InvalidOption
 from camserve.evaluation.augment import Recipe, binary_masks, variant, wanted_targets
-from camserve.evaluation.examples import SUFFIXES
-from camserve.evaluation.journal import Journal, Record
 from camserve.evaluation.run import asking
+from camserve.folders import image_names
 from camserve.images import as_picture, pixels, read_image, sent_view
+from camserve.journal import Journal, Record
 from camserve.labels import resolve_label
 from camserve.types import Precision
 
@@ -118,23 +118,6 @@ def augment(
             make_variants(engine, batch, plan, out, journal, outcome)
     on_progress(len(names), len(names), "")
     return outcome
-
-
-def image_names(folder: Path, out: Path) -> list[str]:
-    """Returns the paths of the images in a folder and its subfolders, relative to it, in order.
-
-    Raises:
-        NotFound: no such folder, or no image in it.
-        InvalidOption: `out` is in the folder, or is the folder: variants would be made of variants.
-    """
-    if not folder.is_dir():
-        raise NotFound(f"there is no folder {folder}")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise InvalidOption(f"the variants must go outside the folder of the images {folder}, got {out}")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not names:
-        raise NotFound(f"there is no image ({', '.join(SUFFIXES)}) in {folder}")
-    return names
 
 
 def _wanted_classes(folder: Path, names: Sequence[str], labels: Sequence[str]) -> Mapping[str, int]:

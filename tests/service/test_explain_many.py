@@ -1,0 +1,127 @@
+"""Many images through a whole gateway, over the shipped fake: clients, and `camserve explain FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from pathlib import Path
+
+import pytest
+from gateway_harness import photo, serving
+
+from camserve import cli
+from camserve.cli.bulk import COLUMNS, JOURNAL, TABLE
+from camserve.client import AsyncClient, Client
+from camserve.errors import InvalidImage
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / TABLE).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three images, one of them in a subfolder, and a file that is none."""
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "sub/a.png")):
+        (images / name).write_bytes(photo(number))
+    (images / "notes.doc").write_text("no image")
+    return images
+
+
+async def run(*arguments: object) -> int:
+    return await asyncio.to_thread(cli.commands.run, [*map(str, arguments)])
+
+
+async def test_clients_answer_many_images_and_keep_a_broken_one_apart():
+    images = [photo(0), b"no image", photo(2)]
+    async with serving() as server, AsyncClient(server.gateway.address) as client:
+        found = [answer async for answer in client.explain_many(images, "grad_cam", ["tabby"])]
+        classes = await server.metrics()
+
+        def in_threads():
+            with Client(server.gateway.address) as plain:
+                return list(plain.explain_many(images, "grad_cam", ["tabby"], at_once=2, priority="normal"))
+
+        plain = await asyncio.to_thread(in_threads)
+    for answers in (found, plain):
+        by_index = {answer.index: answer for answer in answers}
+        assert isinstance(by_index[1].error, InvalidImage)
+        assert [by_index[index].explanation.maps[0].target_text for index in (0, 2)] == ["tabby", "tabby"]
+    assert 'class="batch"' in classes, "many images wait behind those of people"
+
+
+async def test_a_folder_becomes_pictures_and_a_table(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    async with serving() as server:
+        address = server.gateway.address
+        assert await run("explain", folder, "--address", address, "--target", "top2", "--boxes", "--out", out) == 0
+        assert str(out / TABLE) in capsys.readouterr().out
+        found = rows(out)
+        assert [row["image"] for row in found] == ["a.png", "a.png", "b.png", "b.png", "sub/a.png", "sub/a.png"]
+        assert tuple(found[0]) == COLUMNS
+        for row in found:
+            assert (out / row["picture"]).is_file()
+            assert (row["method"], row["model"], row["error"]) == ("Grad-CAM", "fake", "")
+            assert float(row["left"]) < float(row["right"])
+        assert len({row["picture"] for row in found}) == 6
+        steps = len(server.upstream.steps)
+        before = (out / JOURNAL).read_bytes()
+        (out / found[-1]["picture"]).unlink()
+        assert await run("explain", folder, "--address", address, "--target", "top2", "--boxes", "--out", out) == 0
+        assert rows(out)[:4] == found[:4]
+        assert (out / found[-1]["picture"]).is_file(), "what is missing is made again"
+        assert len(server.upstream.steps) <= steps + 2, "what is there is not asked again"
+        assert (out / JOURNAL).read_bytes().startswith(before)
+        assert await run("explain", folder, "--address", address, "--target", "top1", "--out", out) == 2
+        assert "was begun with" in capsys.readouterr().err
+
+
+async def test_images_that_fail_are_named_and_stop_nothing(folder, tmp_path, capsys):
+    (folder / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    async with serving() as server:
+        assert await run("explain", folder, "--address", server.gateway.address, "--out", out) == 2
+        said = capsys.readouterr().err
+        assert "1 of 4 images failed" in said
+        assert "broken.jpg" in said
+        failed = {row["image"]: row["error"] for row in rows(out) if row["error"]}
+        assert list(failed) == ["broken.jpg"]
+        assert len(rows(out)) == 4
+        (folder / "broken.jpg").write_bytes(photo(9, kind="JPEG"))
+        assert await run("explain", folder, "--address", server.gateway.address, "--out", out) == 0
+        assert not any(row["error"] for row in rows(out)), "a later run mends what has been mended"
+
+
+async def test_a_list_names_images_in_several_folders(folder, tmp_path):
+    listed = tmp_path / "some.txt"
+    listed.write_text(f"images/sub/a.png\n\n{folder / 'b.png'}\nimages/sub/a.png\n")
+    out = tmp_path / "out"
+    async with serving() as server:
+        assert await run("explain", listed, "--address", server.gateway.address, "--out", out) == 0
+    assert [row["image"] for row in rows(out)] == ["sub/a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "nonsense"], "nonsense"),
+        (["--model", "other"], "other"),
+        (["--watch"], "--watch shows one image"),
+    ],
+)
+async def test_what_would_fail_every_image_ends_the_run(folder, tmp_path, capsys, arguments, said):
+    for number in range(20):
+        (folder / f"c{number}.png").write_bytes(photo(number + 10))
+    async with serving() as server:
+        out = tmp_path / "out"
+        assert await run("explain", folder, "--address", server.gateway.address, "--out", out, *arguments) == 2
+        assert said in capsys.readouterr().err
+        assert "of 23 images failed" not in said
+
+
+async def test_results_do_not_go_among_the_images(folder, capsys):
+    assert await run("explain", folder, "--out", folder / "out") == 2
+    assert "must go outside the folder" in capsys.readouterr().err
