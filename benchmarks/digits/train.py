@@ -29,6 +29,7 @@ from torch.nn import functional
 from camserve.evaluation.digits.scenes import SIZE_PX, Scene, Split
 from camserve.evaluation.digits.shipped import PREPROCESSING, SHIPPED, Shipped
 from camserve.evaluation.digits.tasks import Task, size_px
+from camserve.evaluation.digits.towers import PROMPTS, TEXTS
 from camserve.evaluation.truth import TrueBox
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +70,19 @@ def numbers(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> 
     return of_scenes + error(module.pooled(cells[owners], of_digits), each) + outside
 
 
+def texts(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Returns the contrastive loss of scenes and texts, in both directions: each true pair against all false ones.
+
+    A pair that is neither is in neither; texts of one digit weigh as much as those of two.
+    """
+    logits = module.text_encoder.log_scale.exp() * module.similarity(x, TEXTS)
+    false = logits.masked_fill(truths != 0, -torch.inf)
+    of_one = torch.arange(len(TEXTS)) < len(PROMPTS)
+    one, two = (truths == 1) & of_one, (truths == 1) & ~of_one
+    losses = [torch.logaddexp(logits, false.logsumexp(dim, keepdim=True)) - logits for dim in (0, 1)]
+    return sum(each[true].sum() / true.sum().clamp(min=1) for each in losses for true in (one, two))
+
+
 def error(found: Tensor, truths: Tensor) -> Tensor:
     return functional.smooth_l1_loss(found / 10, truths / 10, beta=0.1)
 
@@ -89,6 +103,8 @@ class Recipe:
     decay: float = 1e-2
     stem: Callable[[Any], nn.Sequential] | None = None
     """Returns the convolutions that start as the first ones of `digits`; None: all weights start at random."""
+    half: bool = False
+    """Whether the weights are kept in float16."""
 
 
 RECIPES = {
@@ -96,6 +112,7 @@ RECIPES = {
     "digits-multilabel": Recipe(yes_or_no, scenes=96_000),
     "digits-binary": Recipe(yes_or_no, scenes=80_000),
     "digits-value": Recipe(numbers, scenes=96_000, rate=8e-3),
+    "digits-text-image": Recipe(texts, scenes=128_000, rate=8e-3, half=True),
     "digits-vit": Recipe(one_class, scenes=48_000, rate=1e-3, decay=5e-2, stem=lambda vit: vit.conv_proj[:3]),
     "digits-vit-timm": Recipe(
         one_class,
@@ -117,6 +134,8 @@ def main() -> None:
     given = parser.parse_args()
     network, recipe = SHIPPED[given.network], RECIPES[given.network]
     module = network.trained() if given.measure else train(network, recipe, given.scenes or recipe.scenes)
+    if recipe.half:
+        module = module.half().float()  # the figures are those of the weights as they are kept
     count = given.held_out // BATCH
     figures = held_out_figures(module, network.task, count)
     print(
@@ -124,7 +143,8 @@ def main() -> None:
     )
     if not given.measure:
         out = given.out or WEIGHTS / f"{network.name}.safetensors"
-        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, out)
+        kept = module.half() if recipe.half else module
+        save_file({key: value.contiguous() for key, value in kept.state_dict().items()}, out)
         print(f"written to {out}")
     if given.out is None:
         record(network.name, {"held_out": count * BATCH, "figures": figures})
@@ -181,7 +201,10 @@ def start_as_digits(stem: nn.Sequential) -> None:
 
 @torch.inference_mode()
 def held_out_figures(module: nn.Module, task: Task, count: int) -> dict[str, float]:
-    answers = [(module(x).numpy(), truths.numpy()) for x, truths, _ in batches(task, HELD_OUT_SEED, count, "test")]
+    answers = [
+        (task.answers(module, x).numpy(), truths.numpy())
+        for x, truths, _ in batches(task, HELD_OUT_SEED, count, "test")
+    ]
     outputs, truths = (np.concatenate(part) for part in zip(*answers, strict=True))
     return dict(task.figures(outputs, truths))
 

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from camserve.archive import ensure_archive, model_store
+from camserve.archive.prompts import PromptsLike, given_prompts
 from camserve.archive.references import given_references
+from camserve.errors import InvalidOption
 from camserve.finalise.results import Results
 from camserve.images import ImageLike
 from camserve.methods import MethodLike
@@ -43,11 +45,14 @@ class Engine:
         labels: name of each class by index; of each number for outputs "value".
         outputs: what the numbers are: "softmax" (logits of classes of which one is true), "sigmoid" (logits of classes
             of which several may be), "binary" (one logit of yes or no), "probabilities", "value" (any numbers) or
-            "embedding" (a vector); None: probabilities where they sum to 1, else softmax.
+            "embedding" (a vector) or "text-image" (a vector beside a `text_encoder`, see `camserve.scores`); None:
+            probabilities where they sum to 1, else softmax.
         output: name or index of the tensor among what the module returns; None: `logits`, else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
         references: what outputs "embedding" are compared to, which then are targets by name: pictures or vectors as
             `camserve archive --references` takes them, with `labels` for an `.npy` file; or `References` with names.
+        prompts: texts that outputs "text-image" are compared to, which then are targets by name: a list, one or several
+            for each name, or a file as `camserve archive --prompts` takes it.
         layer: default layer by name; None: the last spatial feature layer.
         device: device to move the module to; None: it stays where it is.
         micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
@@ -72,6 +77,7 @@ class Engine:
         output: str | int | None = None,
         units: Sequence[str] = (),
         references: str | Path | References | None = None,
+        prompts: PromptsLike | None = None,
         layer: str | None = None,
         device: str | torch.device | None = None,
         micro_batch: int | None = None,
@@ -80,7 +86,7 @@ class Engine:
         network = Network(
             module,
             preprocessing=preprocessing,
-            labels=labels if references is None else (),
+            labels=labels if references is None and prompts is None else (),
             outputs=outputs,
             output=output,
             units=units,
@@ -88,6 +94,10 @@ class Engine:
             device=device,
             micro_batch=micro_batch,
         )
+        if references is not None and prompts is not None:
+            raise InvalidOption("vectors are compared to references or to prompts: give one of the two")
+        if prompts is not None:
+            references = made_references(network, given_prompts(prompts))
         if isinstance(references, (str, Path)):
             references = made_references(network, given_references(Path(references), labels))
         if references is not None:

@@ -9,11 +9,12 @@ import pytest
 from gateway_harness import GRAD, SCORE, Harness, arrays, ask, failure, photo, same, serving
 
 from camserve.client import AsyncClient
+from camserve.errors import InvalidOption
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.images import digest
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
-from camserve.types import Against, Contrast, MapCurves, Target, Vector
+from camserve.types import Against, Contrast, MapCurves, Target, Text, Vector
 from camserve.v1 import explain_pb2 as pb
 
 VALUES = replace(MODEL, name="fake", outputs="value", labels=("age", "size"), units=("years", "px"))
@@ -182,7 +183,73 @@ async def test_predictions_alone_are_the_nearest_references():
     )
     assert typed.maps[0].target_text == names[0].decode()
     assert list(model.labels) == ["ann", "bob", "zoe"]
-    assert [(form.name, form.example) for form in model.targets][-1] == ("class", "ann")
+    forms = [(form.name, form.example) for form in model.targets]
+    assert forms[2:] == [
+        ("class", "ann"),
+        ("contrast", "contrast:ann>bob"),
+        ("finer", "finer:ann"),
+        ("against", "against:ann"),
+    ]
+
+
+PROMPTS = replace(FACES, outputs="text-image", labels=("a cat", "a dog", "a cow"))
+
+
+async def test_a_text_is_asked_of_every_step_and_said_again_as_it_was():
+    targets = [pb.Target(text=" a cat; asleep, 3 "), pb.Target(label="a dog"), contrast(0, 1)]
+    async with serving(FakeBackend([PROMPTS]), step_queries=16) as server:
+        reply = await server.stub.Explain(ask(SCORE, targets=targets, evaluate=True, evaluation_steps=2))
+        steps = await targets_of_steps(server)
+        curves = [
+            task.method.target
+            for step in server.upstream.steps
+            for item in step
+            for task in item.tasks
+            if isinstance(task.method, MapCurves)
+        ]
+        model = await server.stub.GetModel(pb.GetModelRequest())
+    asked = (Text("a cat; asleep, 3"), Target(index=1), Contrast(Target(index=0), (Target(index=1),)))
+    assert set(steps) == {asked}, "no other worker is told a vector"
+    assert len(steps) > 2
+    assert set(curves) == set(asked)
+    assert [one.target_text for one in reply.maps] == ["text:a cat; asleep, 3", "a dog", "contrast:a cat>a dog"]
+    assert (reply.maps[0].target.similarity, list(reply.maps[0].classes)) == (0.25, [])
+    assert [(one.probability, one.similarity) for one in reply.predictions] == [(p, p) for p in (0.5, 0.25, 0.125)]
+    forms = [(form.name, form.example) for form in model.targets]
+    assert forms[:4] == [
+        ("text", "text:a cat"),
+        ("vector", "vector:face.npy"),
+        ("reference", "reference:face.jpg"),
+        ("class", "a cat"),
+    ]
+    assert [name for name, _ in forms[4:]] == ["contrast", "finer", "against"]
+
+
+async def test_texts_come_through_every_door_and_make_other_requests():
+    async with serving(FakeBackend([PROMPTS]), result_cache_bytes=2**20) as server:
+        async with AsyncClient(server.gateway.address) as client:
+            answers = [
+                await client.explain(photo(), ["grad_cam"], [f"text:{words}"]) for words in ("a cat", "cats", "a cat")
+            ]
+            with pytest.raises(InvalidOption, match="a text has at most 1000 characters, got 1001"):
+                await client.explain(photo(), ["grad_cam"], [Text("x" * 1001)])
+        request = infer("labels", "probabilities", "similarities", "saliency")
+        request.parameters["explain_targets"].string_param = "text:a cat, asleep;a dog"
+        reply = await inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(request)
+        asked = [item.targets for step in server.upstream.steps for item in step][-1]
+    assert [answer.maps[0].target_text for answer in answers] == ["text:a cat", "text:cats", "text:a cat"]
+    assert [answer.cost.cached for answer in answers] == [False, False, True]
+    assert answers[0].predictions[0].figure == "similarity 0.50, 50.0%"
+    assert [output.name for output in reply.outputs] == ["labels", "probabilities", "similarities", "saliency"]
+    assert list(reply.outputs[1].contents.fp32_contents) == list(reply.outputs[2].contents.fp32_contents)
+    assert asked == (Text("a cat, asleep"), Target(index=1))
+
+
+async def test_an_empty_text_is_an_invalid_argument():
+    async with serving(FakeBackend([PROMPTS])) as server:
+        refused = await failure(server.stub.Explain(ask(GRAD, targets=[pb.Target(text=" ")])))
+    assert refused[0] == "INVALID_ARGUMENT"
+    assert "a text target has words" in refused[1]
 
 
 async def test_a_typed_client_asks_predictions_alone_by_no_method():

@@ -58,6 +58,7 @@ def at_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("scene.png", "other.png"):
         Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
+    Path("prompts.json").write_text('{"seven": ["a seven"], "even": ["a two", "a four"]}')
     np.save("face.npy", np.array([0.5, -1.0, 2.0]))
     for name in ("people/ann.png", "people/bob/1.png", "people/bob/2.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def test_each_command_runs_and_writes_a_picture_for_each_target(command, capsys)
 def test_there_is_a_command_for_each_kind_of_target():
     given = [target for command in COMMANDS for target in re.findall(r"--target '?([^' ]+)", command)]
     kinds = {target.partition(":")[0] for target in given if ":" in target}
-    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference"}
+    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference", "text"}
     assert {"7", "top2"} <= set(given)
 
 
@@ -103,7 +104,7 @@ def test_the_json_example_is_read():
 def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
     described = {outputs: set(re.findall(r"\w+", targets)) for outputs, _, _, targets in rows("outputs")}
     assert list(described) == list(OUTPUTS)
-    for name in ("digits", "digits-multilabel", "digits-binary", "digits-value", "faces"):
+    for name in ("digits", "digits-multilabel", "digits-binary", "digits-value", "faces", "digits-text-image"):
         info = engine(name).info
         assert {form.name for form in target_forms(info)} <= described[info.outputs]
 

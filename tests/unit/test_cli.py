@@ -474,6 +474,7 @@ def test_archive_packs_each_source(built, capsys, monkeypatch):
         "calibration": None,
         "preprocessing": None,
         "references": None,
+        "prompts": None,
     }
 
 

@@ -108,7 +108,7 @@ def test_the_shipped_networks_answer_held_out_scenes_as_well_as_was_recorded(nam
     how = shipped.PREPROCESSING
     mean, std = (torch.tensor(three)[:, None, None] for three in (how.mean, how.std))
     with torch.inference_mode():
-        outputs = network.trained()((x / 255 - mean) / std)
+        outputs = network.task.answers(network.trained(), (x / 255 - mean) / std)
     found = network.task.figures(outputs.numpy(), np.array([network.task.truth(scene) for scene in held_out]))
     first = next(iter(found))
     assert found[first] >= network.task.least
@@ -119,7 +119,7 @@ def test_the_shipped_networks_answer_held_out_scenes_as_well_as_was_recorded(nam
 def test_the_weights_are_small():
     sizes = {name: Path(str(network.weights)).stat().st_size for name, network in SHIPPED.items()}
     assert max(sizes.values()) < 700_000
-    assert sum(sizes.values()) < 3_000_000
+    assert sum(sizes.values()) < 3 * 2**20
     folder = Path(str(SHIPPED["digits"].weights)).parent
     assert {path.stem for path in folder.iterdir()} == set(SHIPPED)
 
@@ -141,7 +141,7 @@ def test_the_network_can_be_packed_as_an_archive(tmp_path):
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)  # float32, other micro-batches
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-value", "digits-vit-timm"])
+@pytest.mark.parametrize("name", ["digits", "digits-value", "digits-text-image", "digits-vit-timm"])
 def test_the_training_program_runs(name, tmp_path):
     """Too few scenes to learn anything, which it says."""
     out = tmp_path / "weights.safetensors"
@@ -149,7 +149,7 @@ def test_the_training_program_runs(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert "on 64 held-out scenes" in done.stdout, done.stderr
     assert done.returncode == 1
-    assert "must be at least 0.9" in done.stderr
+    assert "the first figure must be at least 0." in done.stderr
     assert out.stat().st_size == Path(str(SHIPPED[name].weights)).stat().st_size
 
 

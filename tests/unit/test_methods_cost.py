@@ -22,7 +22,7 @@ from camserve.methods import (
     Xrai,
     parse_method,
 )
-from camserve.scores import make_score
+from camserve.scores import SCORES
 from camserve.types import OUTPUTS, Layer, ModelInfo, Preprocessing, Vector
 
 QUICK = {"samples": 2, "steps": 3, "groups": 3, "masks": 5, "positions": 3}
@@ -86,7 +86,7 @@ def test_passes_are_what_a_reply_counts_where_scores_have_no_zero(spec, outputs)
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_a_model_says_as_its_score_does_whether_scores_have_a_zero(outputs):
-    assert ModelInfo("", "", (), (1, 1), (), "", outputs=outputs).has_zero == make_score(outputs).has_zero
+    assert ModelInfo("", "", (), (1, 1), (), "", outputs=outputs).has_zero == SCORES[outputs].has_zero
 
 
 @pytest.mark.parametrize("spec", [ScoreCam(), GroupCam(groups=20), SsCam(samples=2), IsCam(samples=2)], ids=str)

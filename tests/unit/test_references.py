@@ -388,8 +388,9 @@ def test_rows_need_names_and_nothing_else_has_some(tmp_path, people):
 
 @pytest.mark.parametrize("outputs", [None, "softmax", "value"])
 def test_references_are_for_vectors_alone(outputs, tmp_path, people, monkeypatch):
-    monkeypatch.setattr("camserve.archive.package.find_weights", None)  # it is refused before any work
-    with pytest.raises(InvalidOption, match="references are for outputs embedding, got"):
+    if outputs is not None:
+        monkeypatch.setattr("camserve.archive.package.find_weights", None)  # it is refused before any work
+    with pytest.raises(InvalidOption, match="references are for outputs embedding and text-image, got"):
         packed(tmp_path, people, outputs=outputs)
 
 
@@ -397,7 +398,7 @@ def test_references_are_for_vectors_alone(outputs, tmp_path, people, monkeypatch
 def test_an_engine_takes_them_for_vectors_alone(kind, people, tmp_path):
     held = References(("ann",), np.ones((1, 5), np.float32))
     given = {"object": held, "pictures": people, "vectors": vectors(tmp_path, ann=ANN)}[kind]
-    with pytest.raises(InvalidOption, match="references are for outputs embedding, and these are softmax"):
+    with pytest.raises(InvalidOption, match="are for outputs embedding and text-image, and these are softmax"):
         Engine(faces(), preprocessing=PREPROCESSING, references=given)
 
 

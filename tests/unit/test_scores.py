@@ -20,7 +20,7 @@ def of(index: int) -> Target:
 
 def test_every_kind_of_outputs_has_a_score():
     assert tuple(SCORES) == OUTPUTS
-    assert [make_score(kind).kind for kind in OUTPUTS] == list(OUTPUTS)
+    assert [kind.kind for kind in SCORES.values()] == list(OUTPUTS)
     with pytest.raises(InvalidOption, match=r"outputs must be one of softmax, .*, got 'logits'"):
         make_score("logits")
 

@@ -15,6 +15,7 @@ from camserve.types.targets import parse_target
 VALUES = replace(MODEL, name="ages", outputs="value", labels=("age", "height, cm"), units=("years", "cm"))
 FACES = replace(MODEL, name="faces", outputs="embedding", labels=(), dimension=3)
 KNOWN_FACES = replace(FACES, labels=("ann", "ben"))
+PROMPTS = replace(FACES, outputs="text-image", labels=("a cat", "a dog"))
 BINARY = replace(MODEL, name="seven", outputs="binary", labels=("no seven", "seven"))
 ALONE = replace(MODEL, name="alone", outputs="sigmoid", labels=("cat",))
 
@@ -33,7 +34,10 @@ def fitted(model: ModelInfo, *targets, limits: RequestLimits = RequestLimits()):
         (ALONE, ["class", "against"]),
         (VALUES, ["value"]),
         (FACES, ["vector", "reference"]),
-        (KNOWN_FACES, ["vector", "reference", "class"]),
+        (KNOWN_FACES, ["vector", "reference", "class", "contrast", "finer", "against"]),
+        (PROMPTS, ["text", "vector", "reference", "class", "contrast", "finer", "against"]),
+        (replace(PROMPTS, labels=("a cat",)), ["text", "vector", "reference", "class", "against"]),
+        (replace(PROMPTS, labels=()), ["text", "vector", "reference"]),
     ],
 )
 def test_a_model_takes_what_fits_its_outputs_and_its_examples_are_taken(model, names):
@@ -106,7 +110,15 @@ REFUSED = [
     (FACES, Text("ann"), "got 'text:ann'"),
     (FACES, Target(index=0), "this model gives vectors, and its targets are vector ('vector:face.npy'), reference"),
     (FACES, parse_target("up:0"), "reference ('reference:face.jpg'); got 'up:0'"),
-    (KNOWN_FACES, parse_target("against:ann"), "class ('ann'); got 'against:ann'"),
+    (KNOWN_FACES, parse_target("up:ann"), "against ('against:ann'); got 'up:ann'"),
+    (PROMPTS, parse_target("up:a cat"), "this model gives vectors, and its targets are text ('text:a cat'), vector ("),
+    (PROMPTS, parse_target("a cow"), "unknown label 'a cow'; close to it: 'a dog', 'a cat'"),
+    (
+        replace(PROMPTS, labels=()),
+        None,
+        "this model gives vectors, and no prompts are packed with it: say what to be similar to, by text "
+        "('text:a seven left of a two'), vector",
+    ),
     (ALONE, parse_target("finer:cat"), "got 'finer:cat'"),
     (
         ALONE,

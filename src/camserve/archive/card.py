@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from camserve.archive.untrusted import ARCHIVE, parse_json, read_member, reading, short
 from camserve.errors import InvalidOption
 from camserve.types import OUTPUTS, Outputs, Preprocessing
+from camserve.types.model import OF_VECTORS
 
 CARD = "model.json"
 LABELS = "labels.json"
@@ -50,7 +51,7 @@ class ModelCard:
     """Source that rebuilds the module: `efficientnet-lite0`, `torchvision:resnet18`, `mypackage.models:build`."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    """Class names, in the order of the network's outputs; names of packed references for outputs "embedding"."""
+    """Class names, in the order of the network's outputs; names of packed references where these are vectors."""
     layer: str | None
     """Address of the layer explained by default; None: found automatically."""
     source: str
@@ -69,7 +70,7 @@ class ModelCard:
     @property
     def head(self) -> int:
         """Number of outputs with which a source builds the network; 0: without a head."""
-        return {"binary": 1, "embedding": 0}.get(self.outputs, len(self.labels))
+        return 0 if self.outputs in OF_VECTORS else 1 if self.outputs == "binary" else len(self.labels)
 
     def __post_init__(self) -> None:
         check_name("model name", self.name)

@@ -17,6 +17,7 @@ from camserve.archive.calibration import calibration_images, calibration_members
 from camserve.archive.card import ModelCard, as_json, card_members, check_name, read_card
 from camserve.archive.checkpoints import misfit
 from camserve.archive.class_names import read_labels
+from camserve.archive.prompts import PromptsLike, given_prompts
 from camserve.archive.references import Given, given_references, reference_members
 from camserve.archive.sources import (
     Weights,
@@ -32,6 +33,7 @@ from camserve.archive.surveyed import survey_members
 from camserve.archive.untrusted import ARCHIVE, is_file, read_member, read_text, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unsupported
 from camserve.types import Preprocessing
+from camserve.types.model import OF_VECTORS
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +78,7 @@ def build_archive(
     evaluation: Path | None = None,
     calibration: Path | None = None,
     references: Path | None = None,
+    prompts: PromptsLike | None = None,
 ) -> Path:
     """Packs a model as `<store>/<name>.mar`, replaces an older one at once, and returns the path.
 
@@ -102,6 +105,8 @@ def build_archive(
         calibration: folder of images, 16 at most, on which a worker finds out whether bfloat16 leaves maps as they are.
         references: pictures or vectors that outputs "embedding" are compared to, as `references.given_references` takes
             them; the network makes vectors of pictures here. `labels` are then the names of the rows of an `.npy` file.
+        prompts: texts that outputs "text-image" are compared to, as `prompts.given_prompts` takes them; the network's
+            text encoder makes vectors of them here. None: those known of the weights, if there are some.
 
     Raises:
         InvalidOption: a bad name or version; an unknown source, weights, output or layer; outputs, units, labels or
@@ -114,14 +119,19 @@ def build_archive(
     """
     if name is not None:
         check_name("model name", name)  # before the work of finding weights
-    if references is not None and outputs != "embedding":
-        raise InvalidOption(f"references are for outputs embedding, got {outputs or 'none: say --outputs embedding'}")
+    if outputs is not None:  # before the work of finding weights
+        _check_compared(references, prompts, labels, outputs)
     found = find_weights(source, weights)
     _check_sha256(found, weights_sha256)
     found = fit_names(source, found)
     outputs, units = outputs or found.outputs, units or found.units
+    _check_compared(references, prompts, labels, outputs)
     named = _labels(source, found, labels, outputs)
-    given = None if references is None else given_references(references, named)
+    given: Given | None = None
+    if references is not None:
+        given = given_references(references, named)
+    elif prompts is not None or (outputs == "text-image" and found.prompts):
+        given = given_prompts(found.prompts if prompts is None else prompts)
     card = ModelCard(
         name=name or default_name(source),
         version=version,
@@ -219,13 +229,26 @@ def _check_sha256(weights: Weights, expected: str | None) -> None:
         raise InvalidInput(f"the weights ({weights.origin}) must have sha256 {expected}, got {got}")
 
 
+def _check_compared(
+    references: Path | None, prompts: PromptsLike | None, labels: Path | None, outputs: Outputs | None
+) -> None:
+    """Raises InvalidOption where what vectors are compared to does not go with the outputs, or is given twice."""
+    told = outputs or "none: say --outputs"
+    if references is not None and outputs not in OF_VECTORS:
+        raise InvalidOption(f"references are for outputs {' and '.join(OF_VECTORS)}, got {told}")
+    if prompts is not None and outputs != "text-image":
+        raise InvalidOption(f"prompts are for outputs text-image, got {told}")
+    if prompts is not None and (references is not None or labels is not None):
+        raise InvalidOption("prompts have names of their own: give them without references and labels")
+
+
 def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs | None) -> tuple[str, ...]:
     """Returns the labels as far as they are known before the network runs; where they are not, as many as it needs."""
     if path is not None:
         return read_labels(path)
-    if weights.labels and (outputs == weights.outputs or outputs not in ("binary", "embedding")):
+    if weights.labels and (outputs == weights.outputs or outputs not in ("binary", *OF_VECTORS)):
         return weights.labels
-    if outputs in ("binary", "embedding"):
+    if outputs in ("binary", *OF_VECTORS):
         return ()
     from camserve.scores import make_score
 

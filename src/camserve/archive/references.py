@@ -17,6 +17,7 @@ import numpy as np
 from camserve.archive.card import ModelCard
 from camserve.archive.untrusted import ARCHIVE, opened_zip, read_member, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.types.model import OF_VECTORS
 from camserve.types.references import MAX_REFERENCE_NUMBERS, MAX_REFERENCES, References
 from camserve.wording import shown
 
@@ -31,8 +32,8 @@ _MAX_ARRAY_BYTES = 2 * _MAX_BYTES
 
 _VECTORS = "a file of vectors: NAME.npz with an array for each reference, or NAME.npy with a row for each, and --labels"
 
-Given = Mapping[str, Sequence[Path] | np.ndarray]
-"""Pictures by name of the reference, or its vectors (n, D); several are averaged."""
+Given = Mapping[str, Sequence[Path] | Sequence[str] | np.ndarray]
+"""Pictures by name of the reference, or prompts, or its vectors (n, D); several are averaged."""
 
 
 def given_references(path: Path, names: Sequence[str] = ()) -> Given:
@@ -111,7 +112,7 @@ def read_references(path: Path, card: ModelCard) -> References | None:
         NotFound: there is no such archive.
         InvalidInput: the card has names of references, and the archive has no vectors for them, or bad ones.
     """
-    if card.outputs != "embedding" or not card.labels:
+    if card.outputs not in OF_VECTORS or not card.labels:
         return None
     from safetensors.numpy import load
 

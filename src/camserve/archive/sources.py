@@ -74,6 +74,8 @@ class Weights:
     """Kind of the network's outputs, where that is known."""
     units: tuple[str, ...] = ()
     """Units of its outputs, where they are numbers and that is known."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that its outputs are compared to, where they are "text-image" and that is known."""
     taken: tuple[str, ...] = ()
     """Says in words what was taken off the content of the file to find the state dict."""
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -242,7 +244,7 @@ def _digits_weights(name: str, weights: str | None) -> Weights:
             )
     else:
         found = _from_file(_weights_file(weights, "DEFAULT"), PREPROCESSING)
-    return replace(found, labels=network.labels, outputs=network.outputs, units=network.units)
+    return replace(found, labels=network.labels, outputs=network.outputs, units=network.units, prompts=network.prompts)
 
 
 def _torchvision_weights(name: str, weights: str | None) -> Weights:

@@ -514,6 +514,13 @@ def _is_number(text: str) -> bool:
     help="For --outputs embedding: pictures named after what they show, or in directories named so; or an .npz of "
     "vectors by name, or an .npy of them with --labels.",
 )
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For --outputs text-image: texts that images are compared to, one in each line, or JSON from names to one or "
+    "several.",
+)
 @click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
 @click.option("--licence", help="Of the weights.  [default: what is known of them]")
 @click.option(
@@ -557,11 +564,11 @@ def archive(
     number for --mean and --std the network takes grey images, with three RGB, with any other number float32 tensors.
 
     --outputs says what the numbers are: softmax (logits of classes of which one is true), sigmoid (of which several may
-    be), binary (one logit of yes or no), probabilities, value (any numbers) or embedding (a vector). A network of one
-    output must say it.
+    be), binary (one logit of yes or no), probabilities, value (any numbers), embedding (a vector) or text-image (a
+    vector, beside a text encoder). A network of one output must say it.
 
     --references are packed as vectors, those of pictures made by the network: predictions are then the nearest ones,
-    and each is a target by its name.
+    and each is a target by its name. So are --prompts, vectors of which its text encoder makes.
     """
     if name is not None and len(sources) > 1:
         raise InvalidOption(f"--name is for one source, got {len(sources)}")

@@ -15,21 +15,25 @@ from rich.table import Table
 
 from camserve.types import Cost, Prediction
 
-_FIGURES = {"probability": "class", "value": "number", "similarity": "reference"}
-"""Names of what predictions are of, by what they say of it."""
-
 STAGES = ("queue", "decode", "forward", "queries", "evaluate", "merge", "render")
 """The stages of a request, in their order."""
 
 
 def predictions_table(title: str, predictions: Sequence[Prediction]) -> Table:
-    """Returns a table of the most probable classes, of the numbers, or of the most similar references."""
-    what = next((name for name in _FIGURES if predictions and getattr(predictions[0], name) is not None), "probability")
-    table = _table(title, _FIGURES[what], "label")
-    table.add_column(what if what == "probability" else "", justify="right")
+    """Returns a table of the most probable classes, of the numbers, or of the most similar references or prompts."""
+    what = _kind(predictions[0]) if predictions else "class"
+    table = _table(title, what, "label")
+    table.add_column("probability" if what == "class" else "", justify="right")
     for prediction in predictions:
         table.add_row(str(prediction.index), escape(prediction.label), escape(prediction.figure))
     return table
+
+
+def _kind(prediction: Prediction) -> str:
+    """Returns what a prediction is of, which shows in what it says."""
+    if prediction.similarity is not None:
+        return "reference" if prediction.probability is None else "prompt"
+    return "class" if prediction.value is None else "number"
 
 
 def costs_table(rows: Iterable[tuple[str, float, Cost]]) -> Table:

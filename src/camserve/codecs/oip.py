@@ -110,8 +110,9 @@ def encode(explanation: Explanation, inference: Inference) -> bytes:
 def check_outputs(inference: Inference, info: ModelInfo) -> None:
     """Raises InvalidInput where an output is wanted that the model does not have, before anything is done for it."""
     for name in inference.outputs:
-        if name in _FIGURES and name != _figure_of(info):
-            raise InvalidInput(f"the predictions of model {info.name} are {_figure_of(info)}, and there are no {name}")
+        if name in _FIGURES and name not in _figures_of(info):
+            said = " and ".join(_figures_of(info))
+            raise InvalidInput(f"the predictions of model {info.name} are {said}, and there are no {name}")
 
 
 def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
@@ -125,7 +126,7 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
         outputs=[
             tensor(name=name, datatype=output.datatype, shape=[-1] * output.dimensions)
             for name, output in _OUTPUTS.items()
-            if name not in _FIGURES or name == _figure_of(info)
+            if name not in _FIGURES or name in _figures_of(info)
         ],
     )
 
@@ -177,8 +178,8 @@ def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) 
 def _outputs_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the outputs of a response; `check_outputs` has seen that the model has those that are wanted."""
     said = [*explanation.predictions, *(saliency.target for saliency in explanation.maps)][:1]
-    figure = next((name for name, of in _FIGURES.items() if said and of(said[0]) is not None), "probabilities")
-    return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name == figure)
+    figures = [name for name, of in _FIGURES.items() if said and of(said[0]) is not None] or ["probabilities"]
+    return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name in figures)
 
 
 def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageContent:
@@ -285,12 +286,13 @@ _FIGURES: Mapping[str, Callable[[Prediction], float | None]] = {
     "values": lambda prediction: prediction.value,
     "similarities": lambda prediction: prediction.similarity,
 }
-"""Functions by name of the output that return what is said of a class, a number or a reference; a model has one."""
+"""Functions by name of the output that return what is said of a class, a number, a reference or a prompt."""
 
 
-def _figure_of(info: ModelInfo) -> str:
-    """Returns the name of that output of a model."""
-    return {"probability": "probabilities", "value": "values", "similarity": "similarities"}[info.score]
+def _figures_of(info: ModelInfo) -> tuple[str, ...]:
+    """Returns the names of those outputs that a model has: one, or two where prompts are packed."""
+    names = {"probability": "probabilities", "value": "values", "similarity": "similarities"}
+    return tuple(names[said] for said in info.says)
 
 
 def _figures(name: str) -> _Output:

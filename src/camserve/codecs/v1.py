@@ -469,7 +469,8 @@ def precision_from_proto(value: int) -> Precision:
 def prediction_from_proto(message: pb.Prediction) -> Prediction:
     """Returns the prediction of a message."""
     other = message.HasField("value") or message.HasField("similarity")
-    return from_message(Prediction, message, probability=None if other else message.probability)
+    said = message.probability > 0 or not other  # beside another number, 0 is what was not set
+    return from_message(Prediction, message, probability=message.probability if said else None)
 
 
 def view_to_proto(view: InputView) -> pb.InputView:

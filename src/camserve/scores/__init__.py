@@ -15,14 +15,25 @@ from camserve.scores.classes import ONE_OUTPUT, Binary, Probabilities, Sigmoid, 
 from camserve.scores.embedding import Embedding
 from camserve.scores.score import Predictions, Score
 from camserve.scores.targets import Targets
+from camserve.scores.text_image import TextEncoder, TextImage, text_vectors
 from camserve.scores.value import Values
 from camserve.types import OUTPUTS, Outputs
 from camserve.wording import shown
 
-__all__ = ["SCORES", "Predictions", "Score", "Targets", "find_outputs", "kind_of", "make_score"]
+__all__ = [
+    "SCORES",
+    "Predictions",
+    "Score",
+    "Targets",
+    "TextEncoder",
+    "find_outputs",
+    "kind_of",
+    "make_score",
+    "text_vectors",
+]
 
 SCORES: Mapping[Outputs, type[Score]] = {
-    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding)
+    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage)
 }
 """Every kind of outputs with its class."""
 
@@ -34,19 +45,38 @@ def kind_of(outputs: Outputs) -> type[Score]:
     return SCORES[outputs]
 
 
-def make_score(outputs: Outputs, references: np.ndarray | None = None, shape: Sequence[int] = ()) -> Score:
+def make_score(
+    outputs: Outputs,
+    references: np.ndarray | None = None,
+    shape: Sequence[int] = (),
+    text_encoder: TextEncoder | None = None,
+) -> Score:
     """Returns the score of a kind of outputs.
 
     Args:
         outputs: the kind.
-        references: (R, D), for "embedding" alone.
+        references: (R, D), for outputs that are vectors alone.
         shape: shape of what the network returns for one image; needed by kinds of more than one axis alone.
+        text_encoder: what makes vectors of texts, for "text-image" alone.
 
     Raises:
-        InvalidOption: there is no such kind.
+        InvalidOption: there is no such kind, or no text encoder where the kind needs one.
     """
     kind = kind_of(outputs)
+    if kind is TextImage:
+        return TextImage(_checked(text_encoder), references, shape)
     return Embedding(references, shape) if kind is Embedding else kind(shape)
+
+
+def _checked(encoder: TextEncoder | None) -> TextEncoder:
+    missing = [name for name in ("max_length", "scale", "tokens", "encode") if not hasattr(encoder, name)]
+    if encoder is None or missing:
+        came = "the network has no attribute of this name" if encoder is None else f"it has no {', '.join(missing)}"
+        raise InvalidOption(
+            "outputs text-image need a text_encoder beside the network, with max_length, scale, tokens and encode "
+            f"(see docs/models.md): {came}"
+        )
+    return encoder
 
 
 def find_outputs(outputs: Tensor) -> Outputs:

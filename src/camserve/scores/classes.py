@@ -42,7 +42,7 @@ class OfClasses(Score):
         # A stable sort of the values: `topk` leaves open which of equal ones comes first, and probabilities below the
         # smallest number are all equal.
         order = self.values(outputs).argsort(descending=True, stable=True)
-        return Predictions(order, self.probabilities(outputs), "probability")
+        return Predictions(order, {"probability": self.probabilities(outputs)})
 
     def value(self, outputs: Tensor, asked: Combination) -> Tensor:
         """Returns the weighted sums of the classes' values, (n, K)."""

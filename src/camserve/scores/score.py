@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from camserve.methods.spec import Asset
 from camserve.scores.targets import Targets
 from camserve.types import AnyTarget, InputView, Outputs, Prediction
 
+if TYPE_CHECKING:
+    from camserve.images import ImageContent
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -22,16 +25,15 @@ class Predictions:
 
     order: Tensor
     """Indices (C,), first the one that is explained where nobody names any."""
-    numbers: Tensor
-    """Numbers (C,) that it says, by index."""
-    what: Literal["probability", "value", "similarity"]
-    """Name of these numbers."""
+    numbers: Mapping[Literal["probability", "value", "similarity"], Tensor]
+    """Numbers (C,) that it says, by index, each under its name."""
 
     def of(self, indices: Sequence[int]) -> tuple[Prediction, ...]:
         """Returns the predictions of these indices, without labels."""
-        chosen = self.numbers[torch.tensor(indices, dtype=torch.long, device=self.numbers.device)].tolist()
+        at = torch.tensor(indices, dtype=torch.long, device=self.order.device)
+        chosen = zip(*(numbers[at].tolist() for numbers in self.numbers.values()), strict=True)
         pairs = zip(indices, chosen, strict=True)
-        return tuple(Prediction(index, "", **{self.what: number}) for index, number in pairs)
+        return tuple(Prediction(index, "", **dict(zip(self.numbers, said, strict=True))) for index, said in pairs)
 
     def top(self, most: int) -> tuple[Prediction, ...]:
         """Returns the first predictions in order; `most` is their largest number."""
@@ -144,6 +146,18 @@ class Score(ABC):
 
         Raises:
             InvalidOption: what it says lies outside of the image, or of the part that the network sees.
+        """
+        return target
+
+    def known(self, target: AnyTarget, outputs_of: Callable[[ImageContent], Tensor]) -> AnyTarget:
+        """Returns a target that `network_made` names, with what the network makes of it: a vector of a text, say.
+
+        Args:
+            target: the target, whatever image it is asked of.
+            outputs_of: function from an image to the network's outputs (numbers,) for it.
+
+        Raises:
+            CamserveError: nothing can be made of it; the text says why.
         """
         return target
 

@@ -186,9 +186,12 @@ class Targets:
         Raises:
             InvalidOption: outputs (numbers,) have no such class, or the target is of several maps.
         """
-        known = self.score.classes(len(outputs))
-        if any(each.index is None or not 0 <= each.index < known for each in target.classes):
-            raise InvalidOption(f"{target.text()} is no target of one map of {known} classes")
+        for number, known in enumerate(self.each):
+            if known == target:  # with what the network has made of it
+                return Targets(self.score, (known,), self.asked.column(number))
+        classes = self.score.classes(len(outputs))
+        if any(each.index is None or not 0 <= each.index < classes for each in target.classes):
+            raise InvalidOption(f"{target.text()} is no target of one map of {classes} classes")
         return self.score.targets(self.score.resolved(target, outputs), outputs.device)
 
     def columns(self) -> Iterator[Targets]:

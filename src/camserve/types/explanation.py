@@ -32,7 +32,7 @@ class Prediction:
     unit: str = ""
     """Unit of the number; "" where it has none."""
     similarity: float | None = None
-    """Cosine to the reference, of a network that gives embeddings."""
+    """Cosine to the packed reference, or prompt, of a network that gives vectors; a prompt has a probability too."""
 
     def named(self, model: ModelInfo) -> Prediction:
         """Returns the prediction with label and unit filled in."""
@@ -44,7 +44,10 @@ class Prediction:
         """The number as people read it: `88.1%`, `37.25 px`, `similarity 0.71`."""
         if self.value is not None:
             return f"{self.value:.4g} {self.unit}".rstrip()
-        return f"similarity {self.similarity:.2f}" if self.similarity is not None else f"{self.probability or 0:.1%}"
+        said = [] if self.similarity is None else [f"similarity {self.similarity:.2f}"]
+        if self.probability is not None or not said:
+            said.append(f"{self.probability or 0:.1%}")
+        return ", ".join(said)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from camserve.types.target_forms import TargetForm
 
 
-Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding"]
+Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
 
-_SCORES: Mapping[Outputs, Literal["value", "similarity"]] = {"value": "value", "embedding": "similarity"}
+OF_VECTORS: tuple[Outputs, ...] = ("embedding", "text-image")
+"""The kinds of outputs that are vectors, which are compared to others."""
+
+_SCORES: Mapping[Outputs, Literal["value", "similarity"]] = {
+    "value": "value",
+    "embedding": "similarity",
+    "text-image": "similarity",
+}
 """Name of the score by the kind of outputs, where it is no probability."""
 
 
@@ -141,11 +148,11 @@ class ModelInfo:
     """Hash of the weights and of how images are prepared for them; "" for a network that came from no archive."""
     outputs: Outputs = "softmax"
     """Kind of the network's outputs. `labels` names classes, or the numbers of "value", or the packed references of
-    "embedding"."""
+    "embedding", or the packed prompts of "text-image"."""
     units: tuple[str, ...] = ()
     """Unit of each number of "value"; empty where they have none."""
     dimension: int = 0
-    """Length of the vectors of "embedding"; 0 elsewhere."""
+    """Length of the vectors of "embedding" and "text-image"; 0 elsewhere."""
     channels: int = 3
     """Channels of the network's input: 3 for RGB, 1 for grey; images of any other number come as arrays."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -162,6 +169,12 @@ class ModelInfo:
     def score(self) -> Literal["probability", "value", "similarity"]:
         """Name of what its predictions say of a class, a number or a reference, which is the score of masked images."""
         return _SCORES.get(self.outputs, "probability")
+
+    @property
+    def says(self) -> tuple[Literal["probability", "value", "similarity"], ...]:
+        """Names of the numbers that its predictions have: a probability beside the similarity to a packed prompt."""
+        both = self.outputs == "text-image" and self.labels
+        return ("probability", "similarity") if both else (self.score,)
 
     @property
     def has_zero(self) -> bool:

@@ -1,4 +1,4 @@
-"""Describes references: named vectors that a network of outputs "embedding" is compared to."""
+"""Describes references: named vectors that the vectors of a network are compared to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from camserve.errors import InvalidOption
+from camserve.types.model import OF_VECTORS, Outputs
 from camserve.wording import shown
 
 MAX_REFERENCES = 10_000
@@ -15,6 +16,12 @@ MAX_REFERENCES = 10_000
 
 MAX_REFERENCE_NUMBERS = 2**24
 """Numbers of all vectors together, 64 MiB: 8192 of each where there are 2048 references."""
+
+
+def check_takes_references(outputs: Outputs) -> None:
+    """Raises InvalidOption where outputs are no vectors, so that nothing can be compared to them."""
+    if outputs not in OF_VECTORS:
+        raise InvalidOption(f"references are for outputs {' and '.join(OF_VECTORS)}, and these are {outputs}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,14 @@ Every door comes through `fitted_target`, so that all refuse the same targets wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from camserve.errors import InvalidOption, Unsupported
-from camserve.types.model import ModelInfo
-from camserve.types.targets import Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
+from camserve.types.model import OF_VECTORS, ModelInfo, Outputs
+from camserve.types.targets import EXAMPLES, Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
 from camserve.wording import shown
 
 _GIVES = {
@@ -21,14 +22,31 @@ _GIVES = {
     "probabilities": "classes",
     "value": "numbers",
     "embedding": "vectors",
+    "text-image": "vectors",
 }
 """Words for what a model of each kind of outputs gives."""
 
-_CLASS = {"embedding": "What makes the image similar to a packed reference."}
+_CLASS = {
+    "embedding": "What makes the image similar to a packed reference.",
+    "text-image": "What makes the image fit a packed prompt.",
+}
 """Description of the target "class" by kind of outputs, where it is no class."""
+
+_WITHOUT_CLASS: Mapping[Outputs, tuple[str, ...]] = {
+    "embedding": ("vector", "reference"),
+    "text-image": ("text", "vector", "reference"),
+}
+"""Targets that need no class, by kind of outputs."""
 
 _FEWEST = {"contrast": 2, "finer": 2}
 """Number of classes that a model must have for a target, where it is more than one."""
+
+
+_NONE_PACKED: Mapping[Outputs, str] = {
+    "embedding": "no references are packed with it",
+    "text-image": "no prompts are packed with it",
+}
+"""Says what a model of vectors does not have where it has no labels."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +78,22 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
             "vector", f"What makes the image similar to a vector of {model.dimension} numbers.", "vector:face.npy"
         ),
         "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
-        "text": TargetForm("text", "What makes the image fit a text.", Text("a seven left of a two").text()),
+        "text": TargetForm("text", "What makes the image fit a text.", _a_text(model)),
     }
     return tuple(forms[name] for name in _taken(model))
+
+
+def _a_text(model: ModelInfo) -> str:
+    """Returns the text form of words that the model knows: the name of its first prompt, mostly the prompt."""
+    return Text(model.labels[0]).text() if model.labels else EXAMPLES["text"]
 
 
 def _taken(model: ModelInfo) -> tuple[str, ...]:
     if model.outputs == "value":
         return ("value",)
-    if model.outputs == "embedding":  # a class is the vector of a packed reference
-        return ("vector", "reference", *(("class",) if model.labels else ()))
-    names = ("class", "contrast", "finer", "against")
-    return tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
+    names = ("class", "contrast", "finer", "against")  # of vectors, a class is a packed reference, or prompt
+    classes = tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
+    return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes)
 
 
 def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
@@ -105,22 +127,23 @@ def default_target(model: ModelInfo) -> AnyTarget:
         return Target(top_k=1)
     forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
     raise InvalidOption(
-        f"this model gives vectors, and no references are packed with it: say what to be similar to, by {forms}"
+        f"this model gives vectors, and {_NONE_PACKED[model.outputs]}: say what to be similar to, by {forms}"
     )
 
 
 def check_predicts(model: ModelInfo) -> None:
     """Raises Unsupported where a model has no predictions: it gives vectors, and none are packed to compare them to."""
-    if model.outputs == "embedding" and not model.labels:
+    if model.outputs in OF_VECTORS and not model.labels:
+        option = "prompts" if model.outputs == "text-image" else "references"
         raise Unsupported(
-            f"model {model.name} gives vectors and has no predictions, since no references are packed with it to "
-            "compare them to (`camserve archive --references`)"
+            f"model {model.name} gives vectors and has no predictions, since {_NONE_PACKED[model.outputs]} to "
+            f"compare them to (`camserve archive --{option}`)"
         )
 
 
 def sample_target(model: ModelInfo) -> AnyTarget:
     """Returns some target that the model takes, for looks at its workers."""
-    if model.outputs == "embedding" and not model.labels:
+    if model.outputs in OF_VECTORS and not model.labels:
         return Vector(np.ones(model.dimension, np.float32))
     return default_target(model)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
@@ -333,14 +333,18 @@ class Vector:
 class Text:
     """Asks what makes the image fit a text: a description, an answer or a caption, by the kind of outputs.
 
+    Two texts of the same words are equal, whatever was made of them.
+
     Args:
         words: the text; spaces around it are taken off.
+        values: vector (D,) that a text encoder made of it on a worker; it does not travel.
 
     Raises:
         InvalidOption: on construction, when the text is none, is empty or cannot be written as UTF-8.
     """
 
     words: str
+    values: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.words, str):
@@ -404,6 +408,20 @@ def is_final(target: AnyTarget) -> bool:
     if isinstance(target, Vector):
         return target.image is None
     return not isinstance(target, Finer) and all(one.index is not None for one in target.classes)
+
+
+def network_made(target: AnyTarget) -> Hashable | None:
+    """Returns the name of what a network is asked to make something of before it is asked the target; None: nothing.
+
+    That is a reference image, by its content, or a text.
+    """
+    match target:
+        case Vector() if target.image is not None:
+            return target.key
+        case Text():
+            return target.words
+        case _:
+            return None
 
 
 def final_targets(targets: Iterable[AnyTarget], ranked: Sequence[int], scores: np.ndarray) -> tuple[AnyTarget, ...]:

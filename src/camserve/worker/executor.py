@@ -32,7 +32,7 @@ from camserve.errors import (
     Unavailable,
     Unsupported,
 )
-from camserve.images import read_image
+from camserve.images import ImageContent
 from camserve.methods import GradCam, MethodSpec
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
@@ -53,13 +53,13 @@ from camserve.types import (
     StepResult,
     Target,
     Task,
-    Vector,
 )
 from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
+from camserve.types.targets import network_made
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
-from camserve.worker.memory import Embedded, Made, Memory, Passed, Seen
+from camserve.worker.memory import Known, Made, Memory, Passed, Seen
 from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
@@ -98,8 +98,8 @@ class _Job:
     features: dict[str, Features] = field(default_factory=dict)
     """Features by layer."""
     wanted: tuple[AnyTarget, ...] = ()
-    """Targets by index, each of any number of maps, as the network's outputs know them: a reference image is the vector
-    that the network makes of it, what was said in pixels is where the outputs have it."""
+    """Targets by index, each of any number of maps, as the network's outputs know them: with the vector that is made of
+    a reference image or of a text, and with what was said in pixels where the outputs have it."""
     precision: Precision = "exact"
     """Precision of its masked queries."""
     predictions: tuple[Prediction, ...] = ()
@@ -331,20 +331,21 @@ class Executor:
         return made.value
 
     def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
-        """Returns the target, for a reference image the vector that the network makes of it."""
-        if not isinstance(target, Vector) or target.image is None:
+        """Returns the target with what the network makes of it once: the vector of a reference image, or of a text."""
+        name = network_made(target)
+        if name is None:
             return target
-        kept: Embedded | None = self.memory.get(("embedded", target.key))
-        if kept is not None:
-            return kept.target
-        _, seen = self._images.seen(b"", read_image(target.image), work)
+        kept: Known | None = self.memory.get(("known", name))
+        if kept is None:
+            kept = Known(self.network.score.known(target, partial(self._outputs_of, work)))
+            self.memory.put(("known", name), kept)
+        return kept.target
+
+    def _outputs_of(self, work: Counter[Kind], image: ImageContent) -> Tensor:
+        """Returns the network's outputs (numbers,) for an image that is none of a request."""
+        _, seen = self._images.seen(b"", image, work)
         work["opening"] += 1
-        outputs = self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
-        if not outputs.isfinite().all():
-            raise Unsupported("the network's outputs for the reference image are not finite")
-        embedded = Embedded(Vector(outputs.detach().cpu().numpy()))
-        self.memory.put(("embedded", target.key), embedded)
-        return embedded.target
+        return self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
 
     def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""

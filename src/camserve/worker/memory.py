@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camserve.types import AnyTarget, InputView, Vector
+from camserve.types import AnyTarget, InputView
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Holds the vector that a network makes of a reference image."""
+class Known:
+    """Holds a target with what a network made of it: the vector of a reference image, or of a text."""
 
-    target: Vector
+    target: AnyTarget
 
     @property
     def size_bytes(self) -> int:
-        """Number of bytes of the vector."""
-        return 0 if self.target.values is None else self.target.values.nbytes
+        """Number of bytes of the vector and of the text."""
+        values = getattr(self.target, "values", None)
+        return (0 if values is None else values.nbytes) + len(self.target.text())
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Memory:
             self._values.clear()
             self._total = 0
 
-    def put(self, key: Hashable, value: Seen | Passed | Embedded | Made) -> None:
+    def put(self, key: Hashable, value: Seen | Passed | Known | Made) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
         with self._lock:
             self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]

@@ -33,11 +33,11 @@ from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outpu
 from camserve.saliency.opening import Opening, Trunk, Whole
 from camserve.saliency.passes import Passes
 from camserve.saliency.run import dtype_of, failed, single
-from camserve.scores import Score, find_outputs, kind_of, make_score
+from camserve.scores import Score, TextEncoder, find_outputs, kind_of, make_score
 from camserve.scores.returned import select
 from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
-from camserve.types.model import NO_LAYER
-from camserve.types.references import References
+from camserve.types.model import NO_LAYER, OF_VECTORS
+from camserve.types.references import References, check_takes_references
 from camserve.worker.modes import Shared, exact_float32
 from camserve.worker.tuning import tune
 
@@ -100,6 +100,8 @@ class Network:
         if micro_batch is not None and micro_batch < 1:
             raise InvalidOption(f"micro_batch must be at least 1, got {micro_batch}")
         module = original(module)
+        self.text_encoder: TextEncoder | None = getattr(module, "text_encoder", None)
+        """The maker of vectors of texts that stands beside the network, if one does; for outputs "text-image"."""
         self.module = module if device is None else module.to(device)
         weight = next(self.module.parameters(), torch.zeros(()))
         self.device = weight.device
@@ -112,7 +114,9 @@ class Network:
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
         with self.evaluating(), exact_float32():
             returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None, outputs)
-            self.score = make_score(outputs or find_outputs(returned), shape=self._shape)
+            self.score = make_score(
+                outputs or find_outputs(returned), shape=self._shape, text_encoder=self.text_encoder
+            )
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
             lacks = {**self.score.lacks, **(lacks or {})}
@@ -144,7 +148,7 @@ class Network:
             channels=preprocessing.channels,
             outputs=self.score.kind,
             units=_units(units, self.score, numbers),
-            dimension=numbers if self.score.kind == "embedding" else 0,
+            dimension=numbers if self.score.kind in OF_VECTORS else 0,
             refused=self.survey.refused,
             lacks={**self.survey.lacks, **lacks},
             runtime=RuntimeInfo(self.runtime.name, self.micro_batch),
@@ -161,12 +165,11 @@ class Network:
         """Returns this network with references that its vectors are compared to; their names are its labels.
 
         Raises:
-            InvalidOption: the outputs are no "embedding", or the references are of another length.
+            InvalidOption: the outputs are no vectors, or the references are of another length.
         """
-        if self.score.kind != "embedding":
-            raise InvalidOption(f"references are for outputs embedding, and these are {self.score.kind}")
+        check_takes_references(self.score.kind)
         found = copy.copy(self)
-        found.score = make_score(self.score.kind, references.vectors, self.score.shape)
+        found.score = make_score(self.score.kind, references.vectors, self.score.shape, self.text_encoder)
         found.score.check(torch.ones(1, self.info.dimension))
         found.info = replace(self.info, labels=references.names)
         found.references = references
@@ -289,7 +292,7 @@ def _labels(labels: Sequence[str], score: Score, numbers: int) -> tuple[str, ...
     """
     wanted = score.classes(numbers)
     if labels and len(labels) != wanted:
-        if score.kind == "embedding":
+        if score.kind in OF_VECTORS:
             raise InvalidOption("the labels of vectors are the names of their references, and no references are given")
         what = "numbers" if score.kind == "value" else "classes"
         raise InvalidOption(f"the network has {wanted} {what}, got {len(labels)} labels")

@@ -1,7 +1,8 @@
-"""Makes the references that are packed with a network: each a vector of length 1, of pictures the network's own."""
+"""Makes the references that are packed with a network, each a vector of length 1: of pictures, prompts or vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from camserve import images
 from camserve.archive.references import Given, load_array
 from camserve.archive.untrusted import reading
-from camserve.errors import InvalidImage, InvalidInput, InvalidOption
-from camserve.types.references import References
+from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption, Unsupported
+from camserve.scores import text_vectors
+from camserve.types.references import References, check_takes_references
 from camserve.wording import shown
 from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
@@ -21,16 +23,17 @@ def made_references(network: Network, given: Given) -> References:
     """Returns the references of what was given, each the mean of its normalised vectors, normalised.
 
     Args:
-        network: the network, of outputs "embedding"; pictures become its input as those of a request do.
-        given: pictures or vectors by name. For a network of other than 1 or 3 channels a picture is an `.npy` file.
+        network: the network, of vectors; pictures become its input as those of a request do.
+        given: pictures, prompts or vectors by name. For a network of other than 1 or 3 channels a picture is an `.npy`
+            file. Prompts are for outputs "text-image" alone.
 
     Raises:
         InvalidImage: a picture cannot be read, or is none.
         InvalidInput: the vector of a picture has no direction, or that of several; vectors of another length.
-        InvalidOption: the outputs are no "embedding"; as `References`.
+        InvalidOption: the outputs are no vectors; a prompt that the text encoder does not take; as `References`.
+        Unsupported: the text encoder fails, or gives no vector for a prompt.
     """
-    if network.score.kind != "embedding":
-        raise InvalidOption(f"references are for outputs embedding, and these are {network.score.kind}")
+    check_takes_references(network.score.kind)
     vectors = [_direction(name, _vectors(network, name, content)) for name, content in given.items()]
     return References(tuple(given), np.array(vectors, np.float32))
 
@@ -62,8 +65,30 @@ def _vectors(network: Network, name: str, content: object) -> np.ndarray:
                 f"those of reference {shown(name)} {content.shape[1]}"
             )
         return content
-    assert isinstance(content, list), "a reference has vectors or pictures"
+    assert isinstance(content, (list, tuple)), "a reference has vectors, pictures or prompts"
+    if isinstance(content[0], str):
+        return _of_prompts(network, name, content)
     return np.array([embedded(network, path) for path in content])
+
+
+def _of_prompts(network: Network, name: str, prompts: Sequence[str]) -> np.ndarray:
+    if network.text_encoder is None or network.score.kind != "text-image":
+        raise InvalidOption(f"prompts are for outputs text-image, and these are {network.score.kind}")
+    try:
+        with exact_float32(), network.evaluating(), torch.autocast(network.device.type, enabled=False):
+            vectors = text_vectors(network.text_encoder, prompts)
+    except CamserveError:
+        raise
+    except Exception as error:  # the model owner's code; whoever packs it must see what it says
+        reason = " ".join(str(error).split())[:400]
+        raise Unsupported(
+            f"the text encoder raises {type(error).__name__} for the prompts of {shown(name)}: {reason}"
+        ) from error
+    if vectors.shape[1] != network.info.dimension:
+        raise InvalidOption(
+            f"the network's vectors have {network.info.dimension} numbers, its text encoder's {vectors.shape[1]}"
+        )
+    return vectors
 
 
 def _direction(name: str, vectors: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camserve.engine import Engine
-from camserve.evaluation.digits import networks, tasks
+from camserve.evaluation.digits import networks, tasks, towers
 from camserve.evaluation.digits.scenes import SIZE_PX
 from camserve.evaluation.digits.tasks import Task
 from camserve.types import Outputs, Preprocessing
@@ -39,6 +39,7 @@ class Shipped:
     labels: tuple[str, ...] = DIGITS
     outputs: Outputs = "softmax"
     units: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Traversable:
@@ -67,6 +68,14 @@ _ALL = (
         outputs="value",
         units=("", "px"),
     ),
+    Shipped(
+        "digits-text-image",
+        towers.TextImageNet,
+        tasks.WHAT_IS_SAID,
+        labels=(),
+        outputs="text-image",
+        prompts=towers.PROMPTS,
+    ),
     Shipped("digits-vit", networks.torchvision_transformer, tasks.ONE_DIGIT),
     Shipped("digits-vit-timm", networks.timm_transformer, tasks.ONE_DIGIT),
 )
@@ -85,6 +94,7 @@ def load_engine(
         labels=network.labels,
         outputs=network.outputs,
         units=network.units,
+        prompts=network.prompts or None,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         micro_batch=micro_batch or MICRO_BATCH,
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from camserve.evaluation.digits.scenes import Content, Scene, Split, make_scene
+from camserve.evaluation.digits.towers import PROMPTS, TEXTS, truths
 from camserve.evaluation.truth import TrueBox
 
 SEVEN = 7
@@ -31,6 +34,8 @@ class Task:
     """Format string that makes a sentence of the figures, for people."""
     least: float
     """Least value of the first figure that a trained network has on held-out scenes."""
+    answers: Callable[[Any, Tensor], Tensor] = lambda module, x: module(x)
+    """Returns the outputs (N, K) of a network that are compared to the truths, for normalised scenes."""
 
 
 _UP_TO_THREE = (1, 2, 3, 2, 1, 2, 3, 0)
@@ -59,6 +64,15 @@ def _of_many_sizes(seed: int, index: int, split: Split) -> Scene:
     """Returns a scene as `_some_digits` does, of digits whose sizes differ."""
     digits = _UP_TO_THREE[index % 8]
     return make_scene(seed, index, digits, split, replace(NUMBERS, blots=_blots(digits, index)))
+
+
+_ONE_OR_MORE = (1, 2, 3, 2, 3, 2, 2, 3)
+"""Numbers of digits of eight scenes of which something can be said."""
+
+
+def _said_of(seed: int, index: int, split: Split) -> Scene:
+    digits = _ONE_OR_MORE[index % 8]
+    return make_scene(seed, index, digits, split, Content(blots=_blots(digits, index)))
 
 
 def _blots(digits: int, index: int) -> int:
@@ -102,6 +116,25 @@ def _numbers_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     return {"explained": float(explained.min()), "sum_error": float(total), "size_error_px": float(largest)}
 
 
+def _similarity(module: Any, x: Tensor) -> Tensor:
+    similarity: Tensor = module.similarity(x, TEXTS)
+    return similarity
+
+
+def _texts_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the shares of true texts that are more similar to their scene than all false ones: of all texts, of those
+    of one digit among themselves; and of scenes whose most similar text is true."""
+    found = _found(outputs, truths)
+    of_one = _found(outputs[:, : len(PROMPTS)], truths[:, : len(PROMPTS)])
+    nearest = truths[np.arange(len(truths)), outputs.argmax(axis=1)]
+    return {"found": found, "one_digit": of_one, "nearest": float((nearest > 0).mean())}
+
+
+def _found(outputs: np.ndarray, truths: np.ndarray) -> float:
+    highest = np.where(truths == 0, outputs, -np.inf).max(axis=1, keepdims=True)
+    return float((outputs > highest)[truths == 1].mean())
+
+
 ONE_DIGIT = Task(
     question="which digit is it?",
     scene=_one_digit,
@@ -134,4 +167,14 @@ SUM_AND_SIZE = Task(
     told="mean error {sum_error:.2f} of the sum and {size_error_px:.2f} px of the size; of each number at least "
     "{explained:.1%} of the variance explained",
     least=0.9,
+)
+WHAT_IS_SAID = Task(
+    question="which texts are true of the scene?",
+    scene=_said_of,
+    truth=lambda scene: truths(scene.boxes),
+    figures=_texts_right,
+    told="{found:.2%} of the true texts more similar than every false one of 370, {one_digit:.2%} of those of one "
+    "digit among the 10; the most similar text is true of {nearest:.2%} of the scenes",
+    least=0.8,
+    answers=_similarity,
 )

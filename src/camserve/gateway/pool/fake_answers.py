@@ -43,6 +43,7 @@ from camserve.types import (
     Vector,
     final_targets,
 )
+from camserve.types.model import OF_VECTORS
 from camserve.types.parts import Part
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,12 @@ def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Predict
     said = 0.5 ** (ranking.index(index) + 1)
     if outputs == "value":
         return Prediction(index, "", value=100 * said)
-    return Prediction(index, "", similarity=said) if outputs == "embedding" else Prediction(index, "", said)
+    return Prediction(
+        index,
+        "",
+        probability=None if outputs == "embedding" else said,
+        similarity=said if outputs in OF_VECTORS else None,
+    )
 
 
 def _explained(targets: Sequence[AnyTarget], ranking: Sequence[int], info: ModelInfo) -> tuple[Explained, ...]:
