@@ -27,7 +27,7 @@ ifneq (,$(filter bench-gpu,$(MAKECMDGOALS)))
 GPU_PYTHON := $(shell $(PYTHON) -c '$(SEES_GPU)' 2>/dev/null && echo $(PYTHON))
 endif
 
-.PHONY: help demo test test-portable test-portable-fast lint format proto bench-gpu install clean
+.PHONY: help demo test test-portable test-portable-fast lint format proto docs bench-gpu install clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -59,6 +59,9 @@ format: $(VENV)/.dev ## Format the code, mend what ruff can mend
 proto: $(VENV)/.dev ## Generate the protobuf code in src/ again
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --pyi_out=src $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=src $(SERVICES)
+
+docs: $(VENV)/.dev ## Write the documentation as a site: build/site/index.html
+	PYTHONPATH=src $(BIN)/mkdocs build --strict
 
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.benchmark) ## Measure the engine on a CUDA device: results/engine-cuda.json
 	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/engine.py --device cuda
