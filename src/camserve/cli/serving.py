@@ -26,6 +26,7 @@ _config = click.option(
 )
 _port = click.option("--port", type=_PORT, help="Of the gRPC server; 0: any free one.  [default: 8500]")
 _metrics_port = click.option("--metrics-port", type=_PORT, help="Of /metrics; 0: any free one.  [default: 8501]")
+_web_port = click.option("--web-port", type=_PORT, help="Of the HTTP door; 0: any free one.  [default: none]")
 _store = click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
 _models = click.option("--models", help="Names of models, separated by commas.  [default: lite0]")
 _workers = click.option("--workers", type=click.IntRange(1), help="Processes of each model.  [default: 1]")
@@ -38,6 +39,7 @@ _device = click.option("--device", type=click.Choice(["auto", "cpu"]), help="aut
 @_models
 @_port
 @_metrics_port
+@_web_port
 @_workers
 @click.option("--inference-port", type=_PORT, help="Of TorchServe's REST, for plain clients.  [default: any free one]")
 @click.option("--batch-size", type=click.IntRange(1), help="Of TorchServe's batching, for plain clients.  [default: 1]")
@@ -46,7 +48,12 @@ _device = click.option("--device", type=click.Choice(["auto", "cpu"]), help="aut
 )
 @_device
 def serve(
-    file: Path | None, port: int | None, metrics_port: int | None, inference_port: int | None, **options: Any
+    file: Path | None,
+    port: int | None,
+    metrics_port: int | None,
+    web_port: int | None,
+    inference_port: int | None,
+    **options: Any,
 ) -> None:
     """Serve models until Ctrl-C or SIGTERM.
 
@@ -59,7 +66,7 @@ def serve(
 
         from camserve import supervisor
 
-        settings = _gateway_settings(file, port, metrics_port)
+        settings = _gateway_settings(file, port, metrics_port, web_port)
         known = supervisor.WorkerSettings.load(file)
         inference = _with_port(known.inference_listen, inference_port)
         served = supervisor.WorkerSettings.load(file, inference_listen=inference, **options)
@@ -71,12 +78,15 @@ def serve(
 @_config
 @_port
 @_metrics_port
+@_web_port
 @click.option(
     "--upstreams",
     metavar="HOST:GRPC_PORT:MANAGEMENT_PORT,...",
     help="TorchServes; a name stands for all its addresses.  [default: 127.0.0.1:7070:8081]",
 )
-def gateway(file: Path | None, port: int | None, metrics_port: int | None, upstreams: str | None) -> None:
+def gateway(
+    file: Path | None, port: int | None, metrics_port: int | None, web_port: int | None, upstreams: str | None
+) -> None:
     """Run the gateway alone until Ctrl-C or SIGTERM, in front of TorchServes that run elsewhere.
 
     `camserve config` lists everything that can be set.
@@ -87,7 +97,7 @@ def gateway(file: Path | None, port: int | None, metrics_port: int | None, upstr
 
         from camserve.gateway.ops.shutdown import serve_alone
 
-        settings = _gateway_settings(file, port, metrics_port, upstreams=upstreams)
+        settings = _gateway_settings(file, port, metrics_port, web_port, upstreams=upstreams)
         _log_as(settings)
         asyncio.run(serve_alone(settings))
 
@@ -179,13 +189,16 @@ def top(url: str, interval_s: float, once: bool) -> None:
 COMMANDS = (serve, gateway, worker, config, probe, top)
 
 
-def _gateway_settings(file: Path | None, port: int | None, metrics_port: int | None, **flags: Any) -> Settings:
+def _gateway_settings(
+    file: Path | None, port: int | None, metrics_port: int | None, web_port: int | None, **flags: Any
+) -> Settings:
     """Returns the settings with the ports that were given; their hosts stay what file and environment say."""
     from camserve.gateway.ops.settings import Settings
 
     known = Settings.load(file)
     listen, metrics_listen = _with_port(known.listen, port), _with_port(known.metrics_listen, metrics_port)
-    return Settings.load(file, listen=listen, metrics_listen=metrics_listen, **flags)
+    web_listen = _with_port(known.web_listen, web_port)
+    return Settings.load(file, listen=listen, metrics_listen=metrics_listen, web_listen=web_listen, **flags)
 
 
 def _with_port(address: str, port: int | None) -> str | None:

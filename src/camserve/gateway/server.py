@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,6 +33,9 @@ from camserve.gateway.ops.tracing import tracing
 from camserve.gateway.pool.discovery import Pool
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import Explainer
+
+if TYPE_CHECKING:
+    from camserve.gateway.web.server import WebServer
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class Gateway:
     def __init__(self, settings: Settings, backends: Pool) -> None:
         self.address = ""
         self.metrics_address = ""
+        self.web_address = ""
         self._settings = settings
         self._backends = backends
         self._ending: asyncio.Task[None] | None = None
@@ -132,6 +136,7 @@ class Gateway:
         self._registry = Registry(self._backends, self._settings, self.metrics, self._tracing, self._changed.set)
         self.explainer = Explainer(self._registry, self._settings, self.metrics)
         self.calls = Calls(self._registry, self.explainer, self._settings, self.metrics, self._tracing)
+        self._typed = explanation.ExplanationService(self._registry, self.calls, self._settings.request_limits())
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
@@ -139,9 +144,13 @@ class Gateway:
         metrics_listen = self._settings.metrics_listen
         self._metrics_server = None if metrics_listen == "off" else MetricsServer(self.metrics.registry, metrics_listen)
         self.metrics_address = self._metrics_server.address if self._metrics_server else ""
+        self._web = self._web_server()
+        self.web_address = self._web.address if self._web else ""
         await self._health.set("", _SERVING)
         await self._set_health(_NOT_SERVING)
         await self._server.start()
+        if self._web is not None:
+            self._web.start()
         self._health_task = asyncio.create_task(self._keep_health(), name="camserve health")
         self._files_task = asyncio.create_task(watch_descriptors(self._settings.poll_s), name="camserve files")
         self._stalls_task = asyncio.create_task(measure_stalls(self.metrics), name="camserve stalls")
@@ -150,6 +159,8 @@ class Gateway:
         if self._tokens and not self._certificates and not is_loopback(self._settings.listen):
             _log.warning("tokens come in plain text on %s: whoever reads along can use them", self.address)
         _log.info("gRPC on %s (%s), metrics on %s", self.address, how, self.metrics_address or "no port")
+        if self.web_address:
+            _log.info("HTTP on %s (%s)", self.web_address, how)
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Returns once a model answers.
@@ -181,10 +192,14 @@ class Gateway:
         await _ended(self._stalls_task)
         await self._health.enter_graceful_shutdown()
         # New calls are refused from here on, while the running ones finish.
+        if self._web is not None:
+            self._web.drain()
         refusing = asyncio.create_task(self._server.stop(_AGE_GRACE_S), name="camserve drain")
         await _first(self.calls.idle(), self._time_is_up.wait())
         self.calls.end(Unavailable("the server is shutting down"))
         await _first(self.calls.idle(), asyncio.sleep(_LAST_WORDS_S))
+        if self._web is not None:
+            await self._web.stop()
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end
         await refusing
         await self._registry.close()
@@ -205,11 +220,10 @@ class Gateway:
                 *_age_options(self._settings.max_connection_age_s),
             ],
         )
-        typed = explanation.ExplanationService(self._registry, self.calls, self._settings.request_limits())
         open_inference = inference.InferenceService(self._registry, self.calls, self._settings.request_limits())
         server.add_generic_rpc_handlers(
             (
-                handlers(explanation.SERVICE, typed, explanation.RAW),
+                handlers(explanation.SERVICE, self._typed, explanation.RAW),
                 handlers(inference.SERVICE, open_inference, inference.RAW),
             )
         )
@@ -217,6 +231,22 @@ class Gateway:
         if self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    def _web_server(self) -> WebServer | None:
+        """Returns the HTTP door, bound and not answering yet; None where it is off."""
+        if self._settings.web_listen == "off":
+            return None
+        try:
+            from camserve.gateway.web.app import Web
+            from camserve.gateway.web.server import WebServer
+        except ImportError as error:
+            raise InvalidOption(f"the HTTP door needs the extra web, pip install 'camserve[web]' ({error})") from None
+        settings = self._settings
+        refused = self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc
+        limits, size = settings.request_limits(), settings.max_request_bytes
+        web = Web(self._registry, self.calls, self._typed, limits, size, self._tokens, refused)
+        tls = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        return WebServer(web, settings.web_listen, tls if settings.tls_cert else None)  # type: ignore[arg-type]  # both or none
 
     def _interceptors(self) -> list[RequestIds | TokenGuard | SmallMessages]:
         small = SmallMessages(_SMALL_READS, _STREAMS, self._settings.default_deadline_s)

@@ -41,24 +41,34 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # its s
         """Returns the handler of the call, or one that refuses it."""
         if not details.method.startswith(OPEN):
             try:
-                set_caller(self._caller(details.invocation_metadata))
+                given = [str(value) for key, value in details.invocation_metadata if key == "authorization"]
+                set_caller(caller_of(self._tokens, given, "metadata"))
             except Unauthenticated as error:
                 self._on_refusal()
                 return _refusal(error)
         return await continuation(details)
 
-    def _caller(self, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
-        """Returns who makes the call; raises Unauthenticated where there is no token, or not a known one."""
-        given = [str(value) for key, value in metadata if key == "authorization"]
-        if len(given) != 1 or not given[0].lower().startswith(_SCHEME):
-            raise Unauthenticated(
-                "this server wants a bearer token: send the metadata `authorization: Bearer <secret>` once, "
-                f"got {'another scheme' if given else 'none'}"
-            )
-        found = identify(self._tokens.get(), given[0][len(_SCHEME) :].strip())
-        if found is None:
-            raise Unauthenticated("the bearer token is not one of this server; it may have been withdrawn")
-        return found
+
+def caller_of(tokens: Reloaded[tuple[Token, ...]], given: Sequence[str], place: str) -> Caller:
+    """Returns who makes a call.
+
+    Args:
+        tokens: the tokens that are let in.
+        given: what the call has under "authorization".
+        place: where that is: "metadata" or "header".
+
+    Raises:
+        Unauthenticated: there is no token, or not a known one.
+    """
+    if len(given) != 1 or not given[0].lower().startswith(_SCHEME):
+        raise Unauthenticated(
+            f"this server wants a bearer token: send the {place} `authorization: Bearer <secret>` once, "
+            f"got {'another scheme' if given else 'none'}"
+        )
+    found = identify(tokens.get(), given[0][len(_SCHEME) :].strip())
+    if found is None:
+        raise Unauthenticated("the bearer token is not one of this server; it may have been withdrawn")
+    return found
 
 
 def _refusal(error: Unauthenticated) -> _Handler:

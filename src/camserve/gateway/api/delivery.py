@@ -33,11 +33,12 @@ class Delivery:
     """Writes the messages of one call, one after the other.
 
     Args:
-        context: gRPC's context of the call.
+        context: gRPC's context of the call, or what stands for one.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._is_grpc = type(context).__module__.startswith("grpc")
         self._writing: asyncio.Future[None] | None = None
 
     @property
@@ -64,6 +65,8 @@ class Delivery:
         """
         if self._writing is not None:
             self._writing.cancel()
+        if not self._is_grpc:
+            return  # an HTTP connection is closed when its handling ends without the rest of the response
         task = asyncio.current_task()
         for watcher in asyncio.all_tasks():
             if getattr(watcher.get_coro(), "__name__", "") == _WATCHER:

@@ -39,13 +39,22 @@ class RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # its s
 
     async def intercept_service(self, continuation: _Continuation, details: grpc.HandlerCallDetails) -> Any:
         """Sets the id of a call, and returns its handler."""
-        # The handler runs in this task, so that what is set here is there for it.
         sent = [value for key, value in details.invocation_metadata if key == KEY]
-        chosen = chosen_id(sent[0] if sent else None)
-        _current.set(chosen)
-        _method.set(details.method.lstrip("/"))
-        bind_contextvars(request_id=chosen)
+        begin(sent[0] if sent else None, details.method.lstrip("/"))
         return await continuation(details)
+
+
+def begin(sent: str | bytes | None, method: str) -> None:
+    """Gives the call that this task answers its id; to be called once, in the task that answers it.
+
+    Args:
+        sent: id that the client sent, if it did.
+        method: "package.Service/Method" of the call.
+    """
+    chosen = chosen_id(sent)
+    _current.set(chosen)
+    _method.set(method)
+    bind_contextvars(request_id=chosen)
 
 
 async def tell(context: grpc.aio.ServicerContext[Any, Any]) -> None:

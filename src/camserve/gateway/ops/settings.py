@@ -38,6 +38,9 @@ class Settings(Layered):
     metrics_listen: _Address | Literal["off"] = Field(
         "127.0.0.1:8501", description='host:port where Prometheus scrapes /metrics, or "off"; port 0: chosen by the OS'
     )
+    web_listen: _Address | Literal["off"] = Field(
+        "off", description='host:port of the HTTP door, extra "web", or "off"; port 0: chosen by the OS'
+    )
     upstreams: Annotated[tuple[_BackendAddress, ...], NoDecode] = Field(
         ("127.0.0.1:7070:8081",),
         min_length=1,
@@ -274,9 +277,11 @@ class Settings(Layered):
             raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: set both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError(f"{PREFIX}TLS_CLIENT_CA needs {PREFIX}TLS_CERT and {PREFIX}TLS_KEY")
-        if self.tls_cert is None and not self.allow_plaintext and not is_loopback(self.listen):
-            raise ValueError(
-                f"{PREFIX}LISTEN={self.listen} would take plain text from other machines: set {PREFIX}TLS_CERT and "
-                f"{PREFIX}TLS_KEY, or say {PREFIX}ALLOW_PLAINTEXT=true"
-            )
+        for name, address in (("LISTEN", self.listen), ("WEB_LISTEN", self.web_listen)):
+            local = address == "off" or is_loopback(address)
+            if self.tls_cert is None and not self.allow_plaintext and not local:
+                raise ValueError(
+                    f"{PREFIX}{name}={address} would take plain text from other machines: set {PREFIX}TLS_CERT and "
+                    f"{PREFIX}TLS_KEY, or say {PREFIX}ALLOW_PLAINTEXT=true"
+                )
         return self

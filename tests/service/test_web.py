@@ -1,0 +1,337 @@
+"""The HTTP door of a whole gateway, over the shipped fake: the same answers as by gRPC, and problems in words."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from contextlib import asynccontextmanager
+
+import httpx
+import jsonschema
+import pytest
+import trustme
+from gateway_harness import GRAD, SCORE, ask, photo, serving
+from google.protobuf import json_format
+
+from camserve.errors import InvalidOption
+from camserve.gateway.api.access import new_token
+from camserve.gateway.api.status import STATUS
+from camserve.gateway.ops.settings import Settings
+from camserve.gateway.pool.fake import FakeBackend
+from camserve.gateway.web import server as web_server
+from camserve.gateway.web.problems import HTTP_STATUS, PROBLEM_TYPE
+from camserve.v1 import explain_pb2 as pb
+
+IMAGE = base64.b64encode(photo()).decode()
+
+
+@asynccontextmanager
+async def door(upstream: FakeBackend | None = None, ready: bool = True, **settings):
+    """A gateway with its HTTP door, and an HTTP client of it."""
+    async with serving(upstream, ready, web_listen="127.0.0.1:0", **settings) as server:
+        address = f"http://{server.gateway.web_address}"
+        async with httpx.AsyncClient(base_url=address, timeout=60, trust_env=False) as client:
+            yield server, client
+
+
+def problem(response: httpx.Response) -> tuple[int, str, str]:
+    """(status, kind, detail) of a problem document."""
+    assert response.headers["content-type"] == PROBLEM_TYPE
+    found = response.json()
+    assert found["status"] == response.status_code
+    assert found["request_id"] == response.headers["x-request-id"]
+    assert found["title"]
+    return response.status_code, found["kind"], found["detail"]
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n", 1)
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+async def test_an_answer_is_that_of_grpc():
+    request = ask(GRAD, SCORE, targets=[pb.Target(top_k=2)], evaluate=True)
+    async with door() as (server, client):
+        typed = await server.stub.Explain(request)
+        sent = json_format.MessageToDict(request)
+        response = await client.post("/v1/explain", json=sent, headers={"x-request-id": "mine-1"})
+        assert response.status_code == 200
+        assert response.headers["x-request-id"] == "mine-1"
+        found = json_format.ParseDict(response.json(), pb.ExplainReply())
+        assert found.request_id == "mine-1"
+        assert found.maps == typed.maps
+        assert found.predictions == typed.predictions
+        names = json_format.MessageToDict(request, preserving_proto_field_name=True)
+        again = await client.post("/v1/explain", json=names)
+        assert json_format.ParseDict(again.json(), pb.ExplainReply()).maps == typed.maps
+        assert 'camserve_request_seconds_count{class="normal",code="OK",method="several",model="fake"} 3.0' in (
+            await server.metrics()
+        )
+
+
+async def test_a_form_has_the_file_and_the_request():
+    async with door() as (_, client):
+        given = json.dumps({"targets": [{"label": "tabby"}], "output": {"encoding": "PNG"}})
+        form = {"image": ("cat.png", photo()), "request": (None, given, "application/json")}
+        response = await client.post("/v1/explain", files=form)
+        assert response.status_code == 200
+        (saliency,) = response.json()["maps"]
+        assert base64.b64decode(saliency["data"]).startswith(b"\x89PNG")
+        assert saliency["targetText"] == "tabby"
+        alone = await client.post("/v1/explain", files={"image": photo()})
+        assert alone.json()["maps"][0]["method"] == {"gradCam": {}}
+
+
+async def test_a_stream_has_news_and_then_the_reply():
+    async with door() as (_, client):
+        body = {"image": {"encoded": IMAGE}, "methods": [{"scoreCam": {}}], "stream": {"maxMaps": 1}}
+        response = await client.post("/v1/explain:stream", json=body)
+        assert response.headers["content-type"] == "text/event-stream"
+        found = events(response.text)
+        assert [name for name, _ in found][-1] == "reply"
+        assert {name for name, _ in found[:-1]} == {"progress"}
+        assert found[0][1]["predictions"]
+        assert found[-1][1]["maps"][0]["complete"] is True
+
+
+async def test_models_and_health():
+    async with door() as (server, client):
+        listed = (await client.get("/v1/models")).json()
+        assert [(model["name"], model["ready"]) for model in listed["models"]] == [("fake", True)]
+        typed = await server.stub.GetModel(pb.GetModelRequest(name="fake"))
+        assert json_format.ParseDict((await client.get("/v1/models/fake")).json(), pb.Model()) == typed
+        assert problem(await client.get("/v1/models/other"))[:2] == (404, "NotFound")
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).json()["models"] == ["fake"]
+    async with door(ready=False, upstream=FakeBackend([])) as (_, client):
+        assert (await client.get("/healthz")).status_code == 200
+        assert problem(await client.get("/readyz"))[:2] == (503, "Unavailable")
+
+
+BAD = {
+    "no JSON": (b'{"image": ', {}, 400, "line 1, column 11"),
+    "no UTF-8": (b'{"model": "\xff"}', {}, 400, "no UTF-8"),
+    "no object": (b"[1]", {}, 400, "a JSON object"),
+    "a name twice": (b'{"model": "a", "model": "b"}', {}, 400, "'model' is there twice"),
+    "NaN": (b'{"topPredictions": NaN}', {}, 400, "NaN is no number"),
+    "deep": (b'{"image":' * 100_000, {}, 400, "no JSON"),
+    "an unknown field": (b'{"metods": []}', {}, 400, "unknown field 'metods'; did you mean methods"),
+    "an unknown field inside": (b'{"output": {"sise": 1}}', {}, 400, "unknown field 'output.sise'; did you mean size"),
+    "a field of an element": (b'{"targets": [{}, {"lable": 1}]}', {}, 400, "'targets[1].lable'; did you mean label"),
+    "no base64": (b'{"image": {"encoded": "no base64!"}}', {}, 400, "image.encoded is no base64"),
+    "a wrong type": (b'{"topPredictions": "many"}', {}, 400, "topPredictions"),
+    "no image": (b"{}", {}, 400, "no image"),
+    "an image that is none": (b'{"image": {"encoded": "AAAA"}}', {}, 400, "image"),
+    "a type of its own": (b"{}", {"content-type": "text/plain"}, 415, "application/json or multipart/form-data"),
+    "no type": (b"{}", {"content-type": ""}, 415, "no content type"),
+    "a form without boundary": (b"{}", {"content-type": "multipart/form-data"}, 400, "boundary"),
+    "a form that is none": (b"{}", {"content-type": "multipart/form-data; boundary=x"}, 400, "form"),
+    "a form without file": (
+        b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{}\r\n--x--\r\n',
+        {"content-type": "multipart/form-data; boundary=x"},
+        400,
+        "no file 'image'; it has 'request'",
+    ),
+    "a timeout that is none": (b"{}", {"request-timeout": "soon"}, 400, "Request-Timeout"),
+    "a timeout of nothing": (b"{}", {"request-timeout": "0"}, 400, "Request-Timeout"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_gets_a_problem_document_and_reaches_no_worker(name):
+    body, headers, status, said = BAD[name]
+    async with door() as (server, client):
+        steps = len(server.upstream.steps)
+        response = await client.post(
+            "/v1/explain", content=body, headers={"content-type": "application/json"} | headers
+        )
+        code, _, detail = problem(response)
+        assert code == status
+        assert said in detail
+        assert len(detail) < 400
+        assert len(server.upstream.steps) == steps
+        good = await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})
+        assert good.status_code == 200, "the connection, and the server, go on"
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read():
+    async with door(max_image_bytes=2**16) as (server, client):
+        small = await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})
+        assert small.status_code == 200
+        reader, writer = await asyncio.open_connection(*server.gateway.web_address.split(":"))
+        head = ("POST /v1/explain HTTP/1.1", "host: a", "content-type: application/json", "content-length: 99999999")
+        writer.write("\r\n".join((*head, "", "")).encode())  # not one byte of the body
+        answer = (await reader.read(2000)).decode()
+        assert answer.startswith("HTTP/1.1 413 ")
+        assert "connection: close" in answer.lower()
+        writer.close()
+
+        async def chunks():
+            for _ in range(64):
+                yield b"a" * 2**16
+
+        response = await client.post("/v1/explain", content=chunks(), headers={"content-type": "application/json"})
+        assert problem(response)[:2] == (413, "ContentTooLarge")
+
+
+async def test_paths_and_methods_that_there_are_not():
+    async with door() as (_, client):
+        code, _, detail = problem(await client.get("/v2"))
+        assert code == 404
+        assert "/v1/explain" in detail
+        assert problem(await client.get("/v1/explain"))[0] == 405
+        assert problem(await client.delete("/v1/models"))[0] == 405
+
+
+async def test_a_token_is_asked_for_and_nothing_is_told_without(tmp_path):
+    secret, entry = new_token("reader", priority="batch")
+    (tmp_path / "tokens.toml").write_text(entry)
+    async with door(tokens=tmp_path / "tokens.toml", ready=False) as (server, client):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic a"}):
+            for path in ("/v1/models", "/v1/models/fake", "/v1/models/other"):
+                response = await client.get(path, headers=headers)
+                assert problem(response)[:2] == (401, "Unauthenticated")
+                assert response.headers["www-authenticate"].startswith("Bearer")
+                assert "fake" not in response.json()["detail"]
+            response = await client.post("/v1/explain", json={"image": {"encoded": IMAGE}}, headers=headers)
+            assert problem(response)[0] == 401
+        assert (await client.get("/healthz")).status_code == 200
+        await server.gateway.wait_ready(30)
+        mine = {"authorization": f"Bearer {secret}"}
+        body = {"image": {"encoded": IMAGE}, "priority": "INTERACTIVE"}
+        assert (await client.post("/v1/explain", json=body, headers=mine)).status_code == 200
+        assert 'class="batch",code="OK"' in await server.metrics(), "the class is capped as by gRPC"
+
+
+async def test_overload_says_when_to_come_back():
+    async with door(max_calls=1) as (server, client):
+        server.upstream.hold()
+        body = {"image": {"encoded": IMAGE}}
+        first = asyncio.create_task(client.post("/v1/explain", json=body))
+        await until(lambda: server.gateway.calls.active == 1)
+        response = await client.post("/v1/explain", json=body)
+        assert problem(response)[:2] == (429, "Overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_deadline_is_kept():
+    async with door() as (server, client):
+        server.upstream.hold()
+        response = await client.post(
+            "/v1/explain", json={"image": {"encoded": IMAGE}}, headers={"request-timeout": "0.2"}
+        )
+        assert problem(response)[:2] == (504, "DeadlineExceeded")
+
+
+async def test_a_client_that_goes_ends_its_call():
+    async with door() as (server, client):
+        server.upstream.hold()
+        call = asyncio.create_task(client.post("/v1/explain", json={"image": {"encoded": IMAGE}}))
+        await until(lambda: server.gateway.calls.active == 1)
+        call.cancel()
+        await until(lambda: server.gateway.calls.active == 0)
+        assert 'code="CANCELLED"' in await server.metrics()
+
+
+async def test_a_connection_that_asks_nothing_is_closed_and_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(web_server, "HEAD_S", 0.5)
+    async with door() as (server, client):
+        host, port = server.gateway.web_address.split(":")
+        idle = [await asyncio.open_connection(host, port) for _ in range(200)]
+        idle[0][1].write(b"POST /v1/explain HTTP/1.1\r\nhost: ")  # half a head is no request either
+        assert (await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})).status_code == 200
+        async with asyncio.timeout(60):
+            assert {await reader.read() for reader, _ in idle} == {b""}
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_body_that_does_not_come_ends_at_the_deadline_and_holds_nobody_up():
+    async with door(default_deadline_s=1.0) as (server, client):
+        reader, writer = await asyncio.open_connection(*server.gateway.web_address.split(":"))
+        head = ("POST /v1/explain HTTP/1.1", "host: a", "content-type: application/json", "content-length: 100")
+        writer.write("\r\n".join((*head, "", "{")).encode())
+        assert (await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})).status_code == 200
+        async with asyncio.timeout(60):
+            answer = (await reader.read(2000)).decode()
+        assert answer.startswith("HTTP/1.1 504 ")
+        writer.close()
+
+
+async def test_the_description_fits_the_answers_and_the_proto():
+    async with door() as (_, client):
+        described = (await client.get("/openapi.json")).json()
+        request = {"image": {"encoded": IMAGE}, "methods": [{"groupCam": {"groups": 4}}], "output": {"boxes": {}}}
+        reply = (await client.post("/v1/explain", json=request)).json()
+        model = (await client.get("/v1/models/fake")).json()
+        paths = problem(await client.get("/nothing"))[2]
+    assert all(path in paths for path in described["paths"])
+    for name, value in (("ExplainRequest", request), ("ExplainReply", reply), ("Model", model)):
+        schema = {"$ref": f"#/components/schemas/{name}", "components": described["components"]}
+        jsonschema.validate(value, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"metods": []}, {"$ref": "#/components/schemas/ExplainRequest", **described})
+    for name, message in pb.DESCRIPTOR.message_types_by_name.items():
+        if name in described["components"]["schemas"]:
+            named = {field.json_name for field in message.fields}
+            assert set(described["components"]["schemas"][name]["properties"]) == named
+
+
+def test_every_status_of_grpc_has_one_of_http():
+    assert set(STATUS.values()) == set(HTTP_STATUS)
+
+
+async def test_the_door_has_the_certificates_of_the_grpc_port(tmp_path):
+    ca = trustme.CA()
+    pair = ca.issue_cert("127.0.0.1")
+    files = {"ca": ca.cert_pem, "tls_key": pair.private_key_pem, "tls_cert": pair.cert_chain_pems[0]}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.bytes())
+    names = {"tls_key": tmp_path / "tls_key", "tls_cert": tmp_path / "tls_cert"}
+    async with serving(web_listen="127.0.0.1:0", ready=False, **names) as server:
+        context = ssl.create_default_context(cafile=tmp_path / "ca")
+        async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+            assert (await client.get(f"https://{server.gateway.web_address}/healthz")).status_code == 200
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.get(f"http://{server.gateway.web_address}/healthz")
+
+
+def test_plain_text_for_other_machines_is_refused():
+    with pytest.raises(InvalidOption, match=r"CAMSERVE_WEB_LISTEN=0\.0\.0\.0:1 would take plain text"):
+        Settings.load(web_listen="0.0.0.0:1")
+
+
+async def test_http_1_0_is_answered():
+    async with door() as (server, _):
+        reader, writer = await asyncio.open_connection(*server.gateway.web_address.split(":"))
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b" 200 " in (await reader.read()).splitlines()[0]
+        writer.close()
+
+
+async def test_a_server_that_ends_takes_nothing_new():
+    async with door() as (server, client):
+        server.upstream.hold()
+        running = asyncio.create_task(client.post("/v1/explain", json={"image": {"encoded": IMAGE}}))
+        await until(lambda: server.gateway.calls.active == 1)
+        ending = asyncio.create_task(server.gateway.stop(30))
+        await asyncio.sleep(0.1)
+        assert problem(await client.get("/readyz"))[0] == 503
+        assert problem(await client.get("/v1/models"))[:2] == (503, "Unavailable")
+        server.upstream.release()
+        assert (await running).status_code == 200
+        await ending
+
+
+async def until(holds) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.01)
