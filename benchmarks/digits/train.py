@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camserve.evaluation.digits.scenes import SIZE_PX, Scene, Split
+from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Scene, Split
 from camserve.evaluation.digits.shipped import PREPROCESSING, SHIPPED, Shipped
 from camserve.evaluation.digits.tasks import Task, size_px
 from camserve.evaluation.digits.towers import PROMPTS, TEXTS
@@ -53,6 +53,14 @@ def one_class(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -
 def yes_or_no(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """Returns the binary cross-entropy of each output, smoothed as much as that of `one_class`."""
     return functional.binary_cross_entropy_with_logits(module(x), 0.025 + 0.95 * truths)
+
+
+def places(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Returns the cross-entropy of the places; the background, most of a scene, counts a fifth."""
+    logits = module(x)
+    weights = logits.new_ones(logits.shape[1])
+    weights[BACKGROUND] = 0.2
+    return functional.cross_entropy(logits.flatten(2), truths.long(), weights, label_smoothing=0.05)
 
 
 def numbers(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
@@ -113,6 +121,7 @@ RECIPES = {
     "digits-binary": Recipe(yes_or_no, scenes=80_000),
     "digits-value": Recipe(numbers, scenes=96_000, rate=8e-3),
     "digits-text-image": Recipe(texts, scenes=128_000, rate=8e-3, half=True),
+    "digits-segmentation": Recipe(places, scenes=64_000, rate=8e-3, half=True),
     "digits-vit": Recipe(one_class, scenes=48_000, rate=1e-3, decay=5e-2, stem=lambda vit: vit.conv_proj[:3]),
     "digits-vit-timm": Recipe(
         one_class,

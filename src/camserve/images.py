@@ -50,6 +50,7 @@ _STRIP_PIXELS = 2**18  # that are converted at once, so that steps on the way ta
 
 _PLAIN = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 """Modes with alpha, and those that they are converted to."""
+_MASK_MODES = ("1", "L", "I;16")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 _MAX_WEBP_PX = 2**14 - 1  # of a side, as the format has it
@@ -114,6 +115,52 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
         Unavailable: there is not enough memory for its pixels.
     """
     return _decode(_container(data, max_bytes, max_pixels), _rgb)
+
+
+def mask_size(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Returns (height, width) of a mask, after EXIF orientation, from its file's header.
+
+    Raises:
+        InvalidImage: it is no grey PNG file, or over a limit; the text says what came.
+    """
+    container = _container(data, max_bytes, max_pixels)
+    mode = _open(container).mode
+    if container.format != "PNG" or mode not in _MASK_MODES:
+        raise InvalidImage(f"a mask is a grey PNG file without alpha, got {container.format} of mode {mode}")
+    return container.size if container.orientation < _FIRST_TURNED else container.size[::-1]
+
+
+def read_mask(data: bytes) -> np.ndarray:
+    """Returns the values of a mask, (H, W) uint8 or uint16; 0 is outside. The caller has looked at its `mask_size`.
+
+    Raises:
+        InvalidImage: the file is broken, or takes too long to decode.
+        Unavailable: there is not enough memory for its pixels.
+    """
+    container = _container(data, sys.maxsize, sys.maxsize)
+    return np.array(_decode(container, lambda image: image.convert("L") if image.mode == "1" else image))
+
+
+def mask_file(mask: ImageLike) -> bytes:
+    """Returns a mask of a Python caller as a grey PNG file; a file is not looked into.
+
+    Args:
+        mask: a path, a picture that is converted to grey, or an array (H, W), bool, uint8, uint16 or floats in [0, 1].
+
+    Raises:
+        InvalidImage: the file cannot be read, or it is nothing that can be a mask.
+    """
+    if isinstance(mask, np.ndarray):
+        floats = mask.dtype.kind == "f"
+        if mask.ndim != 2 or not mask.size or not (floats or mask.dtype in (np.bool_, np.uint8, np.uint16)):
+            raise InvalidImage(f"a mask is (height, width), bool, uint8 or floats, got {mask.dtype} {list(mask.shape)}")
+        if floats and not (mask.min() >= 0 and mask.max() <= 1):  # in this way NaN is refused, too
+            raise InvalidImage(f"a mask of floats is in [0, 1], got {mask.min():g}..{mask.max():g}")
+        if floats or mask.dtype == np.bool_:
+            mask = (mask * np.float64(_MOST_16 if floats else 255)).round().astype(np.uint16 if floats else np.uint8)
+        return png(Image.fromarray(np.ascontiguousarray(mask)))
+    content = read_image(mask)
+    return content if isinstance(content, bytes) else png(_decoded(content, _grey))  # type: ignore[arg-type]
 
 
 def from_array(array: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from camserve import Engine
 from camserve.errors import Unsupported
 from camserve.evaluation.confidence import confidence
+from camserve.images import mask_file
 from camserve.methods import (
     AblationCam,
     GradCam,
@@ -32,7 +33,7 @@ from camserve.methods import (
     XgradCam,
 )
 from camserve.scores import make_score
-from camserve.types import Against, AnyTarget, Contrast, Target, Text, Value, Vector
+from camserve.types import Against, AnyTarget, Contrast, Region, Target, Text, Value, Vector
 
 SMALL_DIFFERENCES = 1e-6
 """A map of RISE, or of small differences of scores, is scaled up from what is left of sums a hundred times as large: so
@@ -173,6 +174,46 @@ SCORES |= {
 }
 
 
+PLACES = np.array([[0, 51, 255, 102], [204, 0, 255, 153]], np.uint8)
+"""By how much each of 2 x 4 places counts."""
+
+
+def as_places(z: Tensor) -> Tensor:
+    """Returns logits (n, 3, 2, 4) that depend on all 7 numbers."""
+    mixed = z @ torch.sin(torch.arange(7 * 24, dtype=z.dtype)).reshape(7, 24)
+    return mixed.reshape(-1, 3, 2, 4)
+
+
+def over_places(**weights: float) -> TwinScore:
+    """The sum of the means of classes a, b and c over the places, each times a weight; rows of outputs are maps."""
+    total = float(PLACES.sum())
+    counted = [(place, float(share) / total) for place, share in enumerate(PLACES.ravel()) if share]
+    pairs = [("abc".index(name), weight) for name, weight in weights.items()]
+
+    def value(z):
+        return sum(weight * share * z[8 * c + place] for c, weight in pairs for place, share in counted)
+
+    def query(z):
+        at = {place: [z[8 * c + place] for c in range(3)] for place, _ in counted}
+        found = sum(weight * share * softmax(at[place], c) for c, weight in pairs for place, share in counted)
+        return 1 + found if tuple(weights.values()) == (-1,) else found
+
+    return TwinScore(value, query)
+
+
+GRID = mask_file(PLACES)
+SCORES |= {
+    "places": ("segmentation", as_places, Region(classes(2), grid=GRID), over_places(c=1)),
+    "places contrast": (
+        "segmentation",
+        as_places,
+        Region(Contrast(classes(0), (classes(1), classes(2)), 0.7), grid=GRID),
+        over_places(a=1, b=-0.35, c=-0.35),
+    ),
+    "places against": ("segmentation", as_places, Region(Against(classes(1)), grid=GRID), over_places(b=-1)),
+}
+
+
 def score_cam(module, image, layer, target, variant):
     """As the twin, but REFERENCE and PAPER of numbers and cosines measure the gain over the black image."""
     if variant == "logit" or has_zero(module):
@@ -231,6 +272,10 @@ METHODS: dict[str, tuple[MethodSpec, object]] = {
 }
 
 
+def _inside(target: AnyTarget) -> AnyTarget:
+    return target.of if isinstance(target, Region) else target
+
+
 def engine_of(name: str, score: str) -> Engine:
     kind, end, _, _ = SCORES[score]
     prompts = PROMPTS if kind == "text-image" else None
@@ -256,8 +301,8 @@ def test_maps_are_those_of_the_twins(name, score, method):
     """Behind global average pooling gradients and ablations have a closed form, unless the score is not linear."""
     kind, end, target, twin = SCORES[score]
     module = Alone(Ended(name, end), twin)
-    module.kind, module.plain = kind, score == "softmax"
-    module.is_class = isinstance(target, Target) and has_zero(module)
+    module.kind, module.plain = kind, score in ("softmax", "places")
+    module.is_class = isinstance(_inside(target), Target) and has_zero(module)
     image = normalised(picture(2))
     with asked_of_masked_images(twin):
         raw = METHODS[method][1](module, image, f"net.{LAYER}", 0)
@@ -275,7 +320,7 @@ def test_the_score_of_the_image_and_its_curves_are_those_of_the_twin(score):
     engine = engine_of("perceptron", score)
     (found,) = engine.explain(picture(2), ["grad_cam"], [target], evaluate=True, evaluation_steps=3).maps
     with torch.no_grad():
-        whole, nothing = (twin.query(module(one[None])[0].tolist()) for one in (x, torch.zeros_like(x)))
+        whole, nothing = (twin.query(module(one[None]).flatten().tolist()) for one in (x, torch.zeros_like(x)))
     assert found.score == pytest.approx(whole, rel=tight)
     assert found.faithfulness.deletion[[0, -1]] == pytest.approx([whole, nothing], rel=tight, abs=1e-12)
     assert found.faithfulness.insertion[-1] == pytest.approx(whole, rel=tight)

@@ -47,7 +47,7 @@ class Alone(nn.Module):
         self.net, self.score = net, score
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.score.value(outputs.unbind())[None] for outputs in self.net(x)])
+        return torch.stack([self.score.value(outputs.unbind())[None] for outputs in self.net(x).flatten(1)])
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def asked_of_masked_images(score: TwinScore):
 
     def query(module: Alone, image: Tensor, target: int) -> float:
         with torch.no_grad():
-            return score.query(module.net(image[None])[0].tolist())
+            return score.query(module.net(image[None]).flatten().tolist())
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (twins, twins_perturbation):

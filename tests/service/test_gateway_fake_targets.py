@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,17 @@ from gateway_harness import GRAD, SCORE, Harness, arrays, ask, failure, photo, s
 from camserve.client import AsyncClient
 from camserve.errors import InvalidOption
 from camserve.gateway.pool.fake import MODEL, FakeBackend
-from camserve.images import digest
+from camserve.images import digest, mask_file, probe
 from camserve.oip import inference_pb2 as oip
 from camserve.oip import inference_pb2_grpc
-from camserve.types import Against, Contrast, MapCurves, Target, Text, Vector
+from camserve.types import Against, Contrast, MapCurves, Region, Target, Text, Vector
 from camserve.v1 import explain_pb2 as pb
 
 VALUES = replace(MODEL, name="fake", outputs="value", labels=("age", "size"), units=("years", "px"))
 FACES = replace(MODEL, name="fake", outputs="embedding", labels=(), dimension=3)
 OTHER = photo(9)
+HEIGHT, WIDTH = probe(photo())
+MASK, OTHER_MASK = (mask_file(np.arange(WIDTH) < at * np.ones((HEIGHT, 1))) for at in (50, 51))
 
 
 def contrast(of: int, *than: int, gamma: float = 1.0) -> pb.Target:
@@ -190,6 +193,112 @@ async def test_predictions_alone_are_the_nearest_references():
         ("finer", "finer:ann"),
         ("against", "against:ann"),
     ]
+
+
+PLACES = replace(MODEL, name="fake", outputs="segmentation")
+
+
+def region(**fields) -> pb.Target:
+    return pb.Target(region=pb.Region(**fields))
+
+
+async def test_a_region_is_pinned_and_sent_to_every_step():
+    box, of = pb.Edges(x0=1, y0=2, x1=30, y1=20.5), pb.ClassTarget(index=1)
+    targets = [region(of=of, box=box), pb.Target(label="cup"), region(box=box), region(of=of, mask=MASK)]
+    targets += [region(contrast=pb.Contrast(of=of, than=[pb.ClassTarget(index=2)]), box=box)]
+    async with serving(FakeBackend([PLACES]), step_queries=16) as server:
+        reply = await server.stub.Explain(ask(SCORE, targets=targets, evaluate=True, evaluation_steps=2))
+        first, *later = await targets_of_steps(server)
+        curves = [
+            task.method.target
+            for step in server.upstream.steps
+            for item in step
+            for task in item.tasks
+            if isinstance(task.method, MapCurves)
+        ]
+        model = await server.stub.GetModel(pb.GetModelRequest())
+    (pinned,) = set(later)
+    assert first[0] == pinned[0] == Region(Target(index=1), box=(1, 2, 30, 20.5))
+    assert (first[1], pinned[1].is_placed) == (Region(Target(index=4)), True), "no other worker looks for its places"
+    assert pinned[1] == Region(Target(index=4), grid=pinned[1].grid)
+    assert pinned[3] == Region(Target(index=1), mask=MASK)
+    assert pinned[4].of == Contrast(Target(index=1), (Target(index=2),))
+    assert set(curves) == set(pinned)
+    most = reply.predictions[0].label
+    texts = [one.target_text for one in reply.maps]
+    assert texts[:3] == ["region:1,2,30,20.5:tiger_cat", "cup", f"region:1,2,30,20.5:{most}"]
+    assert texts[4] == "region:1,2,30,20.5:contrast:tiger_cat>Egyptian_cat"
+    assert [(one.share, one.probability) for one in reply.predictions[:2]] == [(0.5, 0), (0.25, 0)]
+    assert (model.outputs, model.targets[-1].name) == ("segmentation", "region")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (region(box=pb.Edges(x0=5, y0=5, x1=5, y1=9)), "a region's box has x0 < x1 and y0 < y1"),
+        (region(box=pb.Edges(x0=float("nan"), y1=1, x1=2)), "four numbers x0, y0, x1, y1"),
+        (region(box=pb.Edges(x0=5000, y0=5, x1=5005, y1=9)), "lies in what the network sees: x "),
+        (region(mask=b""), "got zero bytes"),
+        (region(mask=photo(1)), "a mask is a grey PNG file"),
+        (region(mask=mask_file(np.ones((3, 5), bool))), "size of the sent image"),
+        (region(mask=mask_file(np.zeros((3, 5), bool))), "size of the sent image"),
+        (region(grid=mask_file(np.ones((3, 5), bool))), "size of the network's outputs, 16 x 12 pixels; got 5 x 3"),
+        (region(of=pb.ClassTarget(label="unicorn")), "unicorn"),
+        (region(of=pb.ClassTarget(index=10**6)), "class index must be"),
+        (pb.Target(text="a cat"), "this model gives classes of places, and its targets are class"),
+    ],
+)
+async def test_a_region_that_cannot_be_is_an_invalid_argument_with_what_was_allowed(target, message):
+    async with serving(FakeBackend([PLACES])) as server:
+        code, text, *_ = await failure(server.stub.Explain(ask(GRAD, targets=[target])))
+        assert (await server.stub.Explain(ask(GRAD))).maps
+    assert code == "INVALID_ARGUMENT"
+    assert message in text
+
+
+async def test_a_neighbour_of_a_region_outside_of_its_image_is_answered():
+    outside, inside = (region(box=pb.Edges(x0=at, y0=2, x1=at + 20, y1=20)) for at in (5000, 2))
+    async with serving(FakeBackend([PLACES])) as server:
+        alone = await server.stub.Explain(ask(GRAD, targets=[inside]))
+        bad, good = await asyncio.gather(
+            failure(server.stub.Explain(ask(GRAD, targets=[outside]))), server.stub.Explain(ask(GRAD, targets=[inside]))
+        )
+    assert bad[0] == "INVALID_ARGUMENT"
+    assert same(alone, good)
+
+
+async def test_kept_replies_know_a_region_by_where_it_is():
+    of = pb.ClassTarget(index=1)
+    asked = [
+        pb.Target(index=1),
+        *(region(of=of, box=pb.Edges(x0=1, y0=2, x1=x1, y1=20)) for x1 in (30, 31)),
+        *(region(of=of, mask=mask) for mask in (MASK, OTHER_MASK)),
+        region(of=pb.ClassTarget(index=2), mask=MASK),
+    ]
+    async with serving(FakeBackend([PLACES]), result_cache_bytes=10 * 2**20) as server:
+        once = [(await server.stub.Explain(ask(GRAD, targets=[one]))).cost.cached for one in asked]
+        twice = [(await server.stub.Explain(ask(GRAD, targets=[one]))).cost.cached for one in asked]
+    assert (once, twice) == ([False] * len(asked), [True] * len(asked))
+
+
+async def test_predictions_alone_are_the_shares_of_the_image():
+    async with serving_model(PLACES) as server:
+        inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        reply = await inference.ModelInfer(infer("class_indices", "shares"))
+    assert list(reply.outputs[1].contents.fp32_contents)[:3] == [0.5, 0.25, 0.125]
+
+
+async def test_the_open_inference_protocol_and_clients_take_regions():
+    request = infer("saliency")
+    request.parameters["explain_targets"].string_param = "region:1,2,30,20:cup,boat"
+    async with serving_model(PLACES) as server, AsyncClient(server.gateway.address) as client:
+        inference = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        reply = await inference.ModelInfer(request)
+        answer = await client.explain(
+            photo(), targets=["region:1,2,30,20:cup", Region(Target(label="boat"), mask=MASK)]
+        )
+    assert reply.outputs[0].shape[0] == 2
+    assert [one.target.label for one in answer.maps] == ["cup", "boat"]
 
 
 PROMPTS = replace(FACES, outputs="text-image", labels=("a cat", "a dog", "a cow"))

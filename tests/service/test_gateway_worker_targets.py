@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 import tiny
+import torch
 from gateway_harness import QUICK
 from torch import nn
 from worker_backend import WorkerBackend
@@ -16,25 +17,36 @@ from camserve.client import AsyncClient
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.server import Gateway
-from camserve.types import Preprocessing, Target, Vector
+from camserve.types import Preprocessing, Region, Target, Vector
 from camserve.types.references import References
 from camserve.worker.network import Network
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
 PHOTO, OTHER = tiny.png(tiny.pixels(1)), tiny.png(tiny.pixels(2))
 METHODS = ("grad_cam", "score_cam", ("occlusion", {"positions": 4}))
+MASKED = Region(Target(index=2), mask=tiny.pixels(3)[..., 0])
 KINDS = {
     "softmax": (tiny.TINY_LABELS, ["contrast:tabby cat>lynx,3", "finer:lynx", "against:top2", "finer:top2", 2]),
     "sigmoid": (tiny.TINY_LABELS, ["contrast:1>0.5*2", "finer:1", "against:5", Target(top_k=2)]),
     "probabilities": (tiny.TINY_LABELS, ["contrast:1>2", "finer:1", "against:1", 1]),
     "binary": (("no", "yes"), ["yes", "no", "against:yes", "contrast:yes>no", "finer:yes"]),
     "value": (("age", "size"), ["up:age", "down:age", "size"]),
+    "segmentation": (
+        tiny.TINY_LABELS,
+        ["top3", "region:1,2,40.5,44:contrast:1>2,0", "region:1,2,40,44:top2", "finer:top1", "against:top1", MASKED],
+    ),
     "embedding": ((), [Vector([0.5, -1.0, 2.0, 0.25]), Vector(image=OTHER)]),
 }
 
 
 def module(outputs: str, labels: tuple[str, ...]) -> nn.Module:
     made = tiny.tiny_module()
+    if outputs == "segmentation":
+        made = nn.Sequential(*made[:5], nn.Conv2d(12, len(labels), 1))
+        with torch.no_grad():  # every class is somewhere in the photo
+            photo = (torch.from_numpy(tiny.pixels(1)).movedim(2, 0)[None] / 255 - 0.5) / 0.25
+            made[-1].bias -= made(photo).mean(dim=(0, 2, 3))
+        return made
     made[-1] = nn.Linear(16, 1 if outputs == "binary" else len(labels) or 4)
     return nn.Sequential(made, nn.Softmax(dim=1)) if outputs == "probabilities" else made
 
@@ -62,6 +74,7 @@ async def test_the_service_answers_as_the_engine(outputs):
     assert answer.cost.steps > 3
     assert [one.index for one in answer.predictions] == [one.index for one in expected.predictions]
     assert len(answer.maps) == len(expected.maps) >= len(METHODS) * len(targets)
+    assert [one.figure for one in answer.predictions] == [one.figure for one in expected.predictions]
     for ours, engines in zip(answer.maps, expected.maps, strict=True):
         assert ours.target_text == engines.target_text
         assert [one.label for one in ours.classes] == [one.label for one in engines.classes]

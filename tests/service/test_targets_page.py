@@ -16,6 +16,7 @@ from torch import nn
 from camserve import Engine, cli
 from camserve.codecs import texts
 from camserve.evaluation.digits.shipped import SHIPPED, load_engine
+from camserve.images import mask_file
 from camserve.types import OUTPUTS, Preprocessing, SaliencyMap
 from camserve.types.references import References
 from camserve.types.request import UNBOUNDED
@@ -50,6 +51,11 @@ def build() -> nn.Module:
     return module
 
 
+def places() -> nn.Module:
+    """The page's `mypackage:places`."""
+    return tiny.tiny_module()[:5]
+
+
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 
@@ -60,6 +66,7 @@ def at_work(tmp_path, monkeypatch):
         Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
     Path("prompts.json").write_text('{"seven": ["a seven"], "even": ["a two", "a four"]}')
     np.save("face.npy", np.array([0.5, -1.0, 2.0]))
+    Path("mask.png").write_bytes(mask_file(np.eye(*tiny.TINY_SIZE, dtype=bool)))
     for name in ("people/ann.png", "people/bob/1.png", "people/bob/2.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
@@ -82,7 +89,7 @@ def test_each_command_runs_and_writes_a_picture_for_each_target(command, capsys)
 def test_there_is_a_command_for_each_kind_of_target():
     given = [target for command in COMMANDS for target in re.findall(r"--target '?([^' ]+)", command)]
     kinds = {target.partition(":")[0] for target in given if ":" in target}
-    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference", "text"}
+    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference", "region", "text"}
     assert {"7", "top2"} <= set(given)
 
 
@@ -91,27 +98,35 @@ def test_the_python_example_makes_targets(tmp_path, monkeypatch):
     (example,) = blocks("python")
     names: dict[str, list[object]] = {}
     exec(example, names)  # the page's own text
-    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts")] == [7, 2, 2, 2]
+    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts", "regions")] == [7, 2, 2, 2, 3]
 
 
 def test_the_json_example_is_read():
     (example,) = blocks("json")
     found = texts.request(b"", {"targets": "targets"}, {"targets": json.loads(example)}, UNBOUNDED).targets
-    assert len(found) == 11
+    assert len(found) == 13
     assert found == texts.request(b"", {"targets": "targets"}, {"targets": example}, UNBOUNDED).targets
 
 
 def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
     described = {outputs: set(re.findall(r"\w+", targets)) for outputs, _, _, targets in rows("outputs")}
     assert list(described) == list(OUTPUTS)
-    for name in ("digits", "digits-multilabel", "digits-binary", "digits-value", "faces", "digits-text-image"):
+    for name in (
+        "digits",
+        "digits-multilabel",
+        "digits-binary",
+        "digits-value",
+        "digits-segmentation",
+        "faces",
+        "digits-text-image",
+    ):
         info = engine(name).info
         assert {form.name for form in target_forms(info)} <= described[info.outputs]
 
 
 def test_every_target_has_its_row():
     named = [name for name, *_ in rows("target")]
-    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference", "text"]
+    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference", "text", "region"]
 
 
 def test_every_field_that_a_map_says_is_one():

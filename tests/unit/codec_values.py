@@ -27,6 +27,7 @@ from camserve.types import (
     Layer,
     ModelInfo,
     Prediction,
+    Region,
     SaliencyMap,
     StreamOptions,
     Target,
@@ -69,6 +70,20 @@ pixels = hnp.arrays(
 )
 images = st.one_of(st.binary(max_size=50), pixels)
 vectors = hnp.arrays(np.float32, st.integers(1, 5), elements=st.floats(1, 9, width=32))
+corners = st.tuples(*[st.floats(-1e6, 1e6)] * 2, *[st.floats(0.5, 1e6)] * 2)
+of_classes = st.one_of(
+    classes,
+    st.builds(Contrast, classes, st.lists(named, min_size=1, max_size=3).map(tuple), gammas),
+    st.builds(Finer, classes, gammas, st.integers(1, 100)),
+    st.builds(Against, classes),
+)
+files = st.binary(min_size=1, max_size=50)
+regions = st.one_of(
+    st.builds(Region, of_classes),
+    st.builds(Region, of_classes, corners.map(lambda at: (at[0], at[1], at[0] + at[2], at[1] + at[3]))),
+    st.builds(Region, of_classes, mask=files),
+    st.builds(Region, of_classes, grid=files),
+)
 targets = st.one_of(
     classes,
     st.builds(Contrast, classes, st.lists(named, min_size=1, max_size=3).map(tuple), gammas),
@@ -78,11 +93,13 @@ targets = st.one_of(
     st.builds(Vector, values=vectors),
     st.builds(Vector, image=st.binary(min_size=1, max_size=50) | pixels),
     st.builds(Text, texts.filter(str.strip)),
+    regions,
 )
 predictions = (
     st.builds(Prediction, index=u32, label=texts, probability=float32s)
     | st.builds(Prediction, index=u32, label=texts, value=float32s, unit=texts)
     | st.builds(Prediction, index=u32, label=texts, similarity=float32s)
+    | st.builds(Prediction, index=u32, label=texts, share=float32s)
 )
 views = st.builds(
     InputView,

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camserve.evaluation.digits.scenes import SIZE_PX, Scene
+from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Scene
 from camserve.evaluation.digits.tasks import size_px
 from camserve.evaluation.truth import TrueBox
 
 ROOT = Path(__file__).parents[2]
 LEFT, RIGHT = TrueBox("3", 8, 8, 24, 40), TrueBox("5", 56, 56, 88, 80)
-SCENE = Scene(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8), (LEFT, RIGHT))
+OWNERS = np.full((SIZE_PX, SIZE_PX), BACKGROUND, np.uint8)
+SCENE = Scene(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8), (LEFT, RIGHT), OWNERS)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_the_largest_digit_is_that_with_the_longest_side(program):
     (ask,) = program.the_largest(SCENE)
     assert size_px(LEFT) == size_px(RIGHT) == 32
     larger = TrueBox("5", 56, 56, 90, 80)
-    (ask,) = program.the_largest(Scene(SCENE.pixels, (LEFT, larger)))
+    (ask,) = program.the_largest(Scene(SCENE.pixels, (LEFT, larger), OWNERS))
     assert ask.targets == ("up:largest",)
     assert ask.holds([on(larger)])
     assert not ask.holds([on(LEFT)])

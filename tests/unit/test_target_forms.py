@@ -7,8 +7,8 @@ import pytest
 from test_request import MODEL, PHOTO
 
 from camserve.errors import InvalidImage, InvalidOption
-from camserve.types import Against, Contrast, Finer, ModelInfo, Target, Text, Value, Vector
-from camserve.types.request import ExplainRequest, RequestLimits, make_request
+from camserve.types import Against, Contrast, Finer, ModelInfo, Region, Target, Text, Value, Vector
+from camserve.types.request import ExplainRequest, RequestLimits, known_targets, make_request
 from camserve.types.target_forms import target_forms
 from camserve.types.targets import parse_target
 
@@ -17,6 +17,7 @@ FACES = replace(MODEL, name="faces", outputs="embedding", labels=(), dimension=3
 KNOWN_FACES = replace(FACES, labels=("ann", "ben"))
 PROMPTS = replace(FACES, outputs="text-image", labels=("a cat", "a dog"))
 BINARY = replace(MODEL, name="seven", outputs="binary", labels=("no seven", "seven"))
+PLACES = replace(MODEL, name="places", outputs="segmentation")
 ALONE = replace(MODEL, name="alone", outputs="sigmoid", labels=("cat",))
 
 
@@ -38,6 +39,7 @@ def fitted(model: ModelInfo, *targets, limits: RequestLimits = RequestLimits()):
         (PROMPTS, ["text", "vector", "reference", "class", "contrast", "finer", "against"]),
         (replace(PROMPTS, labels=("a cat",)), ["text", "vector", "reference", "class", "against"]),
         (replace(PROMPTS, labels=()), ["text", "vector", "reference"]),
+        (PLACES, ["class", "contrast", "finer", "against", "region"]),
     ],
 )
 def test_a_model_takes_what_fits_its_outputs_and_its_examples_are_taken(model, names):
@@ -83,13 +85,44 @@ def test_a_number_goes_up_or_down_and_its_name_alone_means_up(text, target):
         (BINARY, Target(top_k=1)),
         (VALUES, Value(Target(index=0))),
         (KNOWN_FACES, Target(top_k=1)),
+        (PLACES, Region(Target(top_k=1))),
     ],
 )
 def test_without_targets_the_most_probable_class_or_the_first_number_is_explained(model, default):
     assert fitted(model) == (default,)
 
 
+@pytest.mark.parametrize("text", TAKEN)
+def test_a_class_of_places_is_the_region_that_is_of_it(text):
+    assert fitted(PLACES, text) == (Region(TAKEN[text]),)
+    (found,) = fitted(PLACES, f"region:1,2,30,40:{text}")
+    assert found == Region(TAKEN[text], box=(1, 2, 30, 40))
+
+
+def test_how_many_maps_there_are_is_known_unless_fewer_classes_may_have_a_place():
+    box = (1.0, 2.0, 30.0, 40.0)
+    known = [known_targets([Region(Target(top_k=k), box=at)]) for k, at in [(1, None), (3, None), (3, box)]]
+    assert known == [1, None, 3]
+    assert known_targets([Region(Target(index=1)), Region(Target(index=2))]) is None
+    assert known_targets([Region(Target(index=1), box=box), Region(Target(index=2), box=box)]) == 2
+
+
+def test_a_mask_is_bounded_before_a_worker_is_asked():
+    mask = Region(Target(index=1), mask=np.eye(70, dtype=bool))
+    assert fitted(PLACES, mask) == (mask,)
+    limits = RequestLimits(image_pixels=64 * 64)
+    small = np.zeros((60, 60, 3), np.uint8)
+    with pytest.raises(InvalidImage, match="at most 4096 pixels, got 70 x 70"):
+        make_request(small, targets=mask).fit(PLACES, limits)
+    with pytest.raises(InvalidImage, match="a grey PNG file"):
+        make_request(small, targets=Region(mask=PHOTO)).fit(PLACES, limits)
+
+
 REFUSED = [
+    (MODEL, Region(box=(1, 2, 3, 4)), "against ('against:tabby cat'); got 'region:1,2,3,4'"),
+    (PLACES, Text("a cup"), "this model gives classes of places, and its targets are class ('tabby cat'), contrast ("),
+    (PLACES, Vector([1.0]), "region ('region:10,20,90,80:tabby cat'); got 'vector:"),
+    (PLACES, parse_target("up:cup"), "got 'up:cup'"),
     (
         MODEL,
         parse_target("up:cup"),

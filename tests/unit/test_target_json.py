@@ -8,7 +8,7 @@ import pytest
 
 from camserve.codecs import texts
 from camserve.errors import InvalidInput, InvalidOption
-from camserve.types import Against, Contrast, Finer, Target, Text, Value, Vector
+from camserve.types import Against, Contrast, Finer, Region, Target, Text, Value, Vector
 from camserve.types.request import UNBOUNDED, RequestLimits
 
 PNG = b"the bytes of a file"
@@ -47,6 +47,15 @@ FORMS = [
     ("text:a cat; asleep, perhaps", Text("a cat; asleep, perhaps")),
     ({"text": "a cat; asleep, perhaps"}, Text("a cat; asleep, perhaps")),
     ({"reference": base64.b64encode(PNG).decode()}, Vector(image=PNG)),
+    ("region:1,2,3,4:cat", Region(named("cat"), box=(1, 2, 3, 4))),
+    ({"region": {"of": "cat", "box": [1, 2.5, 3, 4]}}, Region(named("cat"), box=(1, 2.5, 3, 4))),
+    ({"region": {"box": [1, 2, 3, 4]}}, Region(box=(1, 2, 3, 4))),
+    ({"region": {"of": 3, "mask": base64.b64encode(PNG).decode()}}, Region(at(3), mask=PNG)),
+    ({"region": {"of": 3, "grid": base64.b64encode(PNG).decode()}}, Region(at(3), grid=PNG)),
+    (
+        {"region": {"of": {"contrast": {"of": "cat", "than": ["dog, wolf"]}}, "box": [1, 2, 3, 4]}},
+        Region(Contrast(named("cat"), (named("dog, wolf"),)), box=(1, 2, 3, 4)),
+    ),
 ]
 
 
@@ -88,6 +97,16 @@ def test_a_form_is_read_alone_in_a_list_and_from_a_text(value, target):
         ([{"vector": [[1], [2, 3]]}], "a vector has numbers"),
         ([{"reference": "cat.jpg"}], "a reference is the base64 of an image file, got 'cat.jpg'"),
         ([{"reference": 7}], "a reference is the base64 of an image file, got 7"),
+        ([{"region": [1, 2, 3, 4]}], r"region is an object that may have of, box, mask, grid; got \[1, 2, 3, 4\]"),
+        ([{"region": {"of": "cat", "at": 3}}], "region is an object that may have of, box, mask, grid"),
+        ([{"region": {"of": "cat", "box": [1, 2, 3]}}], r"a region's box is four numbers x0, y0, x1, y1 .*, got \[1"),
+        ([{"region": {"of": "cat", "box": {"x0": 1}}}], "a region's box is four numbers"),
+        ([{"region": {"of": "cat", "box": [1, 2, 3, 10**400]}}], "a region's box is four numbers"),
+        ([{"region": {"of": "cat", "mask": "mask.png"}}], "a mask is the base64 of a grey PNG file, got 'mask.png'"),
+        ([{"region": {"of": "cat", "mask": "", "box": [1, 2, 3, 4]}}], "at most one, got box and mask"),
+        ([{"region": {"of": "up:age", "box": [1, 2, 3, 4]}}], "a region is of a class"),
+        ([{"region": {"of": {"region": {}}}}], "a region is of a class"),
+        (["region:1,2,3,4:text:a cat"], "a region is of a class"),
         ([{"text": None}], "a text target is a text, got None"),
         ([{"text": ["a"]}], r"a text target is a text, got \['a'\]"),
         ([{"text": " "}], "a text target has words, such as 'text:a seven left of a two'; got an empty text"),

@@ -253,7 +253,7 @@ def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs |
     from camserve.scores import make_score
 
     numbers = count_classes(source, weights.state)
-    return make_score(outputs or "softmax").names(numbers) if numbers else ()
+    return make_score(outputs or "softmax", shape=(numbers, 1, 1)).names(numbers) if numbers else ()
 
 
 def _filled_module(

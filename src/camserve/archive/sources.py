@@ -49,8 +49,8 @@ _IMAGENET_PREPROCESSING = Preprocessing(
     256, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
 _SOURCES = (
-    f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, {TIMM}NAME, {HUGGING_FACE}DIRECTORY or "
-    "package.module:function"
+    f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier or segmentation network, {TIMM}NAME, "
+    f"{HUGGING_FACE}DIRECTORY or package.module:function"
 )
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
@@ -251,16 +251,35 @@ def _torchvision_weights(name: str, weights: str | None) -> Weights:
     from torchvision.models import get_model_weights
 
     known: dict[str, WeightsEnum] = dict(get_model_weights(name).__members__)
-    default = known["DEFAULT"]
     if weights is None:
         raise InvalidOption(f"weights of {name} must be {', '.join(known)}, a file, or {RANDOM}; got none")
     if weights in known:
-        return _pretrained(name, known[weights])
-    preprocessing = _torchvision_preprocessing(default)
-    if weights == RANDOM:
-        return _random(preprocessing)
-    path = _weights_file(weights, ", ".join(known))
-    return _from_file(path, preprocessing)
+        found = _pretrained(name, known[weights])
+    elif weights == RANDOM:
+        found = _random(_torchvision_preprocessing(known["DEFAULT"]))
+    else:
+        found = _from_file(_weights_file(weights, ", ".join(known)), _torchvision_preprocessing(known["DEFAULT"]))
+    return _of_places(found) if name in _segmentation_names() else found
+
+
+_AUXILIARY = "aux_classifier."
+"""Beginning of the names of a head that is there for training alone."""
+
+
+def _of_places(found: Weights) -> Weights:
+    """Returns weights of a segmentation network, without those of the head that only training needs."""
+    state, taken = found.state, found.taken
+    if state is not None and any(name.startswith(_AUXILIARY) for name in state):
+        state = {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
+        taken = (*taken, f"left out what begins with {_AUXILIARY}, a head for training alone")
+    return replace(found, state=state, taken=taken, outputs="segmentation")
+
+
+def _segmentation_names() -> list[str]:
+    import torchvision
+
+    names: list[str] = torchvision.models.list_models(module=torchvision.models.segmentation)
+    return names
 
 
 def _pretrained(name: str, weights: WeightsEnum) -> Weights:
@@ -284,7 +303,8 @@ def _pretrained(name: str, weights: WeightsEnum) -> Weights:
 
 def _torchvision_preprocessing(weights: WeightsEnum) -> Preprocessing:
     preset = weights.transforms()
-    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    (resize,) = preset.resize_size
+    (crop,) = getattr(preset, "crop_size", preset.resize_size)  # a network of places sees all of an image
     return Preprocessing(
         resize_px=resize,
         crop_px=(crop, crop),
@@ -307,7 +327,8 @@ def _construct(architecture: str, classes: int) -> torch.nn.Module:
     from torchvision.models import get_model
 
     name = _torchvision_name(architecture)
-    module = get_model(name, weights=None, num_classes=classes, **_TORCHVISION_OPTIONS.get(name, {}))
+    options = {"weights_backbone": None} if name in _segmentation_names() else _TORCHVISION_OPTIONS.get(name, {})
+    module = get_model(name, weights=None, num_classes=classes, **options)
     return cast("torch.nn.Module", module)
 
 
@@ -322,7 +343,7 @@ def _lite0(classes: int) -> torch.nn.Module:
 def _torchvision_name(architecture: str) -> str:
     import torchvision
 
-    names = torchvision.models.list_models(module=torchvision.models)
+    names = [*torchvision.models.list_models(module=torchvision.models), *_segmentation_names()]
     name = architecture.removeprefix(TORCHVISION)
     if architecture.startswith(TORCHVISION) and name in names:
         return name

@@ -9,13 +9,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from camserve import __version__, environment
 from camserve.errors import CamserveError, Internal, InvalidInput, InvalidOption, NotFound, Unauthenticated, Unsupported
 from camserve.methods import METHODS, MethodSpec, method_text, parse_method_text
-from camserve.types import OUTPUTS, PRECISIONS, AnyTarget, BoxOptions, Explanation, Preprocessing, Vector
-from camserve.types.targets import parse_target
+from camserve.types import (
+    OUTPUTS,
+    PRECISIONS,
+    AnyTarget,
+    BoxOptions,
+    Explanation,
+    Preprocessing,
+    Region,
+    Target,
+    Vector,
+)
+from camserve.types.targets import OfClasses, parse_target
 from camserve.wording import shown
 
 try:
@@ -225,13 +235,15 @@ def _explain_many(
 
 
 def read_target(text: str) -> AnyTarget:
-    """Returns the target of an argument; the command line alone reads the file of a vector or a reference.
+    """Returns the target of an argument; the command line alone reads the file of a vector, a reference or a mask.
 
     Raises:
         InvalidOption: there is no such target, or the file of a vector is none.
-        InvalidImage: the file of a reference cannot be read.
+        InvalidImage: the file of a reference or a mask cannot be read.
     """
     kind, _, path = text.partition(":")
+    if kind == "region":
+        return _read_region(path)
     if not path or kind not in ("vector", "reference"):
         return parse_target(text)
     from camserve.images import read_image
@@ -244,6 +256,17 @@ def read_target(text: str) -> AnyTarget:
         return Vector(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise InvalidOption(f"cannot read a vector from {path}: {error}") from None
+
+
+def _read_region(rest: str) -> AnyTarget:
+    """Returns the target of `x0,y0,x1,y1:CLASS`, or of `FILE:CLASS` with the mask of a file."""
+    where, _, of = rest.partition(":")
+    if not Path(where).suffix or where.count(",") == 3:
+        return parse_target(f"region:{rest}")
+    from camserve.images import mask_file
+
+    inside = parse_target(of) if of.strip() else Target(top_k=1)
+    return Region(cast("OfClasses", inside), mask=mask_file(where))  # which refuses others
 
 
 def _timed_explanation(

@@ -285,13 +285,14 @@ _FIGURES: Mapping[str, Callable[[Prediction], float | None]] = {
     "probabilities": lambda prediction: prediction.probability,
     "values": lambda prediction: prediction.value,
     "similarities": lambda prediction: prediction.similarity,
+    "shares": lambda prediction: prediction.share,
 }
 """Functions by name of the output that return what is said of a class, a number, a reference or a prompt."""
 
 
 def _figures_of(info: ModelInfo) -> tuple[str, ...]:
     """Returns the names of those outputs that a model has: one, or two where prompts are packed."""
-    names = {"probability": "probabilities", "value": "values", "similarity": "similarities"}
+    names = {"probability": "probabilities", "value": "values", "similarity": "similarities", "share": "shares"}
     return tuple(names[said] for said in info.says)
 
 

@@ -5,6 +5,7 @@
     {"finer": {"of": "tabby", "nearest": 5}}   {"against": {"of": "tabby"}}
     {"value": {"of": "age", "direction": "up"}}
     {"vector": [0.25, -1.5]}   {"reference": "base64 of an image file"}   {"text": "a seven left of a two"}
+    {"region": {"of": "cat", "box": [10, 20, 90, 80]}}   {"region": {"of": "cat", "mask": "base64 of a grey PNG file"}}
 
 What is inside is counted and measured before it is read.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from camserve.errors import InvalidImage, InvalidOption
-from camserve.types import Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
+from camserve.types import Against, AnyTarget, Contrast, Finer, Region, Target, Text, Value, Vector
 from camserve.types.request import RequestLimits
 from camserve.types.targets import class_texts, free_texts, parse_class, parse_target
 from camserve.wording import shown
@@ -38,7 +39,8 @@ _KINDS: Mapping[str, Callable[..., AnyTarget]] = {
     "value": Value,
 }
 _WITHOUT_CLASS = ("vector", "reference", "text")
-NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS)
+_REGION = ("of", "box", "mask", "grid")
+NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS, "region")
 """Names that an object may have, one at a time."""
 
 
@@ -56,6 +58,9 @@ def _classes_in(entry: Any) -> Sequence[Any]:
         return class_texts(entry)
     if not isinstance(entry, dict):
         return [entry]
+    if "region" in entry:
+        region = entry["region"]
+        return _classes_in(region.get("of", "")) if isinstance(region, dict) else []
     inside = [value for key, value in entry.items() if key not in _WITHOUT_CLASS]
     held = [one for value in inside if isinstance(value, dict) for one in _listed(value.get("than"))]
     of = [value.get("of") if isinstance(value, dict) else value for value in inside]
@@ -93,6 +98,8 @@ def read_target(name: str, value: Any) -> AnyTarget:
             return Vector(image=_file(name, content))
         if kind == "text":
             return Text(content)
+        if kind == "region":
+            return _region(name, content)
         if kind in _CLASS:
             return _class(name, value)
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -115,6 +122,18 @@ def _of_classes(name: str, kind: str, content: Any) -> AnyTarget:
     return _KINDS[kind](**values)
 
 
+def _region(name: str, content: Any) -> AnyTarget:
+    if not isinstance(content, dict) or not set(content) <= set(_REGION):
+        raise InvalidOption(f"{name}: region is an object that may have {', '.join(_REGION)}; got {_shown(content)}")
+    values = dict(content)
+    if "of" in values:
+        values["of"] = read_target(name, values["of"])
+    for file in ("mask", "grid"):
+        if file in values:
+            values[file] = _file(name, values[file], f"a {file} is the base64 of a grey PNG file")
+    return Region(**values)
+
+
 def _class(name: str, value: Any) -> Target:
     if isinstance(value, str):
         return parse_class(value)
@@ -127,11 +146,11 @@ def _class(name: str, value: Any) -> Target:
     )
 
 
-def _file(name: str, content: Any) -> bytes:
+def _file(name: str, content: Any, what: str = "a reference is the base64 of an image file") -> bytes:
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, TypeError, ValueError):
-        raise InvalidImage(f"{name}: a reference is the base64 of an image file, got {_shown(content)}") from None
+        raise InvalidImage(f"{name}: {what}, got {_shown(content)}") from None
 
 
 def _shown(value: Any) -> str:

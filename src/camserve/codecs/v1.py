@@ -41,6 +41,7 @@ from camserve.types import (
     Precision,
     Prediction,
     Progress,
+    Region,
     RuntimeInfo,
     SaliencyMap,
     StreamOptions,
@@ -145,6 +146,11 @@ def _classes_of(target: pb.Target) -> Sequence[pb.Target | pb.ClassTarget]:
     kind = target.WhichOneof("target")
     if kind == "contrast":
         return [target.contrast.of, *target.contrast.than]
+    if kind == "region":
+        what = target.region.WhichOneof("what")
+        if what in ("contrast", "finer", "against"):
+            return _classes_of(pb.Target(**{what: getattr(target.region, what)}))
+        return [target.region.of]
     return [getattr(target, kind).of] if kind in ("finer", "against", "value") else [target]
 
 
@@ -384,10 +390,32 @@ def target_to_proto(target: AnyTarget) -> pb.Target:
             return pb.Target(value=pb.Value(of=_of(target), direction=target.direction.upper()))
         case Text():
             return pb.Target(text=target.words)
+        case Region():
+            return pb.Target(region=_region_to_proto(target))
         case Vector() if target.image is None:
             return pb.Target(vector=np.asarray(target.values, "<f4").tobytes())
         case Vector():
             return pb.Target(reference=image_to_proto(images.read_image(target.image)))
+
+
+def _region_to_proto(target: Region) -> pb.Region:
+    inside = target_to_proto(target.of)
+    what = inside.WhichOneof("target")
+    message = pb.Region()
+    if what in ("contrast", "finer", "against"):
+        getattr(message, what).CopyFrom(getattr(inside, what))
+    elif target.of != Region().of:
+        message.of.CopyFrom(_class_to_proto(pb.ClassTarget, cast("Target", target.of)))
+    if target.box is not None:
+        message.box.CopyFrom(pb.Edges(**dict(zip(_EDGES, target.box, strict=True))))
+    elif target.mask is not None:
+        message.mask = target.mask
+    elif target.grid is not None:
+        message.grid = target.grid
+    return message
+
+
+_EDGES = ("x0", "y0", "x1", "y1")
 
 
 def _of(target: Contrast | Finer | Against | Value) -> pb.ClassTarget:
@@ -437,8 +465,24 @@ def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> An
             return Vector(image=image(message.reference))
         case "text":
             return Text(message.text)
+        case "region":
+            return _region(message.region)
         case _:
             return _class_from_proto(message)
+
+
+def _region(message: pb.Region) -> Region:
+    what, where = message.WhichOneof("what"), message.WhichOneof("where")
+    values: dict[str, Any] = {}
+    if what == "of":
+        values["of"] = _class_from_proto(message.of)
+    elif what is not None:
+        values["of"] = target_from_proto(pb.Target(**{what: getattr(message, what)}))
+    if where == "box":
+        values["box"] = tuple(getattr(message.box, name) for name in _EDGES)
+    elif where is not None:
+        values[where] = getattr(message, where)
+    return Region(**values)
 
 
 def _class_from_proto(message: pb.Target | pb.ClassTarget) -> Target:
@@ -468,7 +512,7 @@ def precision_from_proto(value: int) -> Precision:
 
 def prediction_from_proto(message: pb.Prediction) -> Prediction:
     """Returns the prediction of a message."""
-    other = message.HasField("value") or message.HasField("similarity")
+    other = any(message.HasField(name) for name in ("value", "similarity", "share"))
     said = message.probability > 0 or not other  # beside another number, 0 is what was not set
     return from_message(Prediction, message, probability=message.probability if said else None)
 

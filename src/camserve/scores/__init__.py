@@ -14,6 +14,7 @@ from camserve.errors import InvalidOption
 from camserve.scores.classes import ONE_OUTPUT, Binary, Probabilities, Sigmoid, Softmax, sum_to_one
 from camserve.scores.embedding import Embedding
 from camserve.scores.score import Predictions, Score
+from camserve.scores.segmentation import Segmentation
 from camserve.scores.targets import Targets
 from camserve.scores.text_image import TextEncoder, TextImage, text_vectors
 from camserve.scores.value import Values
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 SCORES: Mapping[Outputs, type[Score]] = {
-    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage)
+    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage, Segmentation)
 }
 """Every kind of outputs with its class."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,8 @@ def _path(returned: Any, output: str | None, batch: int, wanted: int | None, axe
         return _named_path(tensors, returned, output, batch, axes)
     fitting = [(path, tensor) for path, tensor in tensors if _fits(tensor, batch, axes)]
     if not fitting:
-        raise Unsupported(f"{_WANTED[axes]} for {batch} images; it returned {_described(returned)}")
+        said = f"{_WANTED[axes]} for {batch} images; it returned {_described(returned)}"
+        raise Unsupported(said + _hint([tensor for _, tensor in tensors], batch, axes))
 
     def order(entry: tuple[Path, Tensor]) -> tuple[bool, bool]:
         path, tensor = entry
@@ -132,7 +133,8 @@ def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, 
     if path is None or not isinstance(tensor, Tensor):
         raise InvalidOption(f"the network has no output {shown(output)}; it returned {_described(returned)}")
     if not _fits(tensor, batch, axes):
-        raise Unsupported(f"{_WANTED[axes]} for {batch} images; output {shown(output)} is {_shape(tensor)}")
+        said = f"{_WANTED[axes]} for {batch} images; output {shown(output)} is {_shape(tensor)}"
+        raise Unsupported(said + _hint([tensor], batch, axes))
     return path
 
 
@@ -150,9 +152,16 @@ def _by_position(returned: Any, output: str) -> Path | None:
 
 _WANTED = {
     1: "a network must return a tensor (images,), (images, numbers) or (images, numbers, 1, 1), or hold one,",
-    3: "the network must return a tensor (images, classes, height, width), or hold one,",
+    3: "a network of outputs segmentation must return a tensor (images, classes, height, width), or hold one,",
 }
 """Says what is wanted, by the number of axes for one image."""
+
+
+def _hint(tensors: Sequence[Tensor], batch: int, axes: int) -> str:
+    """Returns what to do where numbers are wanted, and the network has maps."""
+    if axes != 1 or not any(_fits(tensor, batch, 3) for tensor in tensors):
+        return ""
+    return "; where these are logits of the classes of each place, say --outputs segmentation, or outputs= in Python"
 
 
 def _fits(tensor: Tensor, batch: int, axes: int) -> bool:

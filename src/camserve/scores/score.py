@@ -25,7 +25,7 @@ class Predictions:
 
     order: Tensor
     """Indices (C,), first the one that is explained where nobody names any."""
-    numbers: Mapping[Literal["probability", "value", "similarity"], Tensor]
+    numbers: Mapping[Literal["probability", "value", "similarity", "share"], Tensor]
     """Numbers (C,) that it says, by index, each under its name."""
 
     def of(self, indices: Sequence[int]) -> tuple[Prediction, ...]:

@@ -33,6 +33,8 @@ class Prediction:
     """Unit of the number; "" where it has none."""
     similarity: float | None = None
     """Cosine to the packed reference, or prompt, of a network that gives vectors; a prompt has a probability too."""
+    share: float | None = None
+    """Share of the image's places that are of the class, of a network that tells the class of every place."""
 
     def named(self, model: ModelInfo) -> Prediction:
         """Returns the prediction with label and unit filled in."""
@@ -41,7 +43,9 @@ class Prediction:
 
     @property
     def figure(self) -> str:
-        """The number as people read it: `88.1%`, `37.25 px`, `similarity 0.71`."""
+        """The number as people read it: `88.1%`, `37.25 px`, `similarity 0.71`, `12.5% of the image`."""
+        if self.share is not None:
+            return f"{self.share:.1%} of the image"
         if self.value is not None:
             return f"{self.value:.4g} {self.unit}".rstrip()
         said = [] if self.similarity is None else [f"similarity {self.similarity:.2f}"]

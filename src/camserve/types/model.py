@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from camserve.types.target_forms import TargetForm
 
 
-Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image"]
+Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image", "segmentation"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
 
@@ -167,12 +167,14 @@ class ModelInfo:
 
     @property
     def score(self) -> Literal["probability", "value", "similarity"]:
-        """Name of what its predictions say of a class, a number or a reference, which is the score of masked images."""
+        """Name of the score of masked images, which predictions say as well, but for shares of an image's places."""
         return _SCORES.get(self.outputs, "probability")
 
     @property
-    def says(self) -> tuple[Literal["probability", "value", "similarity"], ...]:
+    def says(self) -> tuple[Literal["probability", "value", "similarity", "share"], ...]:
         """Names of the numbers that its predictions have: a probability beside the similarity to a packed prompt."""
+        if self.outputs == "segmentation":
+            return ("share",)
         both = self.outputs == "text-image" and self.labels
         return ("probability", "similarity") if both else (self.score,)
 

@@ -45,7 +45,7 @@ from camserve.types import (
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.types.target_forms import check_predicts, default_target, fitted_target
-from camserve.types.targets import check_utf8, words_in
+from camserve.types.targets import check_utf8, mask_of, may_be_fewer, words_in
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -369,10 +369,13 @@ class FittedRequest:
 
 
 def targets_bytes(targets: Iterable[AnyTarget]) -> int:
-    """Returns the number of bytes that the vectors and reference images among targets have."""
+    """Returns the number of bytes that the vectors, reference images and masks among targets have."""
+    targets = list(targets)
+    masks = sum(len(file) for one in targets if (file := mask_of(one)) is not None)
     vectors = [target for target in targets if isinstance(target, Vector)]
     references = [read_image(one.image) for one in vectors if one.image is not None]
-    return sum(map(images.size_bytes, references)) + sum(one.values.nbytes for one in vectors if one.values is not None)
+    numbers = sum(one.values.nbytes for one in vectors if one.values is not None)
+    return masks + sum(map(images.size_bytes, references)) + numbers
 
 
 def max_targets(targets: Sequence[AnyTarget]) -> int:
@@ -381,8 +384,12 @@ def max_targets(targets: Sequence[AnyTarget]) -> int:
 
 
 def known_targets(targets: Sequence[AnyTarget]) -> int | None:
-    """Returns the number of maps that targets stand for; None where two may turn out to be the same."""
-    return max_targets(targets) if len(targets) == 1 or all(map(is_final, targets)) else None
+    """Returns the number of maps that targets stand for; None where two may turn out to be the same, or one is none.
+
+    The largest classes of an image may be fewer than were asked for.
+    """
+    sure = all(map(is_final, targets)) or (len(targets) == 1 and not may_be_fewer(targets[0]))
+    return max_targets(targets) if sure else None
 
 
 class Options(TypedDict, total=False):
@@ -510,6 +517,7 @@ def _resolved_targets(
 ) -> tuple[AnyTarget, ...]:
     for target in targets:
         _check_reference(target, model, limits)
+        _check_mask(target, limits)
     distinct = tuple(dict.fromkeys(fitted_target(target, model) for target in targets))
     if not distinct and has_maps:
         distinct = (default_target(model),)
@@ -525,6 +533,12 @@ def _check_reference(target: AnyTarget, model: ModelInfo, limits: RequestLimits)
             _checked_image(read_image(target.image), model, limits)
         except InvalidImage as error:
             raise InvalidImage(f"reference: {error}") from None
+
+
+def _check_mask(target: AnyTarget, limits: RequestLimits) -> None:
+    """Raises InvalidImage where a mask is none, or larger than an image may be; a worker knows its size."""
+    if (file := mask_of(target)) is not None:
+        images.mask_size(file, limits.image_bytes, limits.image_pixels)
 
 
 def _checked_image(image: ImageContent, model: ModelInfo, limits: RequestLimits) -> tuple[int, int]:

@@ -12,7 +12,19 @@ import numpy as np
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.types.model import OF_VECTORS, ModelInfo, Outputs
-from camserve.types.targets import EXAMPLES, Against, AnyTarget, Contrast, Finer, Target, Text, Value, Vector
+from camserve.types.targets import (
+    EXAMPLES,
+    Against,
+    AnyTarget,
+    Contrast,
+    Finer,
+    OfClasses,
+    Region,
+    Target,
+    Text,
+    Value,
+    Vector,
+)
 from camserve.wording import shown
 
 _GIVES = {
@@ -23,12 +35,14 @@ _GIVES = {
     "value": "numbers",
     "embedding": "vectors",
     "text-image": "vectors",
+    "segmentation": "classes of places",
 }
 """Words for what a model of each kind of outputs gives."""
 
 _CLASS = {
     "embedding": "What makes the image similar to a packed reference.",
     "text-image": "What makes the image fit a packed prompt.",
+    "segmentation": "What speaks for a class where the image is of it.",
 }
 """Description of the target "class" by kind of outputs, where it is no class."""
 
@@ -57,7 +71,7 @@ class TargetForm:
     """Name of the target's field in the proto; index, label and top_k go by the name "class"."""
     description: str
     example: str
-    """Text form of one that the model takes. The file of a vector or a reference is read by the command line alone."""
+    """Text form of one that the model takes. The command line alone reads the file of a vector, reference or mask."""
 
 
 def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
@@ -79,6 +93,11 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
         ),
         "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
         "text": TargetForm("text", "What makes the image fit a text.", _a_text(model)),
+        "region": TargetForm(
+            "region",
+            "What speaks for a class, or for one of the other forms, inside a box or a mask of the sent image.",
+            Region(first, box=(10, 20, 90, 80)).text(model.labels),
+        ),
     }
     return tuple(forms[name] for name in _taken(model))
 
@@ -93,11 +112,14 @@ def _taken(model: ModelInfo) -> tuple[str, ...]:
         return ("value",)
     names = ("class", "contrast", "finer", "against")  # of vectors, a class is a packed reference, or prompt
     classes = tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
-    return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes)
+    return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes, *(("region",) if model.outputs == "segmentation" else ()))
 
 
 def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
-    """Returns a target that the model takes, resolved; a class of a model that gives numbers is the number going up.
+    """Returns a target that the model takes, resolved.
+
+    A class of a model that gives numbers is the number going up, one of a model that gives classes of places is the
+    region that is of it.
 
     Raises:
         InvalidOption: the model takes no such target, a class does not exist, or a vector has another length than the
@@ -105,6 +127,8 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     """
     if model.outputs == "value" and isinstance(target, Target) and target.top_k is None:
         target = Value(target)
+    if model.outputs == "segmentation" and isinstance(target, OfClasses):
+        target = Region(target)
     if _name(target) not in _taken(model):
         forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
         raise InvalidOption(
@@ -124,7 +148,7 @@ def default_target(model: ModelInfo) -> AnyTarget:
     if model.outputs == "value":
         return Value(Target(index=0))
     if "class" in _taken(model):
-        return Target(top_k=1)
+        return fitted_target(Target(top_k=1), model)
     forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
     raise InvalidOption(
         f"this model gives vectors, and {_NONE_PACKED[model.outputs]}: say what to be similar to, by {forms}"
@@ -154,5 +178,7 @@ def _name(target: AnyTarget) -> str:
             return "class"
         case Vector():
             return "vector" if target.image is None else "reference"
+        case Region():
+            return "region" if target.is_placed else _name(target.of)
         case _:
             return type(target).__name__.lower()

@@ -12,6 +12,7 @@ text form                              target
 `against:tabby`                        `Against`: what speaks against a class
 `up:age`, `down:age`                   `Value`: a number going up, or down
 `text:a seven left of a two`           `Text`: words; all that follows the colon belongs to them
+`region:10,20,90,80:cat`               `Region`: a class, or any of the first four forms, inside a box; x right, y down
 =====================================  ==============================================================================
 
 A label that looks like one of these is named by its index, or with `Target(label=...)`. A vector has no text form.
@@ -20,6 +21,7 @@ A label that looks like one of these is named by its index, or with `Target(labe
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -385,7 +387,122 @@ def check_utf8(text: str) -> None:
         raise InvalidOption(f"a text is written in UTF-8, which has nothing for {shown(text)}") from None
 
 
-AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text
+OfClasses = Target | Contrast | Finer | Against
+"""Type of the targets that name classes and nothing else."""
+
+Edges = tuple[float, float, float, float]
+"""Edges (x0, y0, x1, y1) of a box in pixels of the sent image, after EXIF orientation; x right, y down."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Asks for a class where a network tells the class of every place: the mean of its score over a region.
+
+    The region is a box, or a mask of the sent image, or a mask of the network's outputs. Without any it is where the
+    class is the most probable one. What covers a part of a place counts by that part.
+
+    Args:
+        of: the class, or what else names classes alone; by default the class that most of the region is.
+        box: (x0, y0, x1, y1) in pixels of the sent image, after EXIF orientation.
+        mask: of the size of the sent image, after EXIF orientation: the bytes or path of a grey PNG file, a picture, or
+            an array (H, W), bool, uint8, or floats in [0, 1]. What is brighter counts more; 0 is outside.
+        grid: the same, of the size of the network's outputs.
+        shares: by how much each place of the outputs counts, (h, w) float32; a worker makes it of the others.
+
+    Raises:
+        InvalidOption: on construction, when there are several regions, `of` is another target, or the box has no area.
+        InvalidImage: a mask's file cannot be read, or it is nothing that can be a mask.
+    """
+
+    of: OfClasses = field(default_factory=lambda: Target(top_k=1))
+    box: Edges | None = None
+    mask: bytes | None = field(default=None, repr=False)
+    grid: bytes | None = field(default=None, repr=False)
+    shares: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, OfClasses):
+            raise InvalidOption(f"a region is of a class, or of a contrast, finer or against; got {shown(self.of)}")
+        given = [name for name in ("box", "mask", "grid") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidOption(f"a region is a box, a mask or a grid: at most one, got {' and '.join(given)}")
+        if self.box is not None:
+            object.__setattr__(self, "box", edges("a region's box", self.box))
+        for name in ("mask", "grid"):
+            if not isinstance(content := getattr(self, name), bytes | None):
+                from camserve.images import mask_file  # Pillow stays out of `import camserve`
+
+                object.__setattr__(self, name, mask_file(content))
+            if getattr(self, name) == b"":
+                raise InvalidOption(f"the {name} of a region is a grey PNG file, got zero bytes")
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        file = self.mask or self.grid or b""
+        return self.of, self.box, self.mask is None, hashlib.blake2b(file, digest_size=16).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def is_placed(self) -> bool:
+        """Tells whether it says where the region is."""
+        return any(where is not None for where in (self.box, self.mask, self.grid))
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class targets inside, the class explained first."""
+        return self.of.classes
+
+    @property
+    def maps(self) -> int:
+        """Largest number of maps that the target stands for; there are fewer where fewer classes have a place."""
+        return self.of.maps
+
+    def resolved(self, labels: Sequence[str]) -> Region:
+        """Returns the target with indices for labels; raises as that inside."""
+        return replace(self, of=self.of.resolved(labels))
+
+    def each(self, ranked: Sequence[int]) -> tuple[Region, ...]:
+        """Returns a target of one class for each map."""
+        return tuple(replace(self, of=of) for of in self.of.each(ranked))
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form; that of a mask has a name of its content instead, and cannot be read back."""
+        of = self.of.text(labels)
+        if self.box is None and self.mask is None:
+            return of
+        content = self.mask or b""
+        where = hashlib.blake2b(content, digest_size=4).hexdigest() if self.box is None else _numbers(self.box)
+        return f"region:{where}" + ("" if self.of == Target(top_k=1) else f":{of}")
+
+
+def edges(what: str, values: Any) -> Edges:
+    """Returns the edges of a box in pixels as floats.
+
+    Raises:
+        InvalidOption: they are no four finite numbers, or enclose nothing.
+    """
+    try:
+        found = tuple(map(_number, values))
+    except TypeError:  # a number alone
+        found = ()
+    if len(found) != 4 or any(each is None or not math.isfinite(each) for each in found):
+        raise InvalidOption(f"{what} is four numbers x0, y0, x1, y1 in pixels of the sent image, got {shown(values)}")
+    x0, y0, x1, y1 = cast("Edges", found)
+    if not (x0 < x1 and y0 < y1):
+        raise InvalidOption(f"{what} has x0 < x1 and y0 < y1, got {_numbers((x0, y0, x1, y1))}")
+    return x0, y0, x1, y1
+
+
+def _numbers(box: Edges) -> str:
+    return ",".join(f"{edge:.10g}" for edge in box)
+
+
+AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text | Region
 """Type of everything that a map can be a map of."""
 
 TargetLike = AnyTarget | int | str
@@ -399,6 +516,7 @@ EXAMPLES = {
     "up": "up:age",
     "down": "down:age",
     "text": "text:a seven left of a two",
+    "region": "region:10,20,90,80:cat",
 }
 """An example of each text form, by the word that it begins with."""
 
@@ -407,6 +525,8 @@ def is_final(target: AnyTarget) -> bool:
     """Returns whether the target is of one map and a worker answers with just this one: by index, values or words."""
     if isinstance(target, Vector):
         return target.image is None
+    if isinstance(target, Region):
+        return target.is_placed and is_final(target.of)
     return not isinstance(target, Finer) and all(one.index is not None for one in target.classes)
 
 
@@ -436,7 +556,14 @@ def final_targets(targets: Iterable[AnyTarget], ranked: Sequence[int], scores: n
         InvalidOption: a class would be held against itself.
     """
     found = [one for target in targets for one in target.each(ranked)]
-    return tuple(dict.fromkeys(one.contrast(scores) if isinstance(one, Finer) else one for one in found))
+    return tuple(dict.fromkeys(with_nearest(one, scores) for one in found))
+
+
+def with_nearest(target: AnyTarget, scores: np.ndarray) -> AnyTarget:
+    """Returns the target, for `Finer` the contrast with the classes whose scores (K,) are nearest."""
+    if isinstance(target, Region):
+        return replace(target, of=cast("OfClasses", with_nearest(target.of, scores)))
+    return target.contrast(scores) if isinstance(target, Finer) else target
 
 
 def as_target(value: TargetLike) -> AnyTarget:
@@ -493,6 +620,18 @@ def _parse_contrast(rest: str) -> Contrast:
     return Contrast(parse_class(of), tuple(parse_class(each) for each in than.split(",")), number)
 
 
+def _parse_region(rest: str) -> Region:
+    where, _, of = rest.partition(":")
+    numbers = where.split(",")
+    if len(numbers) != 4 or any(_number(each) is None for each in numbers):
+        raise InvalidOption(
+            f"region is x0,y0,x1,y1 in pixels of the sent image and perhaps a class, such as {EXAMPLES['region']!r}, "
+            f"got {shown('region:' + rest)}; the file of a mask is read by the command line alone"
+        )
+    inside = parse_target(of) if of.strip() else Target(top_k=1)
+    return Region(cast("OfClasses", inside), cast("Edges", tuple(numbers)))
+
+
 def _no_text(kind: str) -> Any:
     def refuse(rest: str) -> AnyTarget:
         raise InvalidOption(f"a {kind} has no text form: give its {'numbers' if kind == 'vector' else 'image'}")
@@ -509,23 +648,28 @@ _FORMS = {
     "vector": _no_text("vector"),
     "reference": _no_text("reference"),
     "text": Text,
+    "region": _parse_region,
 }
 
-_WITH_COMMAS = re.compile(r"(?:^|,)\s*(contrast:|text:)")
-"""Finds where a text form begins that may hold commas."""
+_ONE = re.compile(r"\s*(?:region:(?:[^,:]*,){3}[^,:]*(?::|(?=,)|$))?(?:\s*(?:contrast|text):.*|[^,]*)", re.DOTALL)
+"""Matches a text form in a list: commas are part of a box, of a contrast and of a text."""
 
 
 def split_targets(text: str) -> list[str]:
     """Returns the text forms in a list of them, such as `281,tabby;contrast:tabby>lynx,tiger cat;top3`.
 
-    Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes, and those
-    behind `text:`, which belong to the text. So a text with a semicolon cannot stand in such a list.
+    Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes, those
+    behind `text:`, which belong to the text, and those between the four numbers behind `region:`. So a text with a
+    semicolon cannot stand in such a list.
     """
     found: list[str] = []
     for part in text.split(";"):
-        begin = _WITH_COMMAS.search(part)
-        cut = begin.start(1) if begin else len(part)
-        found += [*part[:cut].split(","), part[cut:]]
+        at = 0
+        while at <= len(part):
+            one = _ONE.match(part, at)
+            assert one is not None, "it matches nothing as well"
+            found.append(one[0])
+            at = one.end() + 1  # behind the comma
     return [each.strip() for each in found if each.strip()]
 
 
@@ -534,6 +678,8 @@ def class_texts(text: str) -> list[str]:
     word, rest = _form(text)
     if not word:
         return [text]
+    if word == "region":
+        return class_texts(rest.partition(":")[2])
     return {"contrast": re.split("[>,]", rest), "text": []}.get(word, [rest])
 
 
@@ -546,6 +692,18 @@ def free_texts(text: str) -> list[str]:
 def words_in(target: AnyTarget) -> tuple[str, ...]:
     """Returns the free text inside of a target."""
     return (target.words,) if isinstance(target, Text) else ()
+
+
+def mask_of(target: AnyTarget) -> bytes | None:
+    """Returns the file of the mask inside of a target; None where there is none."""
+    if not isinstance(target, Region):
+        return None
+    return target.grid if target.mask is None else target.mask
+
+
+def may_be_fewer(target: AnyTarget) -> bool:
+    """Tells whether a target may stand for fewer maps than it asks for: fewer classes may have a place in an image."""
+    return isinstance(target, Region) and not target.is_placed and target.maps > 1
 
 
 def _form(text: str) -> tuple[str, str]:

@@ -401,7 +401,7 @@ class GradientWeightedAttention(_message.Message):
     def __init__(self) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text")
+    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text", "region")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +412,7 @@ class Target(_message.Message):
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     top_k: int
@@ -422,7 +423,8 @@ class Target(_message.Message):
     vector: bytes
     reference: Image
     text: str
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ...) -> None: ...
+    region: Region
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class ClassTarget(_message.Message):
     __slots__ = ("index", "label", "top_k")
@@ -459,6 +461,36 @@ class Against(_message.Message):
     OF_FIELD_NUMBER: _ClassVar[int]
     of: ClassTarget
     def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("of", "contrast", "finer", "against", "box", "mask", "grid")
+    OF_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_FIELD_NUMBER: _ClassVar[int]
+    FINER_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    of: ClassTarget
+    contrast: Contrast
+    finer: Finer
+    against: Against
+    box: Edges
+    mask: bytes
+    grid: bytes
+    def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., box: _Optional[_Union[Edges, _Mapping]] = ..., mask: _Optional[bytes] = ..., grid: _Optional[bytes] = ...) -> None: ...
+
+class Edges(_message.Message):
+    __slots__ = ("x0", "y0", "x1", "y1")
+    X0_FIELD_NUMBER: _ClassVar[int]
+    Y0_FIELD_NUMBER: _ClassVar[int]
+    X1_FIELD_NUMBER: _ClassVar[int]
+    Y1_FIELD_NUMBER: _ClassVar[int]
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    def __init__(self, x0: _Optional[float] = ..., y0: _Optional[float] = ..., x1: _Optional[float] = ..., y1: _Optional[float] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("of", "direction")
@@ -545,20 +577,22 @@ class ExplainReply(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("index", "label", "probability", "value", "unit", "similarity")
+    __slots__ = ("index", "label", "probability", "value", "unit", "similarity", "share")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     probability: float
     value: float
     unit: str
     similarity: float
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
+    share: float
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
 
 class SaliencyMap(_message.Message):
     __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice", "target_text", "classes", "score", "signed", "estimated_difference")

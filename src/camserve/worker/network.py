@@ -280,8 +280,8 @@ class Network:
         return self._bfloat16 if precision == "bfloat16" else self.runtime
 
 
-_ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value")
-"""Kinds of outputs that have a label for each number."""
+_ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value", "segmentation")
+"""Kinds of outputs that have a label for each number, or map."""
 
 
 def _labels(labels: Sequence[str], score: Score, numbers: int) -> tuple[str, ...]:

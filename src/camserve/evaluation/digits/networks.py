@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CLASSES = 10
 _WIDTHS = ((3, 16, 2), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1))
 """Channels in, channels out and stride of each convolution."""
+_SEGMENTATION = (12, 20, 44, 32)
+"""Channels of the network of places: of 48 x 48, 24 x 24 and 12 x 12 cells, and of what its places are told from."""
 _CELLS = 12
 """Cells of the last convolution, and patches of the transformers, in both directions."""
 _TOKEN, _BLOCKS, _HEADS = 64, 3, 4
@@ -82,12 +84,42 @@ class ValuesNet(nn.Module):
         return self.pooled(cells, torch.ones_like(cells[:, 0], dtype=torch.bool))
 
 
+class SegmentationNet(nn.Module):
+    """Makes logits (n, 11, 48, 48) of scenes (n, 3, 96, 96): what each place is, one of the digits or background.
+
+    What 12 x 12 cells know, which see 47 x 47 px each, is enlarged and added to what finer cells see, twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        fine, middle, coarse, last = _SEGMENTATION
+        self.fine, self.middle = _block(3, fine, 2), _block(fine, middle, 2)
+        self.coarse = nn.Sequential(_block(middle, coarse, 2), _block(coarse, coarse, 1, dilation=2))
+        self.known = nn.Conv2d(coarse, last, 1)
+        self.seen_by_middle, self.seen_by_fine = (nn.Conv2d(width, last, 3, padding=1) for width in (middle, fine))
+        self.first, self.second = (nn.Sequential(nn.BatchNorm2d(last), nn.ReLU()) for _ in range(2))
+        self.head = nn.Conv2d(last, 1 + CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits."""
+        fine = self.fine(x)
+        middle = self.middle(fine)
+        known = self.first(_enlarged(self.known(self.coarse(middle))) + self.seen_by_middle(middle))
+        known = self.second(_enlarged(known) + self.seen_by_fine(fine))
+        logits: Tensor = self.head(known)
+        return logits
+
+
+def _enlarged(cells: Tensor) -> Tensor:
+    return nn.functional.interpolate(cells, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
 def _features() -> nn.Sequential:
     return nn.Sequential(*(_block(*widths) for widths in _WIDTHS))
 
 
-def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+def _block(inputs: int, outputs: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 

@@ -23,6 +23,8 @@ DIGIT_PX = (28, 40)
 """Smallest and largest side of the square that a digit is enlarged to."""
 INK = 0.25
 """A pixel belongs to the digit if its ink covers at least this share of it."""
+BACKGROUND = 10
+"""Owner of the pixels that are of no digit."""
 TEXTURES = ("brick", "grass", "gravel")
 
 Split = Literal["train", "test"]
@@ -36,6 +38,8 @@ class Scene:
     """Pixels of the scene, uint8 (SIZE_PX, SIZE_PX, 3)."""
     boxes: tuple[TrueBox, ...]
     """Boxes of the digits, each of a different class; the label is the digit."""
+    owners: np.ndarray
+    """Owner of each pixel, uint8 (SIZE_PX, SIZE_PX): the digit, or `BACKGROUND`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def make_scene(seed: int, index: int, digits: int, split: Split, content: Conten
     """
     rng = np.random.default_rng([seed, index, digits, split == "test"])
     images, classes = handwriting(split)
-    picture = _background(rng)
+    picture, owners = _background(rng), np.full((SIZE_PX, SIZE_PX), BACKGROUND, np.uint8)
     boxes = []
     chosen = _chosen(rng, digits, content)
     squares = _squares(rng, digits + content.blots, content)
@@ -77,9 +81,10 @@ def make_scene(seed: int, index: int, digits: int, split: Split, content: Conten
         ink = _ink(images[rng.choice(np.flatnonzero(classes == digit))], side)
         _write(picture, ink, left, top, rng)
         boxes.append(_box(str(digit), ink, left, top))
+        owners[top : top + side, left : left + side][ink >= INK] = digit
     for left, top, side in squares[digits:]:
         _write(picture, _blot(rng, side), left, top, rng)
-    return Scene(picture.round().astype(np.uint8), tuple(boxes))
+    return Scene(picture.round().astype(np.uint8), tuple(boxes), owners)
 
 
 def benchmark_scenes(count: int, seed: int = 2) -> Sequence[Scene]:

@@ -76,6 +76,7 @@ _ALL = (
         outputs="text-image",
         prompts=towers.PROMPTS,
     ),
+    Shipped("digits-segmentation", networks.SegmentationNet, tasks.PLACES, (*DIGITS, "background"), "segmentation"),
     Shipped("digits-vit", networks.torchvision_transformer, tasks.ONE_DIGIT),
     Shipped("digits-vit-timm", networks.timm_transformer, tasks.ONE_DIGIT),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from camserve.evaluation.digits.scenes import Content, Scene, Split, make_scene
+from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Content, Scene, Split, make_scene
 from camserve.evaluation.digits.towers import PROMPTS, TEXTS, truths
 from camserve.evaluation.truth import TrueBox
 
@@ -29,7 +29,7 @@ class Task:
     truth: Callable[[Scene], Sequence[float]]
     """Returns what the outputs must say of a scene."""
     figures: Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-    """Returns how well outputs (N, K) agree with truths (N, K), by name; the first is the one that counts."""
+    """Returns how well outputs (N, ...) agree with truths (N, K), by name; the first is the one that counts."""
     told: str
     """Format string that makes a sentence of the figures, for people."""
     least: float
@@ -135,6 +135,28 @@ def _found(outputs: np.ndarray, truths: np.ndarray) -> float:
     return float((outputs > highest)[truths == 1].mean())
 
 
+MASK_PX = SIZE_PX // 2
+"""Size of the masks that say what each place of a scene is, in both directions."""
+
+
+def _owners(scene: Scene) -> list[float]:
+    """Returns the class of each place, row by row: that of a digit if it has half of the place's four pixels."""
+    pixels = scene.owners.reshape(MASK_PX, 2, MASK_PX, 2)
+    owned = (pixels < BACKGROUND).sum(axis=(1, 3)) >= 2
+    found: list[float] = np.where(owned, pixels.min(axis=(1, 3)), BACKGROUND).ravel().tolist()
+    return found
+
+
+def _places_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the mean over the classes of intersection over union, and the share of all places that are right."""
+    classes = outputs.shape[1]
+    said, true = outputs.argmax(axis=1).ravel(), truths.ravel().astype(np.int64)
+    counts = np.bincount(classes * true + said, minlength=classes**2).reshape(classes, classes)
+    both = counts.diagonal()
+    united = counts.sum(axis=0) + counts.sum(axis=1) - both
+    return {"iou": float((both / united).mean()), "places": float(both.sum() / counts.sum())}
+
+
 ONE_DIGIT = Task(
     question="which digit is it?",
     scene=_one_digit,
@@ -177,4 +199,12 @@ WHAT_IS_SAID = Task(
     "digit among the 10; the most similar text is true of {nearest:.2%} of the scenes",
     least=0.8,
     answers=_similarity,
+)
+PLACES = Task(
+    question="what is each place: background, or which digit?",
+    scene=_some_digits,
+    truth=_owners,
+    figures=_places_right,
+    told="mean intersection over union {iou:.1%}, {places:.2%} of the places right",
+    least=0.85,
 )

@@ -16,6 +16,7 @@ import numpy as np
 
 from camserve import images
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal
+from camserve.finalise.regions import shares
 from camserve.images import ImageContent
 from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
 from camserve.methods.work import Kind, decoded_units
@@ -35,6 +36,7 @@ from camserve.types import (
     Prediction,
     Preprocessing,
     Ranking,
+    Region,
     StepResult,
     Target,
     Task,
@@ -136,7 +138,7 @@ def _outcome(info: ModelInfo, item: Item, errors: Mapping[bytes, CamserveError])
 def _result(info: ModelInfo, item: Item, image: ImageContent) -> ItemResult:
     view = _view(image, info)
     ranking = _ranking(image, len(info.labels))
-    explained = _explained(item.targets, ranking, info)
+    explained = _explained(item.targets, ranking, info, view)
     targets = [key(one.target) for one in explained]
     mood = random.random()  # orders differ from item to item, as workers may disagree, and never within one
     return ItemResult(
@@ -225,6 +227,8 @@ def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Predict
     said = 0.5 ** (ranking.index(index) + 1)
     if outputs == "value":
         return Prediction(index, "", value=100 * said)
+    if outputs == "segmentation":
+        return Prediction(index, "", share=said)
     return Prediction(
         index,
         "",
@@ -233,11 +237,21 @@ def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Predict
     )
 
 
-def _explained(targets: Sequence[AnyTarget], ranking: Sequence[int], info: ModelInfo) -> tuple[Explained, ...]:
+def _explained(
+    targets: Sequence[AnyTarget], ranking: Sequence[int], info: ModelInfo, view: InputView
+) -> tuple[Explained, ...]:
     """Returns the targets as a worker resolves them, each once in the order asked."""
-    embedded = [_embedded(target, info) for target in targets]
+    known = [_placed(_embedded(target, info), view) for target in targets]
     scores = np.array([0.5 ** (ranking.index(index) + 1) for index in range(len(ranking))])
-    return tuple(_scored(target, ranking, info) for target in final_targets(embedded, ranking, scores))
+    return tuple(_scored(target, ranking, info) for target in final_targets(known, ranking, scores))
+
+
+def _placed(target: AnyTarget, view: InputView) -> AnyTarget:
+    """Returns the target; a region without a place has the same one for every class and image."""
+    if not isinstance(target, Region):
+        return target
+    shares(target, view, PLACES)  # what lies outside is refused
+    return target if target.is_placed else replace(target, grid=images.mask_file(np.eye(*PLACES, dtype=bool)))
 
 
 def _embedded(target: AnyTarget, info: ModelInfo) -> AnyTarget:
@@ -248,12 +262,18 @@ def _embedded(target: AnyTarget, info: ModelInfo) -> AnyTarget:
     return Vector(np.random.default_rng(list(target.key)).standard_normal(info.dimension))
 
 
+PLACES = (12, 16)
+"""Places (h, w) of the outputs of a network that tells the class of every place."""
+
+
 def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Explained:
     classes = tuple(_prediction(one.index or 0, ranking, info.outputs) for one in target.classes)
-    said = [one.value or one.similarity or one.probability or 0.0 for one in classes]
+    said = [one.value or one.similarity or one.share or one.probability or 0.0 for one in classes]
     match target:
         case Contrast():
             score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
+        case Region():
+            score = _scored(target.of, ranking, info).score
         case Vector() | Text():
             score = 0.25
         case Against():
