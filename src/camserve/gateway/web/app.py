@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 
 from starlette.routing import Route, Router
 
@@ -33,6 +34,22 @@ TIMEOUT = "request-timeout"
 """Header with the seconds in which the client wants an answer."""
 
 JSON, EVENTS = "application/json", "text/event-stream"
+
+PAGE: Mapping[str, str] = {"/": "index.html"} | {
+    f"/{name}": name for name in ("app.js", "api.js", "draw.js", "style.css", "icon.svg", "colormaps.png")
+}
+"""Files of the page by their paths."""
+
+_TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css"}
+_TYPES |= {"svg": "image/svg+xml", "png": "image/png"}
+
+
+def page_file(name: str) -> bytes:
+    """Returns a file of the page; the colours are those of overlays."""
+    package = "camserve.finalise" if name == "colormaps.png" else "camserve.gateway.web"
+    folder = resources.files(package)
+    return (folder if name == "colormaps.png" else folder.joinpath("page")).joinpath(name).read_bytes()
+
 
 _Answer = Callable[[Exchange, Message], Awaitable[None]]
 
@@ -90,6 +107,7 @@ class Web:
                 self._route("/v1/explain:stream", "POST", self._stream, "StreamExplain", EVENTS),
                 self._route("/v1/models", "GET", self._models, "ListModels"),
                 self._route("/v1/models/{name}", "GET", self._model, "GetModel"),
+                *(self._static(path, name) for path, name in PAGE.items()),
                 self._route("/openapi.json", "GET", self._described, "", open_to_all=True),
                 self._route("/healthz", "GET", self._healthy, "", open_to_all=True),
                 self._route("/readyz", "GET", self._ready, "", open_to_all=True),
@@ -106,6 +124,15 @@ class Web:
         self, path: str, method: str, answer: _Answer, name: str, content_type: str = JSON, open_to_all: bool = False
     ) -> Route:
         return Route(path, _Path(self._handled, answer, method, name, content_type, open_to_all))
+
+    def _static(self, path: str, name: str) -> Route:
+        content = page_file(name)
+
+        async def answer(exchange: Exchange, scope: Message) -> None:
+            await exchange.write(content)
+
+        kind = _TYPES[name.rpartition(".")[2]]
+        return Route(path, _Path(self._handled, answer, "GET", "", kind, open_to_all=True))
 
     async def _handled(self, path: _Path, scope: Message, receive: Receive, send: Send) -> None:
         """Has a request answered in the name of its caller, until it is answered or its client has gone."""

@@ -26,6 +26,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+SECURITY = (
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+)
+"""Headers of every answer: nothing is kept, nothing is loaded from elsewhere, and no other page frames this one."""
+
 LINGER_S = 2.0
 """Seconds that the rest of a body is taken in, and forgotten, after its request was refused."""
 
@@ -144,7 +156,7 @@ class Exchange:
             return
         self._began = True
         told = [("content-type", content_type), (request_ids.KEY, request_ids.request_id()), *headers]
-        told += [("cache-control", "no-store"), ("x-content-type-options", "nosniff")]
+        told += SECURITY
         encoded = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in told if value]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
