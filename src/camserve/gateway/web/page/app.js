@@ -223,7 +223,9 @@ function showMap(map, number, final) {
   Object.assign(shown, { map, numbers: values(map), shape: map.shape, final });
   const [name] = Object.keys(map.method);
   const method = model.methods.find((each) => each.name.replaceAll("_", "") === name.toLowerCase());
-  shown.title.textContent = `${method?.title ?? name}: ${map.targetText || map.target.label}`;
+  // A label that cannot be read back is told by its index.
+  const label = ["", String(map.target.index)].includes(map.targetText) ? map.target.label : map.targetText;
+  shown.title.textContent = `${method?.title ?? name}: ${label}`;
   const notes = [map.degenerate ? "no evidence: the map is empty" : "", map.complete ? "" : `${Math.round(100 * map.fraction)} % of the queries`];
   shown.under.textContent = notes.filter(Boolean).join(", ");
   if (map.faithfulness) shown.curves.innerHTML = curves(map.faithfulness);
