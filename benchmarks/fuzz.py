@@ -93,7 +93,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
         grey, _ = images.sent_view(data, Preprocessing(8, (8, 8), (0.5,), (0.5,)))
         assert grey.mode in ("L", "I;16")
 
-    models = (MODEL, replace(MODEL, outputs="value"), replace(MODEL, outputs="embedding", dimension=2))
+    models = (MODEL, replace(MODEL, outputs="value"), replace(MODEL, outputs="text-image", dimension=2))
 
     def fit(request: ExplainRequest) -> None:
         """Fits a request to the first model that takes its targets."""
@@ -342,7 +342,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     infer.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(photo)
     infer.outputs.add(name="saliency")
     infer.parameters["explain_method"].string_param = "grad_cam;group_cam:groups=4"
-    infer.parameters["explain_targets"].string_param = "top3"
+    infer.parameters["explain_targets"].string_param = "top3;text:a cat, asleep"
     infer.parameters["timeout"].int64_param = 1000
     raw = inference_pb2.ModelInferRequest(model_name="fake")
     raw.inputs.add(name="image", datatype="UINT8", shape=[1, 3, 4, 3])
@@ -380,6 +380,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
                     ("classes", ["contrast:1>2,3", "finer:4", "against:top2"]),
                     ("values", ["down:0", "up:1"]),
                     ("vectors", vectors),
+                    ("texts", ["text:a cat; asleep", "contrast:0>1"]),
                 )
             },
             "pixels": v1.request_to_proto(

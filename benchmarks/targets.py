@@ -6,7 +6,8 @@
     python benchmarks/targets.py measure --scenes 2 --rows binary value --out /tmp/targets.json
 
 The networks are those of digit scenes that are shipped. Their scenes are made of handwriting that no network was
-trained on. A row asks the same of every scene, and counts how often the maps are as they must be.
+trained on. A row asks the same of every scene, and counts how often the maps are as they must be. Rows that are not
+measured keep the figures that they have.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from camserve import Engine
 from camserve.evaluation.digits.scenes import Content, Scene, make_scene
 from camserve.evaluation.digits.shipped import load_engine
 from camserve.evaluation.digits.tasks import NUMBERS, SEVEN, size_px
+from camserve.evaluation.digits.towers import PROMPTS, TEXTS, digits_in, truths
 from camserve.evaluation.localisation import energy_inside, inside, points_into
 from camserve.evaluation.truth import TrueBox
 from camserve.finalise.render import Row as SheetRow
@@ -34,6 +36,7 @@ from camserve.finalise.render import overlay, sheet
 from camserve.methods import METHODS
 
 METHOD_NAMES = ("grad_cam", "group_cam")
+WITH_SCORE_CAM = (*METHOD_NAMES, "score_cam")
 SEED = 3
 """Seed of the scenes; the networks were trained on those of 0 and their answers measured on those of 1, and variants of
 the network of values were compared on those of 2."""
@@ -63,7 +66,8 @@ class Row:
     """Share of the questions, from 0 to 1; None: reported without one."""
     content: Content = field(default_factory=Content)
     digits: Callable[[int], int] = lambda index: 3 if index % 3 == 2 else 2
-    """Returns how many digits scene `index` has: as in the benchmark, or always two."""
+    """Returns how many digits scene `index` has: as in the benchmark, or always as many."""
+    methods: tuple[str, ...] = METHOD_NAMES
 
     def scene(self, index: int) -> Scene:
         """Returns scene `index` of those that the row asks about."""
@@ -87,6 +91,26 @@ def the_largest(scene: Scene) -> Iterator[Ask]:
 
 def any_digit(scene: Scene) -> Iterator[Ask]:
     yield Ask(("up:sum",), lambda maps: points_into(maps[0], region(*scene.boxes)))
+
+
+def each_text(scene: Scene) -> Iterator[Ask]:
+    """Asks for each digit of the scene by a text: does the map point at it?"""
+    for box in scene.boxes:
+        yield pointing(f"text:{PROMPTS[int(box.label)]}", box)
+
+
+def text_of_two(scene: Scene) -> Iterator[Ask]:
+    """Asks for a true text of two digits: does the map point at one of the two?"""
+    said = a_true_text(scene)
+    named = region(*(box for box in scene.boxes if int(box.label) in digits_in(said)))
+    yield Ask((f"text:{said}",), lambda maps: points_into(maps[0], named))
+
+
+def a_true_text(scene: Scene) -> str:
+    """Returns a text of two digits that is true of a scene, another one for another scene."""
+    true = [text for text, found in zip(TEXTS, truths(scene.boxes), strict=True) if found == 1]
+    of_two = true[len(scene.boxes) :]
+    return of_two[int(scene.pixels.sum()) % len(of_two)]
 
 
 def pointing(target: str, box: TrueBox) -> Ask:
@@ -124,6 +148,10 @@ def _two(index: int) -> int:
     return 2
 
 
+def _three(index: int) -> int:
+    return 3
+
+
 _POINTS = "the map of a digit points at it"
 _CONTRAST = "of two digits, A over B lies on A more than on B, and B over A on B"
 _AGAINST = "against a digit, at most half as much of the map lies on it as of the map for it"
@@ -139,19 +167,37 @@ ROWS = {
     "against": Row(_AGAINST, "digits-multilabel", against_each, 0.9),
     "against-softmax": Row(_AGAINST, "digits", against_each, 0.9),
     "against-vit": Row(_AGAINST, "digits-vit", against_each, None),
+    "text-image": Row(
+        "the map of “a three” points at the three", "digits-text-image", each_text, 0.9, methods=WITH_SCORE_CAM
+    ),
+    "text-image-two": Row(
+        "of three digits, the map of “a seven left of a two” points at one of the two",
+        "digits-text-image",
+        text_of_two,
+        0.9,
+        digits=_three,
+        methods=WITH_SCORE_CAM,
+    ),
 }
 
 
-def measure(rows: Sequence[str], scenes: int) -> dict[str, Any]:
+def measure(rows: Sequence[str], scenes: int, environment: dict[str, Any]) -> dict[str, Any]:
     """Returns how often the maps of each row and method are as they must be."""
-    return {name: _measured(ROWS[name], scenes) for name in rows}
+    how = f"{environment['device']}, threads: {environment['torch_threads']}; {common.made_with(environment)}"
+    return {name: _measured(ROWS[name], scenes) | {"measured": how} for name in rows}
+
+
+def merged(path: Path, rows: dict[str, Any]) -> dict[str, Any]:
+    """Returns rows with those that a file has beside them, in the order of the table."""
+    kept = json.loads(path.read_text())["rows"] if path.exists() else {}
+    return {name: (kept | rows)[name] for name in ROWS if name in kept | rows}
 
 
 def _measured(row: Row, scenes: int) -> dict[str, Any]:
     engine = load_engine(row.network)
     asked = [(scene, ask) for scene in map(row.scene, range(scenes)) for ask in row.asks(scene)]
     found = {"what": row.what, "network": row.network, "goal": row.goal, "scenes": scenes, "asked": len(asked)}
-    return found | {"methods": {method: _counted(engine, method, asked) for method in METHOD_NAMES}}
+    return found | {"methods": {method: _counted(engine, method, asked) for method in row.methods}}
 
 
 def _counted(engine: Engine, method: str, asked: Sequence[tuple[Scene, Ask]]) -> dict[str, Any]:
@@ -165,24 +211,26 @@ def _counted(engine: Engine, method: str, asked: Sequence[tuple[Scene, Ask]]) ->
 
 def table(content: dict[str, Any]) -> str:
     """Returns the page's text between the markers: the table and what it was measured with."""
-    titles = [METHODS[method].title for method in METHOD_NAMES]
+    columns = list(dict.fromkeys(method for row in content["rows"].values() for method in row["methods"]))
+    titles = [METHODS[method].title for method in columns]
     lines = ["| network | what must hold | asked | goal | " + " | ".join(titles) + " |"]
     lines.append("| --- | --- | ---: | ---: |" + " ---: |" * len(titles))
     for row in content["rows"].values():
         goal = "-" if row["goal"] is None else f"{row['goal']:.0%}"
-        shares = [_share(row["methods"][method], row["goal"]) for method in METHOD_NAMES]
+        shares = [_share(row["methods"].get(method), row["goal"]) for method in columns]
         lines.append(f"| `{row['network']}` | {row['what']} | {row['asked']} | {goal} | {' | '.join(shares)} |")
-    environment = content["environment"]
-    scenes = max(row["scenes"] for row in content["rows"].values())
+    scenes = sorted({row["scenes"] for row in content["rows"].values()})
+    measured = dict.fromkeys(row["measured"] for row in content["rows"].values())
     lines.append(
-        f"\n{scenes} scenes for each row, default parameters and layers. {environment['device']}, threads: "
-        f"{environment['torch_threads']}; {common.made_with(environment)}."
+        f"\n{' or '.join(map(str, scenes))} scenes for each row, default parameters and layers. {'. '.join(measured)}."
     )
     empty = _empty(content["rows"])
     return "\n".join([*lines, *([f"\nEmpty maps, which count as they fall: {empty}."] if empty else [])])
 
 
-def _share(figures: dict[str, Any], goal: float | None) -> str:
+def _share(figures: dict[str, Any] | None, goal: float | None) -> str:
+    if figures is None:
+        return "-"
     missed = goal is not None and figures["share"] < goal
     return f"{figures['share']:.0%}" + (" (missed)" if missed else "")
 
@@ -235,6 +283,10 @@ QUESTIONS = (
         lambda scene: f"contrast:{scene.boxes[1].label}>{scene.boxes[0].label}",
         index=9,
     ),
+    Question(
+        "text-image: where is the {0}?", "digits-text-image", lambda scene: next(each_text(scene)).targets[0], index=3
+    ),
+    Question("text-image: where is what is said?", "digits-text-image", lambda s: f"text:{a_true_text(s)}", index=14),
     Question("finer: the {0}, not what is nearest?", "digits", lambda scene: f"finer:{first(scene)}", index=12),
     Question("against: what speaks against the {0}?", "digits", lambda scene: f"against:{first(scene)}", index=12),
 )
@@ -283,8 +335,9 @@ def main() -> None:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     environment = common.environment(device)
-    content = {"environment": environment, "rows": measure(given.rows, given.scenes)}
     out = given.out or results(device)
+    rows = measure(given.rows, given.scenes, environment)
+    content = {"environment": environment, "rows": merged(out, rows)}
     common.write(out, content)
     print(table(content))
     print(f"\nwritten to {out}")

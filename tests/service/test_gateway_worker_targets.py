@@ -36,7 +36,33 @@ KINDS = {
         ["top3", "region:1,2,40.5,44:contrast:1>2,0", "region:1,2,40,44:top2", "finer:top1", "against:top1", MASKED],
     ),
     "embedding": ((), [Vector([0.5, -1.0, 2.0, 0.25]), Vector(image=OTHER)]),
+    "text-image": ((), ["text:a cat, asleep", Vector([0.5, -1.0, 2.0, 0.25]), "text:7"]),
 }
+
+
+class Letters(nn.Module):
+    """A text encoder: the sum of a row for each letter."""
+
+    max_length, scale = 100, 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(256, 4)
+
+    def tokens(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        return torch.stack([self.rows(torch.tensor(self.tokens(text))).sum(dim=0) for text in texts])
+
+
+class Beside(nn.Module):
+    def __init__(self, images: nn.Module) -> None:
+        super().__init__()
+        self.images, self.text_encoder = images, Letters()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.images(x)
 
 
 def module(outputs: str, labels: tuple[str, ...]) -> nn.Module:
@@ -48,6 +74,8 @@ def module(outputs: str, labels: tuple[str, ...]) -> nn.Module:
             made[-1].bias -= made(photo).mean(dim=(0, 2, 3))
         return made
     made[-1] = nn.Linear(16, 1 if outputs == "binary" else len(labels) or 4)
+    if outputs == "text-image":
+        return Beside(made).eval()
     return nn.Sequential(made, nn.Softmax(dim=1)) if outputs == "probabilities" else made
 
 
@@ -91,11 +119,12 @@ async def test_a_model_of_each_kind_takes_its_own_examples_and_needs_no_target_u
     async with served(network) as client:
         model = await client.model()
         examples = [form.example for form in model.targets if form.name not in ("vector", "reference")]
-        if outputs != "embedding":
+        if not model.dimension:
             assert len((await client.explain(PHOTO)).maps) == 1
             assert len((await client.explain(PHOTO, targets=examples)).maps) == len(examples)
         else:
-            assert examples == []
+            assert examples == {"embedding": [], "text-image": ["text:a seven left of a two"]}[outputs]
+            assert len((await client.explain(PHOTO, targets=examples or Vector([1.0, 2.0, 3.0, 4.0]))).maps) == 1
             assert len((await client.explain(PHOTO, targets=Vector(np.ones(model.dimension)))).maps) == 1
 
 

@@ -21,10 +21,11 @@ from torch import nn
 from worker_backend import WorkerBackend
 
 from camserve import Engine
-from camserve.archive import build_archive
+from camserve.archive import build_archive, ensure_archive
 from camserve.archive.package import WEIGHTS
 from camserve.client import AsyncClient
-from camserve.errors import Internal, Unavailable, Unsupported
+from camserve.errors import Internal, InvalidOption, Unavailable, Unsupported
+from camserve.evaluation.digits.scenes import make_scene
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed, torchserves
 from camserve.gateway.server import Gateway
@@ -136,6 +137,10 @@ WHY = {
 }
 
 
+KINDS = {"digits-text-image": ["text:a seven left of a two", "a three"]}
+"""Models of the package whose targets no other model takes, with such targets; they are served beside the others."""
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Path:
     """Archives of good networks, of which all but one went bad after they had been packed."""
@@ -150,6 +155,8 @@ def store(tmp_path, monkeypatch) -> Path:
         build_archive(f"their_networks:{function}", name=name, store=store, preprocessing=preprocessing)
     package.write_text(NETWORKS + BROKEN)
     _spoil_weights(store / "rotten.mar")
+    for name in KINDS:
+        ensure_archive(name, store)
     return store
 
 
@@ -164,7 +171,7 @@ def _spoil_weights(path: Path) -> None:
 
 @pytest.mark.torchserve
 async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
-    models = ("broken", "good", "picky", "rotten")
+    models = ("broken", *KINDS, "good", "picky", "rotten")
     dark, bright = (np.full((32, 32, 3), value, np.uint8) for value in (9, 255))
     dark[4:12, 8:20] = 200
     settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", poll_s=0.2)
@@ -175,7 +182,7 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
     ):
         await client.wait_ready(120)
         listed = {model.name: model for model in await client.models()}
-        assert [name for name, model in listed.items() if model.ready] == ["good", "picky"]
+        assert [name for name, model in listed.items() if model.ready] == [*KINDS, "good", "picky"]
         for name, reason in WHY.items():
             assert re.search(reason, listed[name].failure)
             with pytest.raises(Unavailable, match=reason):
@@ -190,3 +197,15 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
             local = Engine.load(name, store, device="cpu").explain(dark, ["grad_cam", "score_cam"])
             for one, other in zip(served.maps, local.maps, strict=True):
                 np.testing.assert_allclose(one.array, other.array, atol=1e-4)  # sums in float32, in another order
+        scene = make_scene(7, 0, 2, "test").pixels
+        for name, targets in KINDS.items():
+            served = await client.explain(scene, ["grad_cam", "score_cam"], targets, model=name)
+            local = Engine.load(name, store, device="cpu").explain(scene, ["grad_cam", "score_cam"], targets)
+            assert [one.label for one in served.predictions] == [one.label for one in local.predictions]
+            assert len(served.maps) == 2 * len(targets)
+            for one, other in zip(served.maps, local.maps, strict=True):
+                assert one.target_text == other.target_text
+                assert one.score == pytest.approx(other.score, abs=1e-5)
+                np.testing.assert_allclose(one.array, other.array, atol=1e-4)
+        with pytest.raises(InvalidOption, match="a text has at most 6 tokens here, got 8"):
+            await client.explain(scene, targets="text:a two above a two above a two", model="digits-text-image")

@@ -7,6 +7,7 @@ import base64
 import json
 import ssl
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import jsonschema
@@ -19,7 +20,7 @@ from camserve.errors import InvalidOption
 from camserve.gateway.api.access import new_token
 from camserve.gateway.api.status import STATUS
 from camserve.gateway.ops.settings import Settings
-from camserve.gateway.pool.fake import FakeBackend
+from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.web import server as web_server
 from camserve.gateway.web.problems import HTTP_STATUS, PROBLEM_TYPE
 from camserve.v1 import explain_pb2 as pb
@@ -87,6 +88,15 @@ async def test_a_form_has_the_file_and_the_request():
         assert alone.json()["maps"][0]["method"] == {"gradCam": {}}
 
 
+async def test_a_text_is_a_target_here_too():
+    model = replace(MODEL, name="fake", outputs="text-image", labels=("a cat", "a dog"), dimension=3)
+    async with door(FakeBackend([model])) as (_, client):
+        body = {"image": {"encoded": IMAGE}, "targets": [{"text": "a cat; asleep, 3"}]}
+        found = (await client.post("/v1/explain", json=body)).json()
+    assert found["maps"][0]["targetText"] == "text:a cat; asleep, 3"
+    assert [(one["probability"], one["similarity"]) for one in found["predictions"]] == [(0.5, 0.5), (0.25, 0.25)]
+
+
 async def test_a_stream_has_news_and_then_the_reply():
     async with door() as (_, client):
         body = {"image": {"encoded": IMAGE}, "methods": [{"scoreCam": {}}], "stream": {"maxMaps": 1}}
@@ -123,6 +133,13 @@ BAD = {
     "an unknown field": (b'{"metods": []}', {}, 400, "unknown field 'metods'; did you mean methods"),
     "an unknown field inside": (b'{"output": {"sise": 1}}', {}, 400, "unknown field 'output.sise'; did you mean size"),
     "a field of an element": (b'{"targets": [{}, {"lable": 1}]}', {}, 400, "'targets[1].lable'; did you mean label"),
+    "an empty text": (
+        b'{"image": {"encoded": "AAAA"}, "targets": [{"text": " "}]}',
+        {},
+        400,
+        "a text target has words",
+    ),
+    "half a character": (b'{"targets": [{"text": "\\ud83d"}]}', {}, 400, "targets[0].text"),
     "no base64": (b'{"image": {"encoded": "no base64!"}}', {}, 400, "image.encoded is no base64"),
     "a wrong type": (b'{"topPredictions": "many"}', {}, 400, "topPredictions"),
     "no image": (b"{}", {}, 400, "no image"),

@@ -26,7 +26,7 @@ from camserve.methods import (
 )
 from camserve.methods.work import Work
 from camserve.planning import Demand, Limits, Planner
-from camserve.types import Target, Vector
+from camserve.types import Target, Text, Vector
 from camserve.types.request import ExplainRequest, FittedRequest
 
 IMAGE = np.zeros((32, 48, 3), np.uint8)
@@ -57,6 +57,12 @@ def test_a_reference_image_is_work_of_the_opening_as_well():
     targets = (Vector(image=np.broadcast_to(np.uint8(0), (2048, 1024, 3))), Vector(np.ones(4)))
     request = ExplainRequest(IMAGE, (ScoreCam(),), targets).fit(model)
     assert opening_of(request) == (Work("decode", 2), Work("opening", 2))
+
+
+def test_a_text_is_a_pass_of_the_opening_where_a_vector_is_made_of_it():
+    model = replace(MODEL, outputs="text-image", dimension=4)
+    request = ExplainRequest(IMAGE, (ScoreCam(),), (Text("a cat"), Text("a dog"), Target(index=1))).fit(model)
+    assert opening_of(request) == (Work("opening", 3),)
 
 
 def test_every_layer_has_a_forward_pass_in_the_opening():

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from camserve import Engine
-from camserve.evaluation.digits import networks, scenes, shipped, tasks
+from camserve.errors import InvalidOption
+from camserve.evaluation.digits import networks, scenes, shipped, tasks, towers
 from camserve.evaluation.digits.shipped import SHIPPED
+from camserve.evaluation.truth import TrueBox
 
 TRAIN = Path(__file__).parents[2] / "benchmarks" / "digits" / "train.py"
 
@@ -162,3 +164,44 @@ def test_the_page_has_the_table_of_what_the_networks_reach(recorded, monkeypatch
     page = (TRAIN.parent / "README.md").read_text()
     assert page == common.embedded(page, "figures", train.table(recorded)), "run train.py --measure"
     assert set(recorded) == set(SHIPPED)
+
+
+LEFT, RIGHT, ABOVE = TrueBox("7", 0, 40, 20, 70), TrueBox("8", 60, 44, 90, 80), TrueBox("0", 64, 0, 84, 30)
+
+
+def test_what_is_said_of_a_scene_is_true_false_or_close():
+    """Centres: the 7 at (10, 55), the 8 at (75, 62), the 0 at (74, 15); less than 10 px apart is close."""
+    said = dict(zip(towers.TEXTS, towers.truths((LEFT, RIGHT, ABOVE)), strict=True))
+    assert len(towers.TEXTS) == len(set(towers.TEXTS)) == 10 + 4 * 90
+    assert [text for text in towers.PROMPTS if said[text]] == ["a zero", "a seven", "an eight"]
+    true = {
+        "a seven left of an eight",
+        "an eight right of a seven",
+        "a seven left of a zero",
+        "a zero right of a seven",
+        "a zero above an eight",
+        "an eight below a zero",
+        "a zero above a seven",
+        "a seven below a zero",
+    }
+    assert {text for text, found in said.items() if found == 1} == {*true, "a zero", "a seven", "an eight"}
+    pairs = [("an eight", "a zero", "left of", "right of"), ("a seven", "an eight", "above", "below")]
+    close = {f"{one} {way} {other}" for a, b, *ways in pairs for one, other in ((a, b), (b, a)) for way in ways}
+    assert {text for text, found in said.items() if found == 0.5} == close
+
+
+def test_the_text_tower_reads_words_and_says_which_it_knows():
+    tower = SHIPPED["digits-text-image"].trained().text_encoder
+    assert max(len(tower.tokens(text)) for text in towers.TEXTS) == tower.max_length == 6
+    first, again = tower.encode(["A  Seven", "a seven left of a two"]), tower.encode(["a seven"])
+    torch.testing.assert_close(first[:1], again)  # the longer text beside it changes nothing
+    assert towers.digits_in("a seven left of an eight") == (7, 8)
+    with pytest.raises(InvalidOption, match=r"the words of this model are a, an, zero, .*, below; got 'cat'"):
+        tower.tokens("a cat")
+
+
+def test_a_text_of_two_digits_is_more_than_its_words():
+    """A bag of words would have one vector for both."""
+    tower = SHIPPED["digits-text-image"].trained().text_encoder
+    one, other = torch.nn.functional.normalize(tower.encode(["a two left of a six", "a six left of a two"]), dim=1)
+    assert one @ other < 0.95

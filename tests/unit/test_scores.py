@@ -101,6 +101,21 @@ def test_references_are_named_by_index_and_the_nearest_comes_first():
     assert not make_score("embedding").predictions(outputs).top(3)
 
 
+def test_a_contrast_of_references_is_a_difference_of_cosines_of_vectors_of_length_1():
+    held = np.array([[3.0, 0.0], [0.0, 0.5], [-2.0, 0.0]])
+    score, outputs = make_score("embedding", held), torch.tensor([[1.0, 1.0], [3.0, 4.0]], dtype=torch.float64)
+    asked = [Contrast(of(1), (of(0), of(2)), 0.5), Against(of(1)), of(1), Contrast(of(0), (of(0),))]
+    targets = score.targets(asked)
+    first, second = np.sqrt(0.5), 0.8
+    expected = torch.tensor([[one, -one, one, 0] for one in (first, second)], dtype=torch.float64)  # 0 and 2 cancel
+    torch.testing.assert_close(targets.value(outputs), expected)
+    torch.testing.assert_close(targets.query_value(outputs), expected)
+    torch.testing.assert_close(targets.size(outputs), torch.ones(2, 4).double() * torch.tensor([1.0, 1, 1, 0]))
+    assert not targets.score.is_class(targets.asked).any()
+    assert score.resolved(Finer(of(0), nearest=1), outputs[0]) == (Contrast(of(0), (of(1),), 0.6),)
+    assert score.resolved(Against(Target(top_k=2)), outputs[1]) == (Against(of(1)), Against(of(0)))
+
+
 def test_top_k_and_nearest_classes_are_resolved_by_the_scores():
     score = make_score("softmax")
     assert score.resolved(Target(top_k=2), LOGITS) == (of(2), of(4))

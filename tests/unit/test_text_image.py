@@ -96,6 +96,17 @@ def half_an_encoder() -> nn.Module:
     return module
 
 
+def forgetful() -> nn.Module:
+    """Counts its letters from another one on each time that it is built, as a vocabulary of Python's `hash` does."""
+    module = towers()
+    BUILT.append(len(BUILT))
+    module.text_encoder.tokens = lambda text, shift=BUILT[-1]: [(code + shift) % 128 for code in text.encode()]
+    return module
+
+
+BUILT: list[int] = []
+
+
 @pytest.fixture(autouse=True)
 def package(monkeypatch):
     """The networks above as a package that an archive names."""
@@ -223,6 +234,7 @@ def test_a_vector_of_another_length_than_the_networks_is_refused():
     ("answer", "came"),
     [
         (lambda texts: torch.zeros(DIMENSION), r"got torch\.float32 \[4\]"),
+        (lambda texts: torch.ones(1), r"got torch\.float32 \[1\]"),
         (lambda texts: torch.zeros(2, DIMENSION), r"got torch\.float32 \[2, 4\]"),
         (lambda texts: torch.ones(1, DIMENSION, dtype=torch.long), r"got torch\.int64 \[1, 4\]"),
         (lambda texts: [[1.0] * DIMENSION], "got list"),
@@ -240,9 +252,9 @@ def test_a_text_is_encoded_once_for_a_worker_as_long_as_there_is_room():
     asked = module.text_encoder.asked
     item = Item(IMAGE, (Text("a cat"), Text("a dog")), (Task(0, ScoreCam(), 0, 4),))
     executor = Executor(network(module), memory_bytes=2**20)
-    for _ in range(3):
-        executor.execute([item])
+    made = [executor.execute([item]).made.get("opening", 0) for _ in range(3)]
     assert asked == {"a cat": 1, "a dog": 1}
+    assert made == [3, 0, 0], "an image and two texts, all of which are remembered"
     small = Executor(network(module), memory_bytes=8 * DIMENSION + len("text:a cat"))
     for words in ("a cat", "a cat", "a dog", "a cat"):
         small.execute([Item(None, (Text(words),), ())])
@@ -378,6 +390,12 @@ def test_a_prompt_without_a_vector_is_refused_when_it_is_packed(words, kind, mes
 def test_whoever_packs_sees_what_the_encoder_raises(tmp_path):
     with pytest.raises(Unsupported, match="the text encoder raises RuntimeError for the prompts of 'crash': a secret"):
         packed(tmp_path, prompts=["crash"])
+
+
+def test_an_encoder_that_is_another_one_when_it_is_loaded_is_refused(tmp_path):
+    with pytest.raises(Unsupported, match="makes another vector of a text when it is loaded again"):
+        packed(tmp_path, "camserve_test_towers:forgetful")
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompts_go_with_text_image_alone(tmp_path):

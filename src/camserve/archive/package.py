@@ -156,7 +156,7 @@ def build_archive(
     members |= survey_members(network.survey, _hash(module, card, network.references, found.files))
     if calibration is not None:
         members |= calibration_members(calibration_images(calibration, card.preprocessing))
-    _write_zip(path, members, lambda written: _check_same(written, network, card))
+    _write_zip(path, members, lambda written: _check_same(written, network, card, given))
     if found.taken:
         _log.warning("%s: %s", short(found.file), "; ".join(found.taken))
     return path
@@ -381,7 +381,7 @@ def _saved_once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def _check_same(path: Path, network: Network, card: ModelCard) -> None:
+def _check_same(path: Path, network: Network, card: ModelCard, given: Given | None) -> None:
     """Raises Unsupported where an archive that was written gives another network than the one that was packed."""
     import torch
 
@@ -392,6 +392,7 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
     loaded = load_network(path, device="cpu", runtime="eager")
     if network.references is not None and not _has_same_vectors(network.references, loaded.references):
         raise Unsupported(f"the references of {card.name} are other ones when they are read again")
+    _check_same_texts(network, loaded, card, given)
     ours, theirs = network.module.state_dict(), loaded.module.state_dict()
     differing = sorted(ours.keys() ^ theirs.keys()) or [
         name for name, value in ours.items() if not _is_same(value, theirs[name])
@@ -408,6 +409,20 @@ def _check_same(path: Path, network: Network, card: ModelCard) -> None:
             f"{card.architecture} answers a picture otherwise when it is loaded again, with the same weights: "
             "it holds numbers that are neither parameters nor buffers, or draws new ones"
         )
+
+
+def _check_same_texts(network: Network, loaded: Network, card: ModelCard, given: Given | None) -> None:
+    """Raises Unsupported where the text encoder of a loaded network makes another vector of the first prompt."""
+    from camserve.worker.references import made_references
+
+    first = {name: content for name, content in list((given or {}).items())[:1] if isinstance(content[0], str)}
+    if first:
+        one, other = (made_references(each, first).vectors[0] for each in (network, loaded))
+        if float(one @ other) < 1 - 1e-4:  # both of length 1; rounding of float32 is far less
+            raise Unsupported(
+                f"the text encoder of {card.architecture} makes another vector of a text when it is loaded again: it "
+                "holds numbers that are neither parameters nor buffers, or numbers tokens otherwise in each process"
+            )
 
 
 def _has_same_vectors(packed: References, loaded: References | None) -> bool:

@@ -45,7 +45,7 @@ from camserve.types import (
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.types.target_forms import check_predicts, default_target, fitted_target
-from camserve.types.targets import check_utf8, mask_of, may_be_fewer, words_in
+from camserve.types.targets import check_utf8, mask_of, may_be_fewer, network_made, words_in
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -301,6 +301,11 @@ class FittedRequest:
             for target in self.targets
             if isinstance(target, Vector) and target.image is not None
         )
+
+    @property
+    def made_vectors(self) -> int:
+        """Number of targets of which the network makes a vector first: reference images, and texts."""
+        return sum(network_made(target) is not None for target in self.targets) if self.model.dimension else 0
 
     @property
     def max_maps(self) -> int:

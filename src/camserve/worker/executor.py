@@ -348,6 +348,8 @@ class Executor:
             return target
         kept: Known | None = self.memory.get(("known", name))
         if kept is None:
+            if self.network.info.dimension:  # a vector is made: a pass of the network, or of its text encoder
+                work["opening"] += 1
             kept = Known(self.network.score.known(target, partial(self._outputs_of, work)))
             self.memory.put(("known", name), kept)
         return kept.target
@@ -355,7 +357,6 @@ class Executor:
     def _outputs_of(self, work: Counter[Kind], image: ImageContent) -> Tensor:
         """Returns the network's outputs (numbers,) for an image that is none of a request."""
         _, seen = self._images.seen(b"", image, work)
-        work["opening"] += 1
         return self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
 
     def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:

@@ -45,6 +45,11 @@ TEXTS = (*PROMPTS, *(f"{PROMPTS[first]} {relation} {PROMPTS[second]}" for first,
 """All texts that can be said: of one digit, then of two."""
 
 
+def digits_in(text: str) -> tuple[int, ...]:
+    """Returns the digits that a text names, in its order."""
+    return tuple(NAMES.index(word) for word in text.split() if word in NAMES)
+
+
 def truths(boxes: Sequence[TrueBox]) -> list[float]:
     """Returns for each of `TEXTS` 1 where it is true of digits with these boxes, 0 where not, 0.5 where it is close."""
     there = {int(box.label): box for box in boxes}

@@ -22,7 +22,7 @@ def opening_of(fitted: FittedRequest) -> tuple[Work, ...]:
     references = fitted.references
     pixels = sum(decoded_units(size) for size in (fitted.image_size, *references))
     decoding = [Work("decode", pixels)] if pixels else []
-    return (*decoding, Work("opening", max(1, len(layers)) + len(references)), *whole)
+    return (*decoding, Work("opening", max(1, len(layers)) + fitted.made_vectors), *whole)
 
 
 UsualShare = Callable[[Part], float]
