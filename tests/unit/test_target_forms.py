@@ -145,7 +145,11 @@ REFUSED = [
     (FACES, parse_target("up:0"), "reference ('reference:face.jpg'); got 'up:0'"),
     (KNOWN_FACES, parse_target("up:ann"), "against ('against:ann'); got 'up:ann'"),
     (PROMPTS, parse_target("up:a cat"), "this model gives vectors, and its targets are text ('text:a cat'), vector ("),
-    (PROMPTS, parse_target("a cow"), "unknown label 'a cow'; close to it: 'a dog', 'a cat'"),
+    (
+        PROMPTS,
+        parse_target("a cow"),
+        "unknown label 'a cow'; close to it: 'a dog', 'a cat'; any other text is 'text:a cow'",
+    ),
     (
         replace(PROMPTS, labels=()),
         None,

@@ -422,7 +422,7 @@ def test_the_command_line_packs_prompts(tmp_path, monkeypatch, capsys):
     assert cli.run(["models", "towers", "--store", "store"]) == 0
     said = capsys.readouterr().out
     assert "--target 'text:a cat'" in said
-    assert "text-image" in said
+    assert "outputs text-image of 4 numbers, 3 prompts: a cat, a dog, the cat sat" in said
 
 
 def test_a_contrast_of_a_prompt_with_itself_is_no_contrast():

@@ -669,7 +669,8 @@ def _described(name: str, connection: Connection, store: Path | None) -> Iterato
 
     yield f"model {found.name} {found.version}"
     names = ", ".join(shown_label(found, index) for index in range(min(len(found.labels), 10)))
-    what = f" of {found.dimension} numbers, {len(found.labels) or 'no'} references" if found.dimension else ""
+    held = "prompts" if found.outputs == "text-image" else "references"
+    what = f" of {found.dimension} numbers, {len(found.labels) or 'no'} {held}" if found.dimension else ""
     more = ", ..." if len(found.labels) > 10 else ""
     yield f"outputs {found.outputs}{what}" + (f": {names}{more}" if names else "")
     for form in target_forms(found):

@@ -136,7 +136,12 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
         )
     if isinstance(target, Vector) and target.values is not None and len(target.values) != model.dimension:
         raise InvalidOption(f"a vector of this model has {model.dimension} numbers, got {len(target.values)}")
-    return target.resolved(model.labels)
+    try:
+        return target.resolved(model.labels)
+    except InvalidOption as error:
+        if isinstance(target, Target) and target.label is not None and "text" in _taken(model):
+            raise InvalidOption(f"{error}; any other text is {shown('text:' + target.label)}") from None
+        raise
 
 
 def default_target(model: ModelInfo) -> AnyTarget:
