@@ -121,6 +121,30 @@ def error(found: Tensor, truths: Tensor) -> Tensor:
     return functional.smooth_l1_loss(found / 10, truths / 10, beta=0.1)
 
 
+def boxes(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Returns how wrong a detector's centres are (the focal loss of CenterNet, eq. 1), and its edges at the centres."""
+    logits, distances = module.cells(x)
+    cells = logits.shape[2]
+    owners = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene.boxes])
+    each = torch.tensor([[b.left, b.top, b.right, b.bottom] for scene in scenes for b in scene.boxes])
+    classes = torch.tensor([int(box.label) for scene in scenes for box in scene.boxes])
+    centres = (each[:, :2] + each[:, 2:]) / 2 * (cells / SIZE_PX)  # in cells, x and y
+    middle = torch.arange(cells) + 0.5
+    apart = (middle - centres[:, 1:])[:, :, None] ** 2 + (middle - centres[:, :1])[:, None, :] ** 2
+    wanted = torch.zeros_like(logits)
+    for owner, label, near in zip(owners, classes, torch.exp(-apart), strict=True):  # a cell is the unit
+        wanted[owner, label] = torch.maximum(wanted[owner, label], near)
+    columns, rows = centres.long().clamp(max=cells - 1).T
+    wanted[owners, classes, rows, columns] = 1
+    probabilities, at = logits.sigmoid().clamp(1e-4, 1 - 1e-4), wanted == 1
+    right = (1 - probabilities) ** 2 * probabilities.log() * at
+    wrong = (1 - wanted) ** 4 * probabilities**2 * (1 - probabilities).log() * ~at
+    middles = torch.stack([columns, rows], dim=1).add(0.5) * (SIZE_PX / cells)
+    edges = torch.cat([middles - each[:, :2], each[:, 2:] - middles], dim=1)
+    found = distances[owners, :, rows, columns]
+    return -(right + wrong).sum() / len(each) + functional.l1_loss(found, edges) / 4
+
+
 def cells_of(box: TrueBox, cells: int) -> Tensor:
     """Returns which cells (cells, cells) of a scene the box touches."""
     starts = torch.arange(cells) * (SIZE_PX / cells)
@@ -148,6 +172,7 @@ RECIPES = {
     "digits-value": Recipe(numbers, scenes=96_000, rate=8e-3),
     "digits-text-image": Recipe(texts, scenes=96_000, rate=8e-3, half=True),
     "digits-segmentation": Recipe(places, scenes=64_000, rate=8e-3, half=True),
+    "digits-boxes": Recipe(boxes, scenes=64_000, rate=8e-3, half=True),
     "digits-vit": Recipe(one_class, scenes=48_000, rate=1e-3, decay=5e-2, stem=lambda vit: vit.conv_proj[:3]),
     "digits-vit-timm": Recipe(
         one_class,

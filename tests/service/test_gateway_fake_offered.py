@@ -24,7 +24,7 @@ async def test_a_model_without_layers_starts_and_answers_the_methods_that_it_has
         assert [list(one.shape) for one in reply.maps] == [[32, 48]] * 2
         model = await harness.stub.GetModel(pb.GetModelRequest())
         assert model.lacks["layer"] == "it has boxes"
-        assert [one.name for one in model.methods if not one.refused][-2:] == ["rise", "occlusion"]
+        assert [one.name for one in model.methods if not one.refused][-3:] == ["rise", "d_rise", "occlusion"]
         assert harness.upstream.canaries == 1
 
 
@@ -34,7 +34,7 @@ async def test_the_other_methods_are_refused_with_the_reason_before_a_worker_is_
             await harness.stub.Explain(ask(GRAD))
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert "it needs a layer with maps: it has boxes" in caught.value.details()
-        assert "the methods that work: rise, occlusion" in caught.value.details()
+        assert "the methods that work: rise, d_rise, occlusion" in caught.value.details()
         assert not harness.upstream.steps
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from camserve.evaluation.digits.scenes import benchmark_scenes
 from camserve.evaluation.digits.shipped import SHIPPED, load_engine
 from camserve.finalise.convergence import FACTOR, FEW, LEAST_BLOCKS, MOST_SHARE, POWER, Convergence, looks
-from camserve.methods import METHODS, AblationCam, IsCam, MethodSpec, Rise, ScoreCam, SsCam
+from camserve.methods import METHODS, AblationCam, DRise, IsCam, MethodSpec, Rise, ScoreCam, SsCam
 from camserve.types import Partial
 
 TOLERANT = [AblationCam, IsCam, Rise, ScoreCam, SsCam]
@@ -54,7 +54,9 @@ def twin(sums: Sequence[np.ndarray], at: Sequence[int], energies: Sequence[float
 
 
 @pytest.mark.parametrize(
-    "method", [ScoreCam(tolerance=0.01), Rise(masks=80, tolerance=0.01)], ids=["score_cam", "rise"]
+    "method",
+    [ScoreCam(tolerance=0.01), Rise(masks=80, tolerance=0.01), DRise(masks=80, grid=7, tolerance=0.01)],
+    ids=["score_cam", "rise", "d_rise"],
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_the_estimate_is_that_of_the_formula(seed, method):

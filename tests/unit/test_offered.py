@@ -23,9 +23,24 @@ from camserve.worker.executor import Executor
 from camserve.worker.network import Network, load_network
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-WITHOUT_LAYER = {"guided_backprop", "deconvolution", "integrated_gradients", "smooth_grad", "xrai", "rise", "occlusion"}
+WITHOUT_LAYER = {
+    "guided_backprop",
+    "deconvolution",
+    "integrated_gradients",
+    "smooth_grad",
+    "xrai",
+    "rise",
+    "d_rise",
+    "occlusion",
+}
 """Methods of the catalogue whose definition names no layer, and no attention."""
-FEW = {"rise": {"masks": 30}, "smooth_grad": {"samples": 2}, "xrai": {"steps": 2}, "integrated_gradients": {"steps": 4}}
+FEW = {
+    "rise": {"masks": 30},
+    "d_rise": {"masks": 30},
+    "smooth_grad": {"samples": 2},
+    "xrai": {"steps": 2},
+    "integrated_gradients": {"steps": 4},
+}
 
 
 def of_pixels() -> nn.Module:
@@ -71,7 +86,7 @@ def test_rise_of_it_is_that_of_the_same_network_whose_layers_are_known(monkeypat
 @pytest.mark.parametrize("method", ["grad_cam", "score_cam", "group_cam", "eigen_cam", "gradient_weighted_attention"])
 def test_the_others_say_why_not_and_what_works(method, engine):
     with pytest.raises(
-        Unsupported, match=f"{method}: it needs a layer with maps: .*no layer.* work: .*rise, occlusion"
+        Unsupported, match=f"{method}: it needs a layer with maps: .*no layer.* work: .*rise, d_rise, occlusion"
     ):
         engine.explain(pixels(0), [method], [1])
 

@@ -49,7 +49,7 @@ _IMAGENET_PREPROCESSING = Preprocessing(
     256, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
 _SOURCES = (
-    f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier or segmentation network, {TIMM}NAME, "
+    f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, detector or segmentation network, {TIMM}NAME, "
     f"{HUGGING_FACE}DIRECTORY or package.module:function"
 )
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -164,7 +164,7 @@ def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -
     for key, tensor in few.items():
         for axis, (low, high) in enumerate(zip(tensor, many[key], strict=True)):
             if low != high and key in state and state[key].ndim == len(tensor):
-                return state[key].shape[axis]
+                return (state[key].shape[axis] - low) // (high - low) + 2  # a detector has several numbers for each
     raise InvalidInput(f"the weights are not of {architecture}: no classifier among {some(state)}")
 
 
@@ -251,6 +251,8 @@ def _torchvision_weights(name: str, weights: str | None) -> Weights:
     from torchvision.models import get_model_weights
 
     known: dict[str, WeightsEnum] = dict(get_model_weights(name).__members__)
+    if name in _detection_names():
+        return _detector_weights(name, weights, known)
     if weights is None:
         raise InvalidOption(f"weights of {name} must be {', '.join(known)}, a file, or {RANDOM}; got none")
     if weights in known:
@@ -282,7 +284,34 @@ def _segmentation_names() -> list[str]:
     return names
 
 
-def _pretrained(name: str, weights: WeightsEnum) -> Weights:
+def _detection_names() -> list[str]:
+    import torchvision
+
+    names: list[str] = torchvision.models.list_models(module=torchvision.models.detection)
+    return names
+
+
+def _detector_weights(name: str, weights: str | None, known: Mapping[str, WeightsEnum]) -> Weights:
+    """Returns the weights of one of torchvision's detectors; all of an image becomes its input, of a fixed size.
+
+    The detector itself subtracts the mean and divides by the deviation, and would resize what has another size.
+    """
+    transform: Any = _construct(TORCHVISION + name, 2).transform
+    side = min(transform.min_size)
+    height, width = (side, side) if transform.fixed_size is None else transform.fixed_size[::-1]
+    preprocessing = Preprocessing((height, width), (height, width), (0.0,) * 3, (1.0,) * 3, interpolation="bilinear")
+    if weights is None:
+        raise InvalidOption(f"weights of {name} must be {', '.join(known)}, a file, or {RANDOM}; got none")
+    if weights in known:
+        found = _pretrained(name, known[weights], preprocessing)
+    elif weights == RANDOM:
+        found = replace(_random(preprocessing), labels=tuple(known["DEFAULT"].meta["categories"]))
+    else:
+        found = _from_file(_weights_file(weights, ", ".join(known)), preprocessing)
+    return replace(found, outputs="boxes")
+
+
+def _pretrained(name: str, weights: WeightsEnum, preprocessing: Preprocessing | None = None) -> Weights:
     import torch
 
     try:
@@ -295,7 +324,7 @@ def _pretrained(name: str, weights: WeightsEnum) -> Weights:
         state=current_names(state),
         file=Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name),
         origin=f"torchvision {name} {weights.name}, {weights.url}",
-        preprocessing=_torchvision_preprocessing(weights),
+        preprocessing=preprocessing or _torchvision_preprocessing(weights),
         labels=tuple(weights.meta["categories"]),
         licence=str(weights.meta.get("license", "BSD-3-Clause")),
     )
@@ -327,7 +356,8 @@ def _construct(architecture: str, classes: int) -> torch.nn.Module:
     from torchvision.models import get_model
 
     name = _torchvision_name(architecture)
-    options = {"weights_backbone": None} if name in _segmentation_names() else _TORCHVISION_OPTIONS.get(name, {})
+    backbone = name in _segmentation_names() or name in _detection_names()
+    options = {"weights_backbone": None} if backbone else _TORCHVISION_OPTIONS.get(name, {})
     module = get_model(name, weights=None, num_classes=classes, **options)
     return cast("torch.nn.Module", module)
 
@@ -343,7 +373,8 @@ def _lite0(classes: int) -> torch.nn.Module:
 def _torchvision_name(architecture: str) -> str:
     import torchvision
 
-    names = [*torchvision.models.list_models(module=torchvision.models), *_segmentation_names()]
+    more = (*_segmentation_names(), *_detection_names())
+    names = [*torchvision.models.list_models(module=torchvision.models), *more]
     name = architecture.removeprefix(TORCHVISION)
     if architecture.startswith(TORCHVISION) and name in names:
         return name

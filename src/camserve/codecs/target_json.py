@@ -6,6 +6,7 @@
     {"value": {"of": "age", "direction": "up"}}
     {"vector": [0.25, -1.5]}   {"reference": "base64 of an image file"}   {"text": "a seven left of a two"}
     {"region": {"of": "cat", "box": [10, 20, 90, 80]}}   {"region": {"of": "cat", "mask": "base64 of a grey PNG file"}}
+    {"box": {"edges": [10, 20, 90, 80], "of": "cat"}}   {"detection": 0}
 
 What is inside is counted and measured before it is read.
 """
@@ -20,7 +21,19 @@ from typing import Any
 import numpy as np
 
 from camserve.errors import InvalidImage, InvalidOption
-from camserve.types import Against, AnyTarget, Contrast, Finer, Region, Target, Text, Value, Vector
+from camserve.types import (
+    Against,
+    AnyTarget,
+    BoxTarget,
+    Contrast,
+    Detection,
+    Finer,
+    Region,
+    Target,
+    Text,
+    Value,
+    Vector,
+)
 from camserve.types.request import RequestLimits
 from camserve.types.targets import class_texts, free_texts, parse_class, parse_target
 from camserve.wording import shown
@@ -38,9 +51,9 @@ _KINDS: Mapping[str, Callable[..., AnyTarget]] = {
     "against": Against,
     "value": Value,
 }
-_WITHOUT_CLASS = ("vector", "reference", "text")
+_WITHOUT_CLASS = ("vector", "reference", "text", "detection")
 _REGION = ("of", "box", "mask", "grid")
-NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS, "region")
+NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS, "box", "region")
 """Names that an object may have, one at a time."""
 
 
@@ -100,6 +113,10 @@ def read_target(name: str, value: Any) -> AnyTarget:
             return Text(content)
         if kind == "region":
             return _region(name, content)
+        if kind == "box":
+            return _box(name, content)
+        if kind == "detection":
+            return Detection(content)
         if kind in _CLASS:
             return _class(name, value)
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -132,6 +149,14 @@ def _region(name: str, content: Any) -> AnyTarget:
         if file in values:
             values[file] = _file(name, values[file], f"a {file} is the base64 of a grey PNG file")
     return Region(**values)
+
+
+def _box(name: str, content: Any) -> BoxTarget:
+    if not isinstance(content, dict) or not {"edges"} <= set(content) <= {"edges", "of"}:
+        raise InvalidOption(
+            f"{name}: box is an object with edges [x0, y0, x1, y1], and may have of; got {_shown(content)}"
+        )
+    return BoxTarget(content["edges"], _class(name, content["of"]) if "of" in content else None)
 
 
 def _class(name: str, value: Any) -> Target:

@@ -27,8 +27,11 @@ from camserve.types import (
     AnyTarget,
     Box,
     BoxOptions,
+    BoxTarget,
     Contrast,
     Cost,
+    Detection,
+    Edges,
     Explanation,
     Faithfulness,
     Finer,
@@ -151,7 +154,7 @@ def _classes_of(target: pb.Target) -> Sequence[pb.Target | pb.ClassTarget]:
         if what in ("contrast", "finer", "against"):
             return _classes_of(pb.Target(**{what: getattr(target.region, what)}))
         return [target.region.of]
-    return [getattr(target, kind).of] if kind in ("finer", "against", "value") else [target]
+    return [getattr(target, kind).of] if kind in ("finer", "against", "value", "box") else [target]
 
 
 def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
@@ -392,6 +395,13 @@ def target_to_proto(target: AnyTarget) -> pb.Target:
             return pb.Target(text=target.words)
         case Region():
             return pb.Target(region=_region_to_proto(target))
+        case BoxTarget():
+            of = None if target.of is None else _class_to_proto(pb.ClassTarget, target.of)
+            return pb.Target(box=pb.BoxTarget(box=_edges_to_proto(target.box), of=of))
+        case Detection(of=Target() as of):
+            return _class_to_proto(pb.Target, of)
+        case Detection():
+            return pb.Target(detection=target.index)
         case Vector() if target.image is None:
             return pb.Target(vector=np.asarray(target.values, "<f4").tobytes())
         case Vector():
@@ -407,7 +417,7 @@ def _region_to_proto(target: Region) -> pb.Region:
     elif target.of != Region().of:
         message.of.CopyFrom(_class_to_proto(pb.ClassTarget, cast("Target", target.of)))
     if target.box is not None:
-        message.box.CopyFrom(pb.Edges(**dict(zip(_EDGES, target.box, strict=True))))
+        message.box.CopyFrom(_edges_to_proto(target.box))
     elif target.mask is not None:
         message.mask = target.mask
     elif target.grid is not None:
@@ -415,7 +425,13 @@ def _region_to_proto(target: Region) -> pb.Region:
     return message
 
 
-_EDGES = ("x0", "y0", "x1", "y1")
+def _edges_to_proto(box: Edges) -> pb.Edges:
+    x0, y0, x1, y1 = box
+    return pb.Edges(x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def _edges_from_proto(message: pb.Edges) -> Edges:
+    return message.x0, message.y0, message.x1, message.y1
 
 
 def _of(target: Contrast | Finer | Against | Value) -> pb.ClassTarget:
@@ -467,6 +483,11 @@ def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> An
             return Text(message.text)
         case "region":
             return _region(message.region)
+        case "box":
+            of = _class_from_proto(message.box.of) if message.box.HasField("of") else None
+            return BoxTarget(_edges_from_proto(message.box.box), of)
+        case "detection":
+            return Detection(message.detection)
         case _:
             return _class_from_proto(message)
 
@@ -479,7 +500,7 @@ def _region(message: pb.Region) -> Region:
     elif what is not None:
         values["of"] = target_from_proto(pb.Target(**{what: getattr(message, what)}))
     if where == "box":
-        values["box"] = tuple(getattr(message.box, name) for name in _EDGES)
+        values["box"] = _edges_from_proto(message.box)
     elif where is not None:
         values[where] = getattr(message, where)
     return Region(**values)
@@ -497,7 +518,8 @@ def _set(message: Any, *names: str) -> dict[str, Any]:
 
 def prediction_to_proto(prediction: Prediction) -> pb.Prediction:
     """Returns the message of a prediction."""
-    return to_message(pb.Prediction, prediction)
+    box = None if prediction.box is None else _edges_to_proto(prediction.box)
+    return to_message(pb.Prediction, prediction, box=box)
 
 
 def precision_to_proto(precision: Precision) -> int:
@@ -514,7 +536,8 @@ def prediction_from_proto(message: pb.Prediction) -> Prediction:
     """Returns the prediction of a message."""
     other = any(message.HasField(name) for name in ("value", "similarity", "share"))
     said = message.probability > 0 or not other  # beside another number, 0 is what was not set
-    return from_message(Prediction, message, probability=message.probability if said else None)
+    box = _edges_from_proto(message.box) if message.HasField("box") else None
+    return from_message(Prediction, message, probability=message.probability if said else None, box=box)
 
 
 def view_to_proto(view: InputView) -> pb.InputView:

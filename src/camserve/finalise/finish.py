@@ -16,6 +16,7 @@ import numpy as np
 
 from camserve.methods import (
     Cam,
+    DRise,
     GradCam,
     HiresCam,
     IsCam,
@@ -130,6 +131,7 @@ FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {
     HiresCam: positive,
     XgradCam: positive,
     Rise: from_least,
+    DRise: from_least,
     SmoothGrad: smooth_grad,
     SmoothGradCamPlusPlus: smooth_grad_cam_plus_plus,
     SsCam: sampled_channels,
@@ -138,5 +140,5 @@ FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {
 }
 """Finishes of the methods whose maps are not their sums."""
 
-SIGNED_FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {Rise: from_mean}
+SIGNED_FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {Rise: from_mean, DRise: from_mean}
 """Finishes of the methods whose signed maps are not their sums."""

@@ -34,7 +34,7 @@ from camserve.methods.gradient import (
     SmoothGradCamPlusPlus,
     XgradCam,
 )
-from camserve.methods.perturbation import AblationCam, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
+from camserve.methods.perturbation import AblationCam, DRise, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
 from camserve.methods.spec import MethodSpec, Parameter, method_name
 from camserve.wording import shown
 
@@ -46,6 +46,7 @@ __all__ = [
     "AttentionRollout",
     "Auto",
     "Cam",
+    "DRise",
     "Deconvolution",
     "EigenCam",
     "GradCam",
@@ -101,6 +102,7 @@ METHODS: Mapping[str, type[MethodSpec]] = {
         SsCam,
         IsCam,
         Rise,
+        DRise,
         AblationCam,
         Occlusion,
         AttentionRollout,

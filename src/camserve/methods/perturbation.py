@@ -175,6 +175,17 @@ class Rise(MethodSpec):
 
 
 @dataclass(frozen=True)
+class DRise(Rise):
+    """Weights random masks by how much of a detection they keep. On a network of classes it is RISE."""
+
+    title = "D-RISE"
+    paper = "Petsiuk et al., Black-box Explanation of Object Detectors via Saliency Maps, 2021, https://arxiv.org/abs/2006.03204"
+
+    masks: int = number(5000, 1, 100_000, "Number of random masks.")
+    grid: int = number(16, 1, 64, "Cells of a mask in each direction.")
+
+
+@dataclass(frozen=True)
 class AblationCam(_Baseline, _OneQueryPerChannel):
     """Weights channels by how much of the logit is lost without them. Only the tail after the layer is run."""
 

@@ -13,6 +13,7 @@ from camserve.methods import (
     AttentionRollout,
     Cam,
     Deconvolution,
+    DRise,
     EigenCam,
     GradCam,
     GradCamPlusPlus,
@@ -124,6 +125,7 @@ REGISTRY: dict[type[MethodSpec | MapCurves | Ranking], Direct | Sampled | Pertur
         score_cam.integrated_masks, score_cam.reduce_samples, needs_gradients=False, energies=score_cam.energies
     ),
     Rise: Perturbation(rise.masks, rise.reduce, needs_gradients=False),
+    DRise: Perturbation(rise.masks, rise.reduce, needs_gradients=False),
     AblationCam: Sampled(ablation.ablation_cam, needs_gradients=False, energies=score_cam.energies),
     Occlusion: Perturbation(occlusion.masks, occlusion.reduce, needs_gradients=False),
     AttentionRollout: Direct(attention.attention_rollout, needs_gradients=False),

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from camserve.errors import InvalidOption
+from camserve.scores.boxes import Detections
 from camserve.scores.classes import ONE_OUTPUT, Binary, Probabilities, Sigmoid, Softmax, sum_to_one
 from camserve.scores.embedding import Embedding
 from camserve.scores.score import Predictions, Score
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 SCORES: Mapping[Outputs, type[Score]] = {
-    kind.kind: kind for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage, Segmentation)
+    kind.kind: kind
+    for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage, Segmentation, Detections)
 }
 """Every kind of outputs with its class."""
 

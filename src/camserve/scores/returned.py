@@ -29,10 +29,34 @@ Path = tuple[str | int, ...]
 """Keys, field names and indices that lead to a tensor; empty for what is itself the tensor."""
 
 
-class Selected(nn.Module):
-    """Makes of a network one that returns one of its outputs alone, (B, N); everything else is the network's own.
+class Wrapped(nn.Module):
+    """Stands for a network of which it makes another one, with its own `forward`.
 
     Its submodules have the names that they have in the network; its modes and hooks are those of the network.
+
+    Args:
+        network: the network.
+    """
+
+    _network: nn.Module
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_network"] = network  # no submodule: it would put its name before theirs
+        self._modules, self._parameters, self._buffers = network._modules, network._parameters, network._buffers
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Yields the modules of the network, itself first."""
+        return iter(self._network.named_modules(*args, **kwargs))
+
+    def train(self, mode: bool = True) -> Wrapped:
+        """Sets the network's mode."""
+        self._network.train(mode)
+        return self
+
+
+class Selected(Wrapped):
+    """Makes of a network one that returns one of its outputs alone, (B, N); everything else is the network's own.
 
     Args:
         network: the network.
@@ -40,12 +64,8 @@ class Selected(nn.Module):
         numbers: N, how many numbers there are for each image.
     """
 
-    _network: nn.Module
-
     def __init__(self, network: nn.Module, path: Path, numbers: int) -> None:
-        super().__init__()
-        self.__dict__["_network"] = network  # no submodule: it would put its name before theirs
-        self._modules, self._parameters, self._buffers = network._modules, network._parameters, network._buffers
+        super().__init__(network)
         self.path, self.numbers = path, numbers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,15 +73,6 @@ class Selected(nn.Module):
         # Not by the number of images: a tail must not depend on the image in another way than through its layer.
         found: Tensor = _at(self._network(x), self.path)
         return found.reshape(-1, self.numbers)
-
-    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Yields the modules of the network, itself first."""
-        return iter(self._network.named_modules(*args, **kwargs))
-
-    def train(self, mode: bool = True) -> Selected:
-        """Sets the network's mode."""
-        self._network.train(mode)
-        return self
 
 
 def select(

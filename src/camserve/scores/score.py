@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from camserve.errors import Unsupported
+from camserve.errors import InvalidOption, Unsupported
 from camserve.methods.spec import Asset
+from camserve.scores.returned import Found, select
 from camserve.scores.targets import Targets
 from camserve.types import AnyTarget, InputView, Outputs, Prediction
 
@@ -38,6 +39,19 @@ class Predictions:
     def top(self, most: int) -> tuple[Prediction, ...]:
         """Returns the first predictions in order; `most` is their largest number."""
         return self.of(self.order[:most].tolist())
+
+    def about(self, target: AnyTarget, score: float) -> tuple[Prediction, ...]:
+        """Returns what is said of the classes that a target of one map names, that explained first, without labels.
+
+        Args:
+            target: the target, resolved.
+            score: its score.
+        """
+        return self.of([each.index for each in target.classes if each.index is not None])
+
+    def through(self, view: InputView) -> Predictions:
+        """Returns the predictions with what they say in pixels brought to those of the sent image."""
+        return self
 
 
 QUERY_SIZE = 1 / 16
@@ -71,17 +85,28 @@ class Score(ABC):
         """Takes the shape of what the network returns for one image, of as many axes as the kind has."""
         self.shape = tuple(shape)
 
+    @classmethod
+    def select(cls, network: nn.Module, images: Tensor, output: str | None, wanted: int | None) -> Found:
+        """Returns the network as one that returns rows of numbers: see `camserve.scores.returned.select`."""
+        return select(network, images, output, wanted, cls.axes)
+
     @abstractmethod
     def check(self, outputs: Tensor) -> None:
         """Raises InvalidOption where outputs (n, numbers) are not of this kind."""
 
     @abstractmethod
-    def classes(self, numbers: int) -> int:
-        """Returns how many classes, numbers or references there are to be named, for outputs (n, numbers)."""
+    def classes(self, numbers: int) -> int | None:
+        """Returns how many classes, numbers or references there are to be named, for outputs (n, numbers).
+
+        None: the outputs do not tell, and as many as there are labels.
+        """
 
     def names(self, numbers: int) -> tuple[str, ...]:
-        """Returns the names of those where nobody gives any."""
-        return tuple(f"class {index}" for index in range(self.classes(numbers)))
+        """Returns the names of those where nobody gives any; raises InvalidOption where their number is not known."""
+        classes = self.classes(numbers)
+        if classes is None:
+            raise InvalidOption(f"outputs {self.kind} do not tell how many classes there are: give the names of all")
+        return tuple(f"class {index}" for index in range(classes))
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Predictions:

@@ -190,7 +190,8 @@ class Targets:
             if known == target:  # with what the network has made of it
                 return Targets(self.score, (known,), self.asked.column(number))
         classes = self.score.classes(len(outputs))
-        if any(each.index is None or not 0 <= each.index < classes for each in target.classes):
+        indices = [each.index for each in target.classes]
+        if any(index is None or not 0 <= index < (index + 1 if classes is None else classes) for index in indices):
             raise InvalidOption(f"{target.text()} is no target of one map of {classes} classes")
         return self.score.targets(self.score.resolved(target, outputs), outputs.device)
 

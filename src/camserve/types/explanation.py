@@ -12,6 +12,7 @@ import numpy as np
 from camserve.errors import InvalidOption
 from camserve.types.model import InputView, ModelInfo
 from camserve.types.options import Precision
+from camserve.types.targets import Edges
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +36,8 @@ class Prediction:
     """Cosine to the packed reference, or prompt, of a network that gives vectors; a prompt has a probability too."""
     share: float | None = None
     """Share of the image's places that are of the class, of a network that tells the class of every place."""
+    box: Edges | None = None
+    """Edges (x0, y0, x1, y1) of what was detected in pixels of the sent image, of a network that gives boxes."""
 
     def named(self, model: ModelInfo) -> Prediction:
         """Returns the prediction with label and unit filled in."""

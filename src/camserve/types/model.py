@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from camserve.types.target_forms import TargetForm
 
 
-Outputs = Literal["softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image", "segmentation"]
+Outputs = Literal[
+    "softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image", "segmentation", "boxes"
+]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
 
@@ -177,6 +180,11 @@ class ModelInfo:
             return ("share",)
         both = self.outputs == "text-image" and self.labels
         return ("probability", "similarity") if both else (self.score,)
+
+    @property
+    def most_predictions(self) -> int:
+        """Largest number of predictions: there are as many as labels, of detections perhaps more."""
+        return sys.maxsize if self.outputs == "boxes" else len(self.labels)
 
     @property
     def has_zero(self) -> bool:

@@ -41,11 +41,10 @@ from camserve.types import (
     as_target,
     check_overlay,
     curve_points,
-    is_final,
 )
 from camserve.types.parts import Part, Parts, layer_names, make_parts
 from camserve.types.target_forms import check_predicts, default_target, fitted_target
-from camserve.types.targets import check_utf8, mask_of, may_be_fewer, network_made, words_in
+from camserve.types.targets import check_utf8, is_settled, mask_of, may_be_fewer, network_made, words_in
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
@@ -226,7 +225,7 @@ class ExplainRequest:
         if not limits.auto and any(isinstance(method, Auto) for method in self.methods):
             raise InvalidOption("auto: a server chooses, by its load and the deadline; here name a method")
         fitted = FittedRequest(
-            request=replace(self, top_predictions=min(self.top_predictions, len(model.labels))),
+            request=replace(self, top_predictions=min(self.top_predictions, model.most_predictions)),
             model=model,
             parts=parts,
             targets=_resolved_targets(self.targets, model, limits, bool(self.methods)),
@@ -391,9 +390,9 @@ def max_targets(targets: Sequence[AnyTarget]) -> int:
 def known_targets(targets: Sequence[AnyTarget]) -> int | None:
     """Returns the number of maps that targets stand for; None where two may turn out to be the same, or one is none.
 
-    The largest classes of an image may be fewer than were asked for.
+    The largest classes of an image, and its detections, may be fewer than were asked for.
     """
-    sure = all(map(is_final, targets)) or (len(targets) == 1 and not may_be_fewer(targets[0]))
+    sure = all(map(is_settled, targets)) or (len(targets) == 1 and not may_be_fewer(targets[0]))
     return max_targets(targets) if sure else None
 
 

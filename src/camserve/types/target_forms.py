@@ -16,7 +16,9 @@ from camserve.types.targets import (
     EXAMPLES,
     Against,
     AnyTarget,
+    BoxTarget,
     Contrast,
+    Detection,
     Finer,
     OfClasses,
     Region,
@@ -36,6 +38,7 @@ _GIVES = {
     "embedding": "vectors",
     "text-image": "vectors",
     "segmentation": "classes of places",
+    "boxes": "boxes",
 }
 """Words for what a model of each kind of outputs gives."""
 
@@ -43,6 +46,7 @@ _CLASS = {
     "embedding": "What makes the image similar to a packed reference.",
     "text-image": "What makes the image fit a packed prompt.",
     "segmentation": "What speaks for a class where the image is of it.",
+    "boxes": "What the best detection of a class is made of, or with top3 the three best detections.",
 }
 """Description of the target "class" by kind of outputs, where it is no class."""
 
@@ -91,6 +95,14 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
         "vector": TargetForm(
             "vector", f"What makes the image similar to a vector of {model.dimension} numbers.", "vector:face.npy"
         ),
+        "box": TargetForm(
+            "box",
+            "What makes the model detect something like a box, in pixels of the sent image, of a class or of any.",
+            BoxTarget((10, 20, 90, 80), first).text(model.labels),
+        ),
+        "detection": TargetForm(
+            "detection", "What a detection is made of, by its number among the predictions.", Detection(0).text()
+        ),
         "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
         "text": TargetForm("text", "What makes the image fit a text.", _a_text(model)),
         "region": TargetForm(
@@ -110,6 +122,8 @@ def _a_text(model: ModelInfo) -> str:
 def _taken(model: ModelInfo) -> tuple[str, ...]:
     if model.outputs == "value":
         return ("value",)
+    if model.outputs == "boxes":
+        return ("class", "detection", "box")
     names = ("class", "contrast", "finer", "against")  # of vectors, a class is a packed reference, or prompt
     classes = tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
     return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes, *(("region",) if model.outputs == "segmentation" else ()))
@@ -129,6 +143,8 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
         target = Value(target)
     if model.outputs == "segmentation" and isinstance(target, OfClasses):
         target = Region(target)
+    if model.outputs == "boxes" and isinstance(target, Target):
+        target = Detection(of=target)
     if _name(target) not in _taken(model):
         forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
         raise InvalidOption(
@@ -181,6 +197,10 @@ def _name(target: AnyTarget) -> str:
     match target:
         case Target():
             return "class"
+        case BoxTarget():
+            return "box"
+        case Detection():
+            return "detection" if target.of is None else "class"
         case Vector():
             return "vector" if target.image is None else "reference"
         case Region():

@@ -13,6 +13,8 @@ text form                              target
 `up:age`, `down:age`                   `Value`: a number going up, or down
 `text:a seven left of a two`           `Text`: words; all that follows the colon belongs to them
 `region:10,20,90,80:cat`               `Region`: a class, or any of the first four forms, inside a box; x right, y down
+`box:10,20,90,80:cat`                  `BoxTarget`: a detection like this box, of a class or of any; x right, y down
+`detection:0`                          `Detection`: a detection by its number among the predictions, from 0
 =====================================  ==============================================================================
 
 A label that looks like one of these is named by its index, or with `Target(label=...)`. A vector has no text form.
@@ -37,6 +39,7 @@ from camserve.wording import shown
 
 if TYPE_CHECKING:
     from camserve.images import ImageLike
+    from camserve.types.model import InputView
 
 MAX_GAMMA = 10.0
 """Largest weight of the classes that a class is held against."""
@@ -480,6 +483,105 @@ class Region:
         return f"region:{where}" + ("" if self.of == Target(top_k=1) else f":{of}")
 
 
+@dataclass(frozen=True)
+class BoxTarget:
+    """Asks what makes a network detect something like a box: D-RISE's similarity to it.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels of the sent image, after EXIF orientation.
+        of: the class that is detected there; None: whatever the class is.
+        seen: the same box in pixels of the network's input; a worker makes it of the other.
+
+    Raises:
+        InvalidOption: on construction, when the box has no area or `of` is no class alone.
+    """
+
+    box: Edges
+    of: Target | None = None
+    seen: Edges | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box", edges("a box", self.box))
+        if self.of is not None:
+            _check_class("a box", self.of)
+            if self.of.top_k is not None:
+                raise InvalidOption(f"a box is of a class by name or index, got {self.of.text()}")
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class target inside; none where the class does not matter."""
+        return () if self.of is None else (self.of,)
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> BoxTarget:
+        """Returns the target with an index for its label; raises as `Target.resolved`."""
+        return self if self.of is None else replace(self, of=self.of.resolved(labels))
+
+    def each(self, ranked: Sequence[int]) -> tuple[BoxTarget, ...]:
+        """Returns the target: it is of one box."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        of = "" if self.of is None else f":{self.of.text(labels)}"
+        return f"box:{_numbers(self.box)}{of}"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Names a detection by its number among the predictions, or the best one of a class, or the `top_k` best ones.
+
+    A worker makes the `BoxTarget` of it that the detection is. Where an image has no detection at all the target stays
+    as it is, and its map is empty.
+
+    Raises:
+        InvalidOption: on construction, when not exactly one of the two is given, or the number is below 0.
+    """
+
+    index: int | None = None
+    of: Target | None = None
+    view: InputView | None = field(default=None, repr=False, compare=False)
+    """Part of the sent image that the network sees; a worker fills it in."""
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.of is None):
+            raise InvalidOption("a detection is named by its number or by a class: exactly one")
+        object.__setattr__(self, "index", _whole("a detection's number", self.index))
+        if self.index is not None and self.index < 0:
+            raise InvalidOption(f"detections are numbered from 0, got {shown(self.index)}")
+        if self.of is not None:
+            _check_class("a detection", self.of)
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """The class target inside; none for a number."""
+        return () if self.of is None else (self.of,)
+
+    @property
+    def maps(self) -> int:
+        """Largest number of maps that the target stands for; there are fewer where there are fewer detections."""
+        return 1 if self.of is None else self.of.maps
+
+    def resolved(self, labels: Sequence[str]) -> Detection:
+        """Returns the target with an index for its label; raises as `Target.resolved`.
+
+        There may be more detections than classes, so that `top_k` is not held against their number.
+        """
+        return self if self.of is None or self.of.top_k is not None else replace(self, of=self.of.resolved(labels))
+
+    def each(self, ranked: Sequence[int]) -> tuple[Detection, ...]:
+        """Returns the target: classes alone do not tell which detections there are."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        return f"detection:{self.index}" if self.of is None else self.of.text(labels)
+
+
 def edges(what: str, values: Any) -> Edges:
     """Returns the edges of a box in pixels as floats.
 
@@ -502,7 +604,7 @@ def _numbers(box: Edges) -> str:
     return ",".join(f"{edge:.10g}" for edge in box)
 
 
-AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text | Region
+AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text | Region | BoxTarget | Detection
 """Type of everything that a map can be a map of."""
 
 TargetLike = AnyTarget | int | str
@@ -517,6 +619,8 @@ EXAMPLES = {
     "down": "down:age",
     "text": "text:a seven left of a two",
     "region": "region:10,20,90,80:cat",
+    "box": "box:10,20,90,80:cat",
+    "detection": "detection:0",
 }
 """An example of each text form, by the word that it begins with."""
 
@@ -632,6 +736,26 @@ def _parse_region(rest: str) -> Region:
     return Region(cast("OfClasses", inside), cast("Edges", tuple(numbers)))
 
 
+def _parse_box(rest: str) -> BoxTarget:
+    where, colon, of = rest.partition(":")
+    numbers = where.split(",")
+    if len(numbers) != 4 or any(_number(each) is None for each in numbers) or (colon and not of.strip()):
+        raise InvalidOption(
+            f"box is x0,y0,x1,y1 in pixels of the sent image and perhaps a class, such as {EXAMPLES['box']!r}, "
+            f"got {shown('box:' + rest)}"
+        )
+    return BoxTarget(cast("Edges", tuple(numbers)), parse_class(of) if colon else None)
+
+
+def _parse_detection(rest: str) -> Detection:
+    if not re.fullmatch(r"\d{1,9}", rest.strip(), re.ASCII):
+        raise InvalidOption(
+            f"detection is a number among the predictions, such as {EXAMPLES['detection']!r}, "
+            f"got {shown('detection:' + rest)}"
+        )
+    return Detection(int(rest))
+
+
 def _no_text(kind: str) -> Any:
     def refuse(rest: str) -> AnyTarget:
         raise InvalidOption(f"a {kind} has no text form: give its {'numbers' if kind == 'vector' else 'image'}")
@@ -649,9 +773,13 @@ _FORMS = {
     "reference": _no_text("reference"),
     "text": Text,
     "region": _parse_region,
+    "box": _parse_box,
+    "detection": _parse_detection,
 }
 
-_ONE = re.compile(r"\s*(?:region:(?:[^,:]*,){3}[^,:]*(?::|(?=,)|$))?(?:\s*(?:contrast|text):.*|[^,]*)", re.DOTALL)
+_ONE = re.compile(
+    r"\s*(?:(?:region|box):(?:[^,:]*,){3}[^,:]*(?::|(?=,)|$))?(?:\s*(?:contrast|text):.*|[^,]*)", re.DOTALL
+)
 """Matches a text form in a list: commas are part of a box, of a contrast and of a text."""
 
 
@@ -659,8 +787,8 @@ def split_targets(text: str) -> list[str]:
     """Returns the text forms in a list of them, such as `281,tabby;contrast:tabby>lynx,tiger cat;top3`.
 
     Semicolons separate them, and so do commas but for those behind `contrast:`, which separate its classes, those
-    behind `text:`, which belong to the text, and those between the four numbers behind `region:`. So a text with a
-    semicolon cannot stand in such a list.
+    behind `text:`, which belong to the text, and those between the four numbers behind `region:` or `box:`. So a text
+    with a semicolon cannot stand in such a list.
     """
     found: list[str] = []
     for part in text.split(";"):
@@ -680,7 +808,10 @@ def class_texts(text: str) -> list[str]:
         return [text]
     if word == "region":
         return class_texts(rest.partition(":")[2])
-    return {"contrast": re.split("[>,]", rest), "text": []}.get(word, [rest])
+    if word == "box":
+        of = rest.partition(":")[2]
+        return [of] if of else []
+    return {"contrast": re.split("[>,]", rest), "text": [], "detection": []}.get(word, [rest])
 
 
 def free_texts(text: str) -> list[str]:
@@ -702,8 +833,17 @@ def mask_of(target: AnyTarget) -> bytes | None:
 
 
 def may_be_fewer(target: AnyTarget) -> bool:
-    """Tells whether a target may stand for fewer maps than it asks for: fewer classes may have a place in an image."""
-    return isinstance(target, Region) and not target.is_placed and target.maps > 1
+    """Tells whether a target may stand for fewer maps than it asks for.
+
+    Fewer classes may have a place in an image, and it may have fewer detections.
+    """
+    may = isinstance(target, Detection) or (isinstance(target, Region) and not target.is_placed)
+    return may and target.maps > 1
+
+
+def is_settled(target: AnyTarget) -> bool:
+    """Tells whether the target is of one map that no other final target is of; two detections may be the same."""
+    return is_final(target) and not isinstance(target, Detection)
 
 
 def _form(text: str) -> tuple[str, str]:

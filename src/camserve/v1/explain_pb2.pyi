@@ -111,7 +111,7 @@ class Tensor(_message.Message):
     def __init__(self, data_type: _Optional[_Union[Tensor.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class MethodSpec(_message.Message):
-    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "attention_rollout", "gradient_weighted_attention", "auto")
+    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "d_rise", "attention_rollout", "gradient_weighted_attention", "auto")
     CAM_FIELD_NUMBER: _ClassVar[int]
     GRAD_CAM_FIELD_NUMBER: _ClassVar[int]
     GROUP_CAM_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class MethodSpec(_message.Message):
     RISE_FIELD_NUMBER: _ClassVar[int]
     ABLATION_CAM_FIELD_NUMBER: _ClassVar[int]
     OCCLUSION_FIELD_NUMBER: _ClassVar[int]
+    D_RISE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_WEIGHTED_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     AUTO_FIELD_NUMBER: _ClassVar[int]
@@ -159,10 +160,11 @@ class MethodSpec(_message.Message):
     rise: Rise
     ablation_cam: AblationCam
     occlusion: Occlusion
+    d_rise: DRise
     attention_rollout: AttentionRollout
     gradient_weighted_attention: GradientWeightedAttention
     auto: Auto
-    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ...) -> None: ...
+    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., d_rise: _Optional[_Union[DRise, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ...) -> None: ...
 
 class Auto(_message.Message):
     __slots__ = ()
@@ -378,6 +380,20 @@ class Rise(_message.Message):
     tolerance: float
     def __init__(self, masks: _Optional[int] = ..., grid: _Optional[int] = ..., keep_prob: _Optional[float] = ..., seed: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
+class DRise(_message.Message):
+    __slots__ = ("masks", "grid", "keep_prob", "seed", "tolerance")
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_PROB_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    masks: int
+    grid: int
+    keep_prob: float
+    seed: int
+    tolerance: float
+    def __init__(self, masks: _Optional[int] = ..., grid: _Optional[int] = ..., keep_prob: _Optional[float] = ..., seed: _Optional[int] = ..., tolerance: _Optional[float] = ...) -> None: ...
+
 class AblationCam(_message.Message):
     __slots__ = ("tolerance",)
     TOLERANCE_FIELD_NUMBER: _ClassVar[int]
@@ -401,7 +417,7 @@ class GradientWeightedAttention(_message.Message):
     def __init__(self) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text", "region")
+    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text", "box", "detection", "region")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +428,8 @@ class Target(_message.Message):
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    DETECTION_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
@@ -423,8 +441,10 @@ class Target(_message.Message):
     vector: bytes
     reference: Image
     text: str
+    box: BoxTarget
+    detection: int
     region: Region
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., box: _Optional[_Union[BoxTarget, _Mapping]] = ..., detection: _Optional[int] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class ClassTarget(_message.Message):
     __slots__ = ("index", "label", "top_k")
@@ -455,6 +475,14 @@ class Finer(_message.Message):
     gamma: float
     nearest: int
     def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., gamma: _Optional[float] = ..., nearest: _Optional[int] = ...) -> None: ...
+
+class BoxTarget(_message.Message):
+    __slots__ = ("box", "of")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    box: Edges
+    of: ClassTarget
+    def __init__(self, box: _Optional[_Union[Edges, _Mapping]] = ..., of: _Optional[_Union[ClassTarget, _Mapping]] = ...) -> None: ...
 
 class Against(_message.Message):
     __slots__ = ("of",)
@@ -577,13 +605,14 @@ class ExplainReply(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("index", "label", "probability", "value", "unit", "similarity", "share")
+    __slots__ = ("index", "label", "probability", "value", "unit", "similarity", "box", "share")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
@@ -591,8 +620,9 @@ class Prediction(_message.Message):
     value: float
     unit: str
     similarity: float
+    box: Edges
     share: float
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., similarity: _Optional[float] = ..., box: _Optional[_Union[Edges, _Mapping]] = ..., share: _Optional[float] = ...) -> None: ...
 
 class SaliencyMap(_message.Message):
     __slots__ = ("method", "target", "layers", "shape", "encoding", "data", "minimum", "maximum", "boxes", "degenerate", "complete", "faithfulness", "fraction", "choice", "target_text", "classes", "score", "signed", "estimated_difference")

@@ -366,12 +366,14 @@ class Executor:
 
     def _predict(self, job: _Job, outputs: Tensor) -> None:
         targets = job.features[job.layers[0]].targets
-        said = self.network.score.predictions(outputs)
+        assert job.seen is not None, "the forward pass was of what is seen"
+        said = self.network.score.predictions(outputs).through(job.seen.view)
         job.predictions = said.top(job.item.top_predictions)
-        classes = [
-            said.of([each.index for each in target.classes if each.index is not None]) for target in targets.each
-        ]
+        if any(one.index >= len(self.network.info.labels) for one in job.predictions):
+            known, largest = len(self.network.info.labels), max(one.index for one in job.predictions)
+            raise Unsupported(f"the network names a class {largest}, and its labels are 0..{known - 1}")
         scores = targets.query_value(outputs[None])[0].tolist()
+        classes = list(map(said.about, targets.each, scores))
         job.targets = tuple(map(Explained, targets.each, scores, classes))
 
     def _work(self, job: _Job) -> None:

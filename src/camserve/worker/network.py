@@ -211,11 +211,11 @@ class Network:
 
     def _select(self, output: str | int | None, wanted: int | None, outputs: Outputs | None) -> Tensor:
         """Makes the module one that returns (n, numbers), and returns the outputs of two images that differ."""
-        axes = 1 if outputs is None else kind_of(outputs).axes
+        find = select if outputs is None else kind_of(outputs).select
         # No plain image: a network that divides by the image's own deviation would answer with NaN.
         images = self.normalise(self._random_pixels(2)).to(dtype_of(self.module))
         try:
-            found = select(self.module, images, None if output is None else str(output), wanted, axes)
+            found = find(self.module, images, None if output is None else str(output), wanted)
         except CamserveError:
             raise
         except Exception as error:
@@ -291,7 +291,7 @@ def _labels(labels: Sequence[str], score: Score, numbers: int) -> tuple[str, ...
         InvalidOption: there are not as many as needed.
     """
     wanted = score.classes(numbers)
-    if labels and len(labels) != wanted:
+    if labels and wanted is not None and len(labels) != wanted:
         if score.kind in OF_VECTORS:
             raise InvalidOption("the labels of vectors are the names of their references, and no references are given")
         what = "numbers" if score.kind == "value" else "classes"

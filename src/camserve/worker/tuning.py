@@ -17,7 +17,7 @@ from torch import Tensor
 from camserve.errors import Unsupported
 from camserve.methods import GroupCam, ScoreCam
 from camserve.queries.pack import ask
-from camserve.runtimes.choice import BUDGET_S, SIZES, Choice, RuntimeName, choose, fastest, measure
+from camserve.runtimes.choice import BUDGET_S, SIZES, Choice, Measured, RuntimeName, choose, fastest, measure
 from camserve.runtimes.kept import Kept
 from camserve.runtimes.precision import Auto, auto_precision, why_no_bfloat16
 from camserve.runtimes.runtime import Eager
@@ -68,7 +68,7 @@ def tune(
         if reason := _why_eager(network):
             if wanted != "auto":
                 raise Unsupported(f"ONNX Runtime cannot run the network: {reason}")
-            choice = Choice(network.runtime, network.micro_batch, 0.0, reason)
+            choice = Choice(network.runtime, _micro_batch(network, micro_batch, kept), 0.0, reason)
         else:
             choice = choose(network.module, _site(network), _pictures(network), wanted, threads, micro_batch, kept)
         auto, size = _precision(network, choice, micro_batch, kept, calibration)
@@ -86,6 +86,17 @@ def _why_eager(network: Network) -> str:
     if not network.survey.layers:
         return "it has no layer whose activations could come with its outputs"
     return "pictures of a batch change each other's scores" if network.survey.alone else ""
+
+
+def _micro_batch(network: Network, micro_batch: int | None, kept: Kept) -> int:
+    """Returns how many queries of a pass suit a network that PyTorch runs; that of one with layers is not measured."""
+    if micro_batch or network.survey.layers or network.survey.alone or network.device.type != "cpu":
+        return network.micro_batch
+    known = Measured.read(kept.read().get("exact"))
+    if known is None:
+        known = fastest(list(measure(network.runtime, _pictures(network)[:1], SIZES, BUDGET_S / 4)))
+        kept.write(exact=asdict(known))
+    return known.micro_batch
 
 
 def _site(network: Network) -> FoundLayer:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 CLASSES = 10
 _WIDTHS = ((3, 16, 2), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1))
 """Channels in, channels out and stride of each convolution."""
+_DETECTOR_WIDTHS = ((3, 16, 2), (16, 24, 2), (24, 32, 2), (32, 36, 1), (36, 40, 1))
+"""The same of the detector, whose weights are a fifth as large."""
+_EDGE_PX = 16.0
+"""Usual distance from the centre of a digit to its edges, with which the numbers that tell it are about 1."""
+_MOST_DIGITS = 16
+"""Number of digits of a scene that the detector tells at most."""
+_LEAST_SCORE = 0.05
+"""Least score of a digit that it tells."""
 _SEGMENTATION = (12, 20, 44, 32)
 """Channels of the network of places: of 48 x 48, 24 x 24 and 12 x 12 cells, and of what its places are told from."""
 _CELLS = 12
@@ -112,6 +120,45 @@ class SegmentationNet(nn.Module):
 
 def _enlarged(cells: Tensor) -> Tensor:
     return nn.functional.interpolate(cells, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class DetectorNet(nn.Module):
+    """Detects the digits of scenes (n, 3, 96, 96) in one pass: where their centres are, and how large they are.
+
+    Each of 12 x 12 cells has a logit for every class, that the centre of such a digit lies in it, and the distances
+    from the cell's middle to the four edges. A cell whose best class is less probable than a neighbour's is left out
+    (as in CenterNet, https://arxiv.org/abs/1904.07850), so that no digit is found twice.
+    """
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*(_block(*widths) for widths in _DETECTOR_WIDTHS))
+        self.head = nn.Conv2d(_DETECTOR_WIDTHS[-1][1], classes + 4, 1)
+
+    def cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the logits (n, classes, 12, 12), and the distances left, up, right, down (n, 4, 12, 12) in pixels."""
+        found = self.head(self.features(x))
+        return found[:, :-4], _EDGE_PX * nn.functional.softplus(found[:, -4:])
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Returns boxes (M, 4), labels (M,) and scores (M,) of each scene, the best first."""
+        logits, distances = self.cells(x)
+        scores, labels = logits.sigmoid().max(dim=1)
+        best = nn.functional.max_pool2d(scores, 3, stride=1, padding=1)
+        scores = scores.masked_fill(scores < best, 0).flatten(1)
+        middle = (torch.arange(_CELLS, device=x.device) + 0.5) * (SIZE_PX / _CELLS)
+        columns, rows = middle.repeat(_CELLS), middle.repeat_interleave(_CELLS)
+        signs = distances.new_tensor([-1, -1, 1, 1])[:, None]
+        boxes = torch.stack([columns, rows, columns, rows]) + signs * distances.flatten(2)
+        boxes = boxes.clamp(0, SIZE_PX).transpose(1, 2)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :_MOST_DIGITS]
+        each = zip(boxes, labels.flatten(1), scores, order, strict=True)
+        return [_detected(one[at], some[at], said[at]) for one, some, said, at in each]
+
+
+def _detected(boxes: Tensor, labels: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    kept = scores >= _LEAST_SCORE
+    return {"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]}
 
 
 def _features() -> nn.Sequential:

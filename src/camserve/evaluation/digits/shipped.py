@@ -77,6 +77,7 @@ _ALL = (
         prompts=towers.PROMPTS,
     ),
     Shipped("digits-segmentation", networks.SegmentationNet, tasks.PLACES, (*DIGITS, "background"), "segmentation"),
+    Shipped("digits-boxes", networks.DetectorNet, tasks.DIGITS_FOUND, outputs="boxes"),
     Shipped("digits-vit", networks.torchvision_transformer, tasks.ONE_DIGIT),
     Shipped("digits-vit-timm", networks.timm_transformer, tasks.ONE_DIGIT),
 )

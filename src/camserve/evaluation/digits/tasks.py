@@ -12,6 +12,7 @@ from torch import Tensor
 from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Content, Scene, Split, make_scene
 from camserve.evaluation.digits.towers import PROMPTS, TEXTS, truths
 from camserve.evaluation.truth import TrueBox
+from camserve.scores.detections import find_detections
 
 SEVEN = 7
 NUMBERS = Content(sides_px=(20, 40), apart_px=5)
@@ -38,6 +39,7 @@ class Task:
     """Returns the outputs (N, K) of a network that are compared to the truths, for normalised scenes."""
 
 
+_MOST_DIGITS = 3
 _UP_TO_THREE = (1, 2, 3, 2, 1, 2, 3, 0)
 """Numbers of digits of eight scenes."""
 
@@ -157,6 +159,56 @@ def _places_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     return {"iou": float((both / united).mean()), "places": float(both.sum() / counts.sum())}
 
 
+def _boxes(scene: Scene) -> list[float]:
+    """Returns class and edges of each digit, and -1 for those that there are not."""
+    told = [(float(box.label), box.left, box.top, box.right, box.bottom) for box in scene.boxes]
+    return [number for one in [*told, *[(-1.0,) * 5] * (_MOST_DIGITS - len(told))] for number in one]
+
+
+def _detections(module: Any, x: Tensor) -> Tensor:
+    """Returns the detections in rows, as the score of boxes has them."""
+    rows: Tensor = find_detections(module, x[:2]).network(x)
+    return rows
+
+
+def _digits_found(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the average precision of detections (as PASCAL VOC since 2010, all classes together), and two figures.
+
+    A detection is right where an IoU of at least 0.5 with a digit of its class is, and nothing better was. `recall` and
+    `precision` are those of detections with a score of at least 0.5.
+    """
+    told = []
+    digits = truths.reshape(len(truths), _MOST_DIGITS, 5)
+    for found, boxes in zip(outputs.reshape(len(outputs), -1, 6), digits, strict=True):
+        free = [box for box in boxes if box[0] >= 0]
+        for *edges, score, label in found[found[:, 4] > 0]:
+            shares = [_overlap(edges, box[1:]) if box[0] == label else 0.0 for box in free]
+            is_right = bool(shares) and max(shares) >= 0.5
+            if is_right:
+                free.pop(int(np.argmax(shares)))
+            told.append((score, is_right))
+    total = int((digits[:, :, 0] >= 0).sum())
+    told.sort(key=lambda one: -one[0])
+    scores, right = np.array([one[0] for one in told]), np.array([one[1] for one in told])
+    recall, precision = right.cumsum() / total, right.cumsum() / np.arange(1, len(right) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    sure = scores >= 0.5
+    return {
+        "ap50": float((np.diff(recall, prepend=0) * best_from_here).sum()),
+        "recall": float(right[sure].sum() / total),
+        "precision": float(right[sure].mean()),
+    }
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns the share of two boxes' intersection in their union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / (areas - both)
+
+
 ONE_DIGIT = Task(
     question="which digit is it?",
     scene=_one_digit,
@@ -207,4 +259,13 @@ PLACES = Task(
     figures=_places_right,
     told="mean intersection over union {iou:.1%}, {places:.2%} of the places right",
     least=0.85,
+)
+DIGITS_FOUND = Task(
+    question="where is which digit?",
+    scene=_some_digits,
+    truth=_boxes,
+    figures=_digits_found,
+    told="AP50 {ap50:.1%}; with a score of 0.5 recall {recall:.1%} and precision {precision:.1%}",
+    least=0.9,
+    answers=_detections,
 )

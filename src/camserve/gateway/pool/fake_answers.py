@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from camserve import images
-from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal
+from camserve.errors import INTERNAL_MESSAGE, CamserveError, ImageMissing, Internal, InvalidOption
 from camserve.finalise.regions import shares
 from camserve.images import ImageContent
 from camserve.methods import GroupCam, IsCam, MethodSpec, ScoreCam, SsCam
@@ -23,8 +23,11 @@ from camserve.methods.work import Kind, decoded_units
 from camserve.types import (
     Against,
     AnyTarget,
+    BoxTarget,
     Contrast,
+    Detection,
     DeviceMemory,
+    Edges,
     Explained,
     InputView,
     Item,
@@ -225,6 +228,8 @@ def _ranking(image: ImageContent, classes: int) -> list[int]:
 def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Prediction:
     """Returns a half for the first class of the ranking, a quarter for the second one and so on, or such numbers."""
     said = 0.5 ** (ranking.index(index) + 1)
+    if outputs == "boxes":
+        return Prediction(index, "", said, box=_box(ranking.index(index)))
     if outputs == "value":
         return Prediction(index, "", value=100 * said)
     if outputs == "segmentation":
@@ -237,11 +242,28 @@ def _prediction(index: int, ranking: Sequence[int], outputs: Outputs) -> Predict
     )
 
 
+def _box(number: int) -> Edges:
+    """Returns the box of a detection by its number; there is one of each class."""
+    return number, number, number + 8.0, number + 6.0
+
+
+def _detected(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> tuple[AnyTarget, ...]:
+    """Returns the boxes of the detections that a target of a model of boxes names; other targets as they are."""
+    if info.outputs == "boxes" and isinstance(target, Target):
+        target = Detection(of=target)
+    if not isinstance(target, Detection):
+        return (target,)
+    found = [one.index or 0 for one in target.of.each(ranking)] if target.of else ranking[target.index :][:1]
+    if not found:
+        raise InvalidOption(f"there is no detection {target.index}; there are {len(ranking)}")
+    return tuple(BoxTarget(_box(ranking.index(index)), Target(index=index)) for index in found)
+
+
 def _explained(
     targets: Sequence[AnyTarget], ranking: Sequence[int], info: ModelInfo, view: InputView
 ) -> tuple[Explained, ...]:
     """Returns the targets as a worker resolves them, each once in the order asked."""
-    known = [_placed(_embedded(target, info), view) for target in targets]
+    known = [_placed(_embedded(one, info), view) for target in targets for one in _detected(target, ranking, info)]
     scores = np.array([0.5 ** (ranking.index(index) + 1) for index in range(len(ranking))])
     return tuple(_scored(target, ranking, info) for target in final_targets(known, ranking, scores))
 
@@ -274,7 +296,7 @@ def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Expla
             score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
         case Region():
             score = _scored(target.of, ranking, info).score
-        case Vector() | Text():
+        case Vector() | Text() | BoxTarget(of=None):
             score = 0.25
         case Against():
             score = 1 - said[0]

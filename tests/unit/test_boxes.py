@@ -1,0 +1,345 @@
+"""Tests of networks that detect objects: what they return, their predictions, targets, maps and refusals."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import detectors
+import numpy as np
+import pytest
+import torch
+from detectors import BIRD, CAT, DOG, LABELS, PREPROCESSING, Windows, picture
+from torch import Tensor, nn
+
+from camserve.codecs import target_json, v1
+from camserve.engine import Engine
+from camserve.errors import InvalidOption, Unsupported
+from camserve.methods import DRise
+from camserve.scores.boxes import seen, sent
+from camserve.scores.detections import MOST
+from camserve.types import BoxTarget, Detection, InputView, Item, ModelInfo, Target, Task, as_target
+from camserve.types.request import known_targets, make_request
+from camserve.types.target_forms import fitted_target, target_forms
+from camserve.types.targets import class_texts, split_targets
+from camserve.worker.executor import Executor
+from camserve.worker.network import Network
+
+FEW = ("d_rise", {"masks": 30, "grid": 4})
+
+
+def made(kind: type[nn.Module] = Windows, **options) -> Engine:
+    return Engine(kind().eval(), preprocessing=PREPROCESSING, labels=LABELS, outputs="boxes", **options)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return made()
+
+
+# What a network returns
+
+
+@pytest.mark.parametrize("kind", ["Listed", "AsDict", "AsTuple", "AsTensor"])
+def test_every_form_of_detections_says_the_same(kind, engine):
+    ours, theirs = (one.explain(picture(CAT, DOG), [FEW], ["top2"]) for one in (made(getattr(detectors, kind)), engine))
+    assert ours.predictions == theirs.predictions
+    for mine, other in zip(ours.maps, theirs.maps, strict=True):
+        np.testing.assert_array_equal(mine.array, other.array)
+
+
+def test_probabilities_of_every_class_tell_class_and_count_by_their_cosine():
+    found = made(detectors.Doubtful).explain(picture(CAT), [FEW], [BoxTarget(CAT, Target(index=1)), BoxTarget(CAT)])
+    assert [one.label for one in found.predictions] == ["cat"]
+    of_cat, of_any = found.maps
+    told = np.array([0.1, 0.8, 0.04, 0.06])
+    assert of_cat.score / of_any.score == pytest.approx(told[1] / np.linalg.norm(told), rel=1e-5)
+
+
+class Numbers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class Ragged(Windows):
+    def found(self, image: Tensor) -> dict[str, Tensor]:
+        return super().found(image) | {"scores": torch.ones(7)}
+
+
+class Loud(Windows):
+    def found(self, image: Tensor) -> dict[str, Tensor]:
+        found = super().found(image)
+        return found | {"scores": 9 + found["scores"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        (Numbers, Unsupported, r"a detector must return for each image boxes .*it returned a tensor \(2, 3\)"),
+        (Ragged, Unsupported, r"it returned list of 2: dict of 'boxes' a tensor"),
+        (Loud, InvalidOption, "scores of detections are numbers in 0..1"),
+    ],
+)
+def test_what_is_no_detector_is_refused_with_what_it_returned(kind, error, said):
+    with pytest.raises(error, match=said):
+        made(kind)
+
+
+def test_a_network_that_gives_labels_needs_their_names():
+    with pytest.raises(InvalidOption, match="do not tell how many classes there are: give the names of all"):
+        Engine(Windows().eval(), preprocessing=PREPROCESSING, outputs="boxes")
+
+
+def test_a_class_without_a_name_fails_its_item_alone():
+    network = Network(Windows().eval(), preprocessing=PREPROCESSING, labels=LABELS[:2], outputs="boxes")
+    items = [Item(picture(some), (Target(top_k=1),), (Task(0, DRise(masks=4), 0, 4),)) for some in (DOG, CAT)]
+    refused, answered = Executor(network).execute(items).outcomes
+    assert str(refused) == "the network names a class 2, and its labels are 0..1"
+    assert answered.predictions[0].index == 1
+
+
+class NoNumber(Windows):
+    """Has an edge that is no number where there is a bird."""
+
+    def found(self, image: Tensor) -> dict[str, Tensor]:
+        found = super().found(image)
+        found["boxes"][found["labels"] == 3] = torch.nan
+        return found
+
+
+def test_an_edge_that_is_no_number_fails_its_item_alone():
+    network = Network(NoNumber().eval(), preprocessing=PREPROCESSING, labels=LABELS, outputs="boxes")
+    items = [Item(picture(some), (Target(top_k=1),), (Task(0, DRise(masks=4), 0, 4),)) for some in (BIRD, CAT)]
+    refused, answered = Executor(network).execute(items).outcomes
+    assert isinstance(refused, Unsupported)
+    assert "not finite" in str(refused)
+    assert answered.predictions[0].index == 1
+
+
+class Many(nn.Module):
+    """Detects more than are kept, in ascending order of their scores, some of which are equal."""
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        scores = torch.linspace(0, 1, 2 * MOST).mul(100).floor().div(100)
+        edges = torch.arange(2 * MOST)[:, None] / 100 + torch.tensor([0, 0, 5, 5])
+        return [{"boxes": edges, "labels": torch.ones(2 * MOST, dtype=torch.long), "scores": scores} for _ in x]
+
+
+def test_the_best_detections_are_kept_and_equal_ones_stay_in_order():
+    found = made(Many).explain(picture(), [], top_predictions=1000).predictions
+    scores = [one.probability for one in found]
+    assert len(found) == MOST
+    assert scores == sorted(scores, reverse=True)
+    assert min(scores) == pytest.approx(0.5, abs=0.02)
+    for one, other in itertools.pairwise(found):
+        assert one.probability > other.probability or one.box[0] < other.box[0]
+
+
+# Predictions
+
+
+def test_predictions_are_detections_in_pixels_of_the_sent_image_the_best_first(engine):
+    image = picture(CAT, DOG)
+    found = engine.explain(image, [], top_predictions=5).predictions
+    assert [one.label for one in found] == ["dog", "cat"]
+    (direct,) = Windows().eval()(torch.from_numpy(image).permute(2, 0, 1)[None])
+    for one, number in zip(found, (1, 0), strict=True):
+        assert one.box == pytest.approx(direct["boxes"][number].tolist())
+        assert one.probability == pytest.approx(direct["scores"][number].item())
+
+
+VIEW = InputView(original_size=(100, 200), crop=(50.0, 0.0, 150.0, 100.0), size=(32, 64))
+
+
+def test_boxes_go_from_the_input_to_the_sent_image_and_back():
+    assert sent((16, 8, 32, 16), VIEW) == (75.0, 25.0, 100.0, 50.0)
+    assert seen((75.0, 25.0, 100.0, 50.0), VIEW) == (16.0, 8.0, 32.0, 16.0)
+    assert sent((-5, -5, 900, 900), VIEW) == (50.0, 0.0, 150.0, 100.0)  # cut off at what the network sees
+
+
+def test_a_photo_that_is_resized_and_cropped_has_boxes_in_its_own_pixels(engine):
+    large = (np.kron(picture(DOG), np.ones((4, 4, 1))) * 255).astype(np.uint8)
+    wide = np.pad(large, ((0, 0), (32, 32), (0, 0)))  # the network sees the middle
+    (found,) = engine.explain(wide, []).predictions
+    x0, y0, x1, y1 = DOG
+    assert found.box[1:] == pytest.approx((4 * y0, 32 + 4 * x1, 4 * y1), abs=1e-3)
+    assert 32 + 4 * (x0 - 2) <= found.box[0] < 32 + 4 * x0
+
+
+# Targets
+
+
+def test_a_detection_is_the_box_that_it_is_and_says_so(engine):
+    found = engine.explain(picture(CAT, DOG), [FEW], ["detection:1"])
+    (one,) = found.maps
+    assert one.classes == (one.target,)
+    assert one.target.label == "cat"
+    assert one.target.box == found.predictions[1].box
+    assert one.score == pytest.approx(found.predictions[1].probability)  # the IoU with itself is 1
+    assert re.fullmatch(r"box:[\d.]+,4,11,14:cat", one.target_text)
+
+
+@pytest.mark.parametrize("text", ["cat", "1", "detection:1", "top2"])
+def test_all_ways_to_a_detection_give_the_same_map(text, engine):
+    image, spec = picture(CAT, DOG), [FEW]
+    pinned = engine.explain(image, spec, ["detection:1"]).maps[0]
+    found = {one.target_text: one.array for one in engine.explain(image, spec, [text]).maps}
+    np.testing.assert_array_equal(found[pinned.target_text], pinned.array)
+    again = engine.explain(image, spec, [pinned.target_text]).maps[0]  # with the ten digits that a text has
+    np.testing.assert_allclose(again.array, pinned.array, atol=1e-5)
+
+
+def test_the_same_detection_is_explained_once_and_there_are_no_more_than_there_are(engine):
+    answer = engine.explain(picture(CAT, DOG), [FEW], ["top9", "detection:0", "dog"])
+    assert [one.target.label for one in answer.maps] == ["dog", "cat"]
+
+
+def test_all_detections_take_the_queries_of_one(engine):
+    image = picture(CAT, DOG, BIRD)
+    one, all_of_them = (engine.explain(image, [FEW], [text]) for text in ("detection:0", "top3"))
+    assert len(all_of_them.maps) == 3
+    assert one.cost.queries == all_of_them.cost.queries == 30
+
+
+def test_a_box_without_a_class_takes_whatever_is_there(engine):
+    image = picture(CAT, DOG)
+    targets = [BoxTarget(DOG, of) for of in (None, Target(1), Target(2))]
+    of_any, of_cat, of_dog = engine.explain(image, [FEW], targets).maps
+    np.testing.assert_array_equal(of_any.array, of_dog.array)
+    assert of_cat.degenerate
+    assert of_cat.score == 0
+    assert of_any.classes == ()
+    assert of_any.target.similarity == pytest.approx(of_dog.score)
+
+
+def test_an_image_without_detections_has_no_predictions_and_an_empty_map(engine):
+    for targets in ([], ["top3"], ["detection:0"], ["cat"]):
+        found = engine.explain(picture(), [FEW, "occlusion"], targets, evaluate=True, evaluation_steps=4)
+        assert not found.predictions
+        assert len(found.maps) == 2
+        for one in found.maps:
+            assert one.degenerate
+            assert not one.array.any()
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("detection:2", r"there is no detection 2 in this image; there are 0: class 2 \(0.8\d\), 1: class 1 \(0.8\d\)"),
+        ("bird", "there is no detection of class 3 in this image; there are 0: class 2"),
+        ("box:40,2,50,9", r"the box 40, 2, 50, 9 is outside of what the network sees of the image: x 0..32, y 0..32"),
+        ("box:3,3,3,9", "a box has x0 < x1 and y0 < y1, got 3,3,3,9"),
+        ("box:1,2,nan,4", "a box is four numbers"),
+        ("box:1,2,3", "box is x0,y0,x1,y1 in pixels of the sent image and perhaps a class, such as"),
+        ("detection:one", "detection is a number among the predictions, such as 'detection:0'"),
+        ("box:1,2,3,4:wolf", "unknown label 'wolf'"),
+        ("contrast:cat>dog", r"this model gives boxes, and its targets are class \('background'\), detection"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused_with_what_was_allowed(target, said, engine):
+    with pytest.raises(InvalidOption, match=said):
+        engine.explain(picture(CAT, DOG), [FEW], [target])
+
+
+def test_a_box_outside_of_the_image_leaves_its_neighbour_alone(engine):
+    executor = Executor(engine.network)
+    task = Task(0, DRise(masks=4), 0, 4)
+    bad, good = (Item(picture(CAT), (BoxTarget(box),), (task,)) for box in ((90, 90, 99, 99), CAT))
+    refused, answered = executor.execute([bad, good]).outcomes
+    assert isinstance(refused, InvalidOption)
+    assert answered.partials[0].queries == 4
+
+
+INFO = ModelInfo("m", "1", LABELS, (32, 32), (), "", outputs="boxes")
+
+
+def test_the_forms_of_a_model_of_boxes_are_listed_with_examples_that_it_takes():
+    forms = {form.name: form.example for form in target_forms(INFO)}
+    assert list(forms) == ["class", "detection", "box"]
+    assert forms["box"] == "box:10,20,90,80:background"
+    for example in forms.values():
+        fitted_target(as_target(example), INFO)
+
+
+@pytest.mark.parametrize(
+    "target", [BoxTarget((1, 2.5, 30, 40), Target(index=2)), BoxTarget((1, 2, 3, 4)), Detection(4)]
+)
+def test_targets_of_boxes_come_back_from_the_wire_and_from_their_text(target):
+    assert v1.target_from_proto(v1.target_to_proto(target)) == target
+    assert as_target(target.text()) == target
+    assert as_target(target.text(LABELS)).resolved(LABELS) == target
+
+
+def test_the_json_forms_of_boxes():
+    read = lambda value: target_json.read_target("targets", value)  # noqa: E731  # it is used three times below
+    assert read({"box": {"edges": [1, 2, 3, 4], "of": "cat"}}) == BoxTarget((1, 2, 3, 4), Target(label="cat"))
+    assert read({"box": {"edges": [1, 2, 3, 4]}}) == BoxTarget((1, 2, 3, 4))
+    assert read({"detection": 3}) == Detection(3)
+    for wrong in ({"box": [1, 2, 3, 4]}, {"box": {"edges": [1, 2, 3]}}, {"detection": -1}, {"detection": "x"}):
+        with pytest.raises(InvalidOption):
+            read(wrong)
+
+
+def test_lists_of_text_forms_keep_the_commas_of_boxes():
+    assert split_targets("box:1,2,3,4:cat,dog,detection:0") == ["box:1,2,3,4:cat", "dog", "detection:0"]
+    assert split_targets("dog, box:1,2,3,4,cat") == ["dog", "box:1,2,3,4", "cat"]
+    assert class_texts("box:1,2,3,4:cat") == ["cat"]
+    assert class_texts("box:1,2,3,4") == class_texts("detection:7") == []
+
+
+def test_what_is_known_of_the_number_of_maps():
+    assert known_targets([Detection(0)]) == 1
+    assert known_targets([Detection(of=Target(top_k=3))]) is None  # there may be fewer
+    assert known_targets([Detection(0), Detection(1)]) is None  # they may be the same
+    assert known_targets([BoxTarget((1, 2, 3, 4)), BoxTarget((1, 2, 3, 5))]) == 2
+
+
+def test_more_predictions_than_classes_may_be_asked_for():
+    fitted = make_request(picture(), [], top_predictions=50).fit(INFO)
+    assert fitted.request.top_predictions == 50
+
+
+# Maps
+
+
+def test_d_rise_lies_on_the_detection(engine):
+    for box, label in ((CAT, "cat"), (DOG, "dog")):
+        (one,) = engine.explain(picture(CAT, DOG), [("d_rise", {"grid": 6, "masks": 3000})], [label]).maps
+        row, column = np.unravel_index(one.array.argmax(), one.array.shape)
+        assert box[0] <= column < box[2]
+        assert box[1] <= row < box[3]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 50])
+def test_a_map_does_not_depend_on_the_micro_batch_its_shards_and_their_order(micro_batch, engine):
+    image, spec, targets = picture(CAT, DOG), DRise(masks=40, grid=5), (Target(top_k=2),)
+    _, whole = Executor(engine.network).answer(Item(image, targets, (Task(0, spec, 0, 40),)))
+    other = Executor(made(micro_batch=micro_batch).network)
+    shards = [other.answer(Item(image, targets, (Task(0, spec, start, start + 8),)))[1] for start in (32, 0, 16, 8, 24)]
+    merged = sum(shard.partials[0].sums.astype(np.float64) for shard in shards)
+    np.testing.assert_allclose(merged, whole.partials[0].sums, rtol=1e-6)
+
+
+def test_curves_measure_the_similarity(engine):
+    found = engine.explain(picture(CAT, DOG), [("d_rise", {"grid": 6, "masks": 1000})], ["cat"], evaluate=True)
+    (one,) = found.maps
+    assert one.faithfulness.deletion[0] == pytest.approx(one.score, rel=1e-5)
+    assert one.faithfulness.deletion[-1] == 0
+    assert one.faithfulness.insertion[-1] == pytest.approx(one.score, rel=1e-5)
+    assert one.faithfulness.overall > 0
+
+
+def test_methods_of_gradients_and_of_layers_are_refused_with_the_reason(engine):
+    for method in ("grad_cam", "score_cam", "integrated_gradients"):
+        with pytest.raises(Unsupported, match="the methods that work: rise, d_rise, occlusion"):
+            engine.explain(picture(CAT), [method], ["cat"])
+
+
+def test_a_preprocessing_that_stretches_shows_all_of_the_image():
+    stretched = replace(PREPROCESSING, resize_px=(32, 32))
+    on = Engine(Windows().eval(), preprocessing=stretched, labels=LABELS, outputs="boxes")
+    wide = (np.kron(picture(DOG), np.ones((2, 6, 1))) * 255).astype(np.uint8)
+    (found,) = on.explain(wide, []).predictions
+    _, y0, x1, y1 = DOG
+    assert found.box[1:] == pytest.approx((2 * y0, 6 * x1, 2 * y1), abs=1e-3)
