@@ -10,14 +10,13 @@ import detectors
 import numpy as np
 import pytest
 import torch
-from detectors import BIRD, CAT, DOG, LABELS, PREPROCESSING, Windows, picture
+from detectors import BIRD, CAT, DOG, LABELS, PREPROCESSING, SIDE, Windows, picture
 from torch import Tensor, nn
 
 from camserve.codecs import target_json, v1
 from camserve.engine import Engine
 from camserve.errors import InvalidOption, Unsupported
 from camserve.methods import DRise
-from camserve.scores.boxes import seen, sent
 from camserve.scores.detections import MOST
 from camserve.types import BoxTarget, Detection, InputView, Item, ModelInfo, Target, Task, as_target
 from camserve.types.request import known_targets, make_request
@@ -153,9 +152,9 @@ VIEW = InputView(original_size=(100, 200), crop=(50.0, 0.0, 150.0, 100.0), size=
 
 
 def test_boxes_go_from_the_input_to_the_sent_image_and_back():
-    assert sent((16, 8, 32, 16), VIEW) == (75.0, 25.0, 100.0, 50.0)
-    assert seen((75.0, 25.0, 100.0, 50.0), VIEW) == (16.0, 8.0, 32.0, 16.0)
-    assert sent((-5, -5, 900, 900), VIEW) == (50.0, 0.0, 150.0, 100.0)  # cut off at what the network sees
+    assert VIEW.sent((16, 8, 32, 16)) == (75.0, 25.0, 100.0, 50.0)
+    assert VIEW.seen((75.0, 25.0, 100.0, 50.0)) == (16.0, 8.0, 32.0, 16.0)
+    assert VIEW.sent((-5, -5, 900, 900)) == (50.0, 0.0, 150.0, 100.0)  # cut off at what the network sees
 
 
 def test_a_photo_that_is_resized_and_cropped_has_boxes_in_its_own_pixels(engine):
@@ -343,3 +342,29 @@ def test_a_preprocessing_that_stretches_shows_all_of_the_image():
     (found,) = on.explain(wide, []).predictions
     _, y0, x1, y1 = DOG
     assert found.box[1:] == pytest.approx((2 * y0, 6 * x1, 2 * y1), abs=1e-3)
+
+
+@pytest.mark.parametrize("size", ["input", "original"])
+def test_an_overlay_has_a_frame_around_the_detection(size, engine):
+    large = (np.kron(picture(DOG), np.ones((8, 8, 1))) * 255).astype(np.uint8)
+    (one,) = engine.explain(large, [FEW], ["dog"], size=size).maps
+    framed = np.asarray(one.overlay(opacity=0.0)).astype(int)
+    without = np.asarray(one.image.convert("RGB")).astype(int)
+    scale = framed.shape[0] // SIDE
+    x0, y0, x1, y1 = (round(edge / 8 * scale) for edge in one.target.box)
+    white = (framed == 255).all(axis=2)
+    assert white[y0, x0:x1].all()
+    assert white[y1 - 1, x0:x1].all()
+    assert white[y0:y1, x1 - 1].all()
+    changed = (framed != without).any(axis=2)
+    changed[max(0, y0 - 2) : y1 + 2, max(0, x0 - 2) : x1 + 2] = False
+    assert not changed.any()
+
+
+def test_an_overlay_of_a_class_has_no_frame():
+    from tiny import pixels, tiny_network
+
+    network = tiny_network()
+    answer = Engine(network.module, preprocessing=network.preprocessing, labels=network.info.labels).explain(pixels(1))
+    (one,) = answer.maps
+    np.testing.assert_array_equal(np.asarray(one.overlay(opacity=0.0)), np.asarray(one.image.convert("RGB")))

@@ -17,7 +17,7 @@ from camserve.finalise.convergence import FACTOR, FEW, LEAST_BLOCKS, MOST_SHARE,
 from camserve.methods import METHODS, AblationCam, DRise, IsCam, MethodSpec, Rise, ScoreCam, SsCam
 from camserve.types import Partial
 
-TOLERANT = [AblationCam, IsCam, Rise, ScoreCam, SsCam]
+TOLERANT = [AblationCam, DRise, IsCam, Rise, ScoreCam, SsCam]
 
 
 def partial(sums: np.ndarray, context: np.ndarray | None = None) -> Partial:

@@ -50,7 +50,7 @@ def signed(name: str, target=5, net: str = "perceptron", **options) -> np.ndarra
 def test_the_methods_that_have_signed_maps():
     assert set(SIGNED) == {
         *("cam", "grad_cam", "hires_cam", "xgrad_cam", "integrated_grad_cam", "group_cam"),
-        *("ablation_cam", "occlusion", "rise", "integrated_gradients"),
+        *("ablation_cam", "occlusion", "rise", "d_rise", "integrated_gradients"),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from camserve.errors import InvalidOption
-from camserve.finalise.render import grey_levels, overlay
+from camserve.finalise.render import drawn, grey_levels
 from camserve.types import ENCODINGS, SaliencyMap
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -43,12 +43,8 @@ def encode(saliency: SaliencyMap, encoding: str, colormap: str = "jet", opacity:
         InvalidOption: unknown encoding or colormap, opacity out of range, or an overlay without an image.
     """
     if encoding in _OVERLAYS:
-        image = saliency.image
-        if image is None:
-            raise InvalidOption("an overlay needs a map of size input or original")
         kind, options = _OVERLAYS[encoding]
-        picture = overlay(image, saliency.array, colormap=colormap, opacity=opacity, signed=saliency.signed)
-        return _file(picture, kind, **options)
+        return _file(drawn(saliency, colormap, opacity), kind, **options)
     return _encoder(encoding, saliency.signed)(saliency.array)
 
 

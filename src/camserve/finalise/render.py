@@ -12,20 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from camserve import images
+from camserve.errors import InvalidOption
 from camserve.images import ImageContent, seen_part
-from camserve.types import COLORMAPS, InputView, MapSize, SaliencyMap, check_overlay
+from camserve.types import COLORMAPS, Edges, InputView, MapSize, SaliencyMap, check_overlay
 
 DIVERGING = "coolwarm"
 """Colours of signed maps: blue for what speaks against the target, red for what speaks for it."""
 
 
 def overlay(
-    image: Image.Image, array: np.ndarray, *, colormap: str = "jet", opacity: float = 0.5, signed: bool = False
+    image: Image.Image,
+    array: np.ndarray,
+    *,
+    colormap: str = "jet",
+    opacity: float = 0.5,
+    signed: bool = False,
+    frame: Edges | None = None,
 ) -> Image.Image:
     """Returns the map in colours over the image: (1 - opacity) * image + opacity * colour, RGB of the image's size.
 
@@ -35,6 +43,7 @@ def overlay(
         colormap: one of `COLORMAPS`; a signed map has the colours of `DIVERGING`.
         opacity: weight of the colours against the image, in 0..1.
         signed: whether the map is in [-1, 1].
+        frame: edges of what the map is of, in pixels of the image; they are drawn over both.
 
     Raises:
         InvalidOption: unknown colormap, or opacity out of range.
@@ -44,7 +53,34 @@ def overlay(
     if levels.size != image.size:
         levels = levels.resize(image.size, Image.Resampling.BILINEAR)
     levels.putpalette(_palettes()[DIVERGING if signed else colormap])
-    return Image.blend(image.convert("RGB"), levels.convert("RGB"), opacity)
+    picture = Image.blend(image.convert("RGB"), levels.convert("RGB"), opacity)
+    if frame is not None:
+        _draw_frame(picture, frame)
+    return picture
+
+
+def _draw_frame(picture: Image.Image, frame: Edges) -> None:
+    """Draws a white line between two black ones, which is seen on every colour."""
+    x0, y0, x1, y1 = (round(edge) for edge in frame)
+    draw, line_px = ImageDraw.Draw(picture), max(1, min(picture.size) // 150)
+    for width_px, inset_px, colour in ((3 * line_px, line_px, "black"), (line_px, 0, "white")):
+        low_x, low_y, high_x, high_y = x0 - inset_px, y0 - inset_px, x1 - 1 + inset_px, y1 - 1 + inset_px
+        if low_x < high_x and low_y < high_y:
+            draw.rectangle((low_x, low_y, high_x, high_y), outline=colour, width=width_px)
+
+
+def drawn(saliency: SaliencyMap, colormap: str, opacity: float) -> Image.Image:
+    """Returns a map in colours over the image that it lies on, with a frame around the detection or box explained.
+
+    Raises:
+        InvalidOption: unknown colormap, opacity out of range, or a map that lies on no image.
+    """
+    if saliency.image is None:
+        raise InvalidOption("this map has no image to lie on: ask for size input or original")
+    beneath, box = saliency.lies_on, saliency.target.box
+    frame = beneath.placed(box) if isinstance(beneath, Background) and box is not None else None
+    options: dict[str, Any] = {"colormap": colormap, "opacity": opacity, "signed": saliency.signed}
+    return overlay(saliency.image, saliency.array, **options, frame=frame)
 
 
 def grey_levels(array: np.ndarray, signed: bool = False) -> np.ndarray:
@@ -89,6 +125,10 @@ class Background:
     def __call__(self) -> Image.Image:
         """Returns the image; raises InvalidImage where what was sent is broken."""
         return self._made
+
+    def placed(self, box: Edges) -> Edges:
+        """Returns edges in pixels of the sent image in those of the image that maps lie on."""
+        return box if self.size == "original" else self.view.seen(box)
 
     @cached_property
     def _made(self) -> Image.Image:

@@ -105,34 +105,7 @@ class Detected(Predictions):
 
     def through(self, view: InputView) -> Detected:
         """Returns the detections with their boxes in pixels of the sent image, cut off at what the network sees."""
-        return replace(self, boxes=torch.tensor([sent(box, view) for box in self.boxes.tolist()]).reshape(-1, 4))
-
-
-def sent(box: Sequence[float], view: InputView) -> Edges:
-    """Returns edges in pixels of the network's input in those of the sent image, cut off at what the network sees."""
-    left, top, right, bottom = view.crop
-    height, width = view.size
-    x0, x1 = (left + min(max(edge, 0.0), width) * (right - left) / width for edge in (box[0], box[2]))
-    y0, y1 = (top + min(max(edge, 0.0), height) * (bottom - top) / height for edge in (box[1], box[3]))
-    return x0, y0, x1, y1
-
-
-def seen(box: Edges, view: InputView) -> Edges:
-    """Returns edges in pixels of the sent image in those of the network's input.
-
-    Raises:
-        InvalidOption: nothing of the box is in what the network sees.
-    """
-    left, top, right, bottom = view.crop
-    height, width = view.size
-    x0, y0, x1, y1 = box
-    if x1 <= left or x0 >= right or y1 <= top or y0 >= bottom:
-        raise InvalidOption(
-            f"the box {', '.join(f'{edge:g}' for edge in box)} is outside of what the network sees of the image: "
-            f"x {left:g}..{right:g}, y {top:g}..{bottom:g}"
-        )
-    across, down = width / (right - left), height / (bottom - top)
-    return (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+        return replace(self, boxes=torch.tensor([view.sent(box) for box in self.boxes.tolist()]).reshape(-1, 4))
 
 
 class Detections(Score):
@@ -216,7 +189,8 @@ class Detections(Score):
     def placed(self, target: AnyTarget, view: InputView) -> AnyTarget:
         """Returns a target with what the network sees of the image; raises InvalidOption for a box outside of it."""
         if isinstance(target, BoxTarget):
-            return replace(target, seen=seen(target.box, view))
+            _check_inside(target.box, view)
+            return replace(target, seen=view.seen(target.box))
         if isinstance(target, Target):
             target = Detection(of=target)
         return replace(target, view=view) if isinstance(target, Detection) else target
@@ -241,7 +215,17 @@ class Detections(Score):
     def _target(self, found: Detected, number: int, view: InputView | None) -> BoxTarget:
         box: Edges = tuple(found.boxes[number].tolist())
         index = int(found.classes[number])
-        return BoxTarget(box if view is None else sent(box, view), Target(index=index), seen=box)
+        return BoxTarget(box if view is None else view.sent(box), Target(index=index), seen=box)
+
+
+def _check_inside(box: Edges, view: InputView) -> None:
+    left, top, right, bottom = view.crop
+    x0, y0, x1, y1 = box
+    if x1 <= left or x0 >= right or y1 <= top or y0 >= bottom:
+        raise InvalidOption(
+            f"the box {', '.join(f'{edge:g}' for edge in box)} is outside of what the network sees of the image: "
+            f"x {left:g}..{right:g}, y {top:g}..{bottom:g}"
+        )
 
 
 def _meant(target: Detection, found: Detected) -> list[int]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from camserve.errors import InvalidOption
 from camserve.types.model import InputView, ModelInfo
 from camserve.types.options import Precision
 from camserve.types.targets import Edges
@@ -181,16 +180,14 @@ class SaliencyMap:
         return " + ".join(self.layers)
 
     def overlay(self, colormap: str = "jet", opacity: float = 0.5) -> Image.Image:
-        """Returns the map in colours over the image.
+        """Returns the map in colours over the image, with a frame around the detection or box that it is of.
 
         Raises:
             InvalidOption: unknown colormap, opacity outside 0..1, or a map that lies on no image.
         """
-        from camserve.finalise.render import overlay  # Pillow stays out of `import camserve`
+        from camserve.finalise.render import drawn  # Pillow stays out of `import camserve`
 
-        if self.image is None:
-            raise InvalidOption("this map has no image to lie on: ask for size input or original")
-        return overlay(self.image, self.array, colormap=colormap, opacity=opacity, signed=self.signed)
+        return drawn(self, colormap, opacity)
 
     def _repr_png_(self) -> bytes:
         """Returns what a notebook shows where it shows no HTML."""

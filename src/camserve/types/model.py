@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from camserve.methods import Parameter
     from camserve.methods.spec import Asset
     from camserve.types.target_forms import TargetForm
+    from camserve.types.targets import Edges
 
 
 Outputs = Literal[
@@ -84,6 +85,22 @@ class InputView:
     """(left, top, right, bottom) of the part seen, in pixels of the sent image."""
     size: tuple[int, int]
     """(height, width) of the network's input in pixels."""
+
+    def seen(self, box: Sequence[float]) -> Edges:
+        """Returns edges (x0, y0, x1, y1) in pixels of the sent image in those of the network's input."""
+        left, top, right, bottom = self.crop
+        height, width = self.size
+        across, down = width / (right - left), height / (bottom - top)
+        x0, y0, x1, y1 = box
+        return (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+
+    def sent(self, box: Sequence[float]) -> Edges:
+        """Returns edges in pixels of the network's input in those of the sent image, cut off at what it sees."""
+        left, top, right, bottom = self.crop
+        height, width = self.size
+        x0, x1 = (left + min(max(edge, 0.0), width) * (right - left) / width for edge in (box[0], box[2]))
+        y0, y1 = (top + min(max(edge, 0.0), height) * (bottom - top) / height for edge in (box[1], box[3]))
+        return x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
