@@ -281,7 +281,13 @@ QUESTIONS = (
     Question("softmax, vision transformer: why the {0}?", "digits-vit", first, index=3),
     Question("multi-label: why is the {0} there?", "digits-multilabel", first, index=1),
     Question("binary: why is there a seven?", "digits-binary", lambda scene: "seven", Content(present=SEVEN), 5),
-    Question("boxes: what is the detection of the {0} made of?", "digits-boxes", first, index=3, methods=("d_rise",)),
+    Question(
+        "boxes: what is the detection of the {0} made of?",
+        "digits-boxes",
+        first,
+        index=3,
+        methods=("d_rise", "occlusion"),
+    ),
     Question("value: what makes the largest large?", "digits-value", lambda scene: "up:largest", NUMBERS, 6),
     Question("value: what does the sum come from?", "digits-value", lambda scene: "up:sum", NUMBERS, 7),
     Question(
@@ -313,7 +319,8 @@ def picture() -> Image.Image:
         engine, target = load_engine(question.network), question.target(scene)
         seen = Image.fromarray(scene.pixels)
         maps = [engine.explain(scene.pixels, [method], [target]).maps[0].array for method in question.methods]
-        by = "" if question.methods == METHOD_NAMES else f", {METHODS[question.methods[0]].title}"
+        titles = " and ".join(METHODS[method].title for method in question.methods)
+        by = "" if question.methods == METHOD_NAMES else f"; {titles}"
         caption = question.text.format(*(box.label for box in scene.boxes)) + f" ({target}{by})"
         rows.append(SheetRow(caption, (seen, *(overlay(seen, one) for one in maps))))
     return sheet(["Scene", *(METHODS[method].title for method in METHOD_NAMES)], rows, cell_px=144)
