@@ -36,6 +36,8 @@ Content = dict[str, Any]
 MODEL = "lite0"
 PROTOCOL = "rise"
 SLOW_QUERIES = 2000
+MEASURED = tuple(name for name in METHODS if name != "d_rise")
+"""Names of the methods that are measured; D-RISE, which is RISE on a network of classes, is in `targets.py`."""
 TABLE = "methods table"
 """Name of the README's markers around the table."""
 ON_DIGITS = (
@@ -179,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
-    measuring.add_argument("--methods", default=" ".join(METHODS), help="separated by spaces; default: all")
+    measuring.add_argument("--methods", default=" ".join(MEASURED), help="separated by spaces; default: all")
     measuring.add_argument("--scenes", type=int, default=20, help="of the digits benchmark")
     measuring.add_argument("--photos", nargs="+", default=["chelsea", "coffee"], help="of skimage.data")
     measuring.add_argument("--rounds", type=int, default=3, help="timed calls of each method that is not slow")

@@ -28,7 +28,7 @@ NETWORKS = {
     "digits-vit-timm": "timm's ViT",
 }
 """Networks of digit scenes by name, with what the table calls them."""
-SLOW = ("xrai", "ss_cam", "is_cam", "rise")
+SLOW = ("xrai", "ss_cam", "is_cam", "rise", "d_rise")
 """Methods of so many queries that they are measured on fewer scenes."""
 TABLE = "networks table"
 FIGURES = {"pointing": ".0%", "energy": ".0%", f"{PROTOCOL}_overall": ".2f"}
