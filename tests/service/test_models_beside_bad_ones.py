@@ -137,8 +137,12 @@ WHY = {
 }
 
 
-KINDS = {"digits-text-image": ["text:a seven left of a two", "a three"]}
-"""Models of the package whose targets no other model takes, with such targets; they are served beside the others."""
+SOME = ["grad_cam", "score_cam"]
+KINDS = {
+    "digits-boxes": ([("d_rise", {"masks": 200}), "occlusion"], ["detection:0", "box:10,10,60,60", "top2"]),
+    "digits-text-image": (SOME, ["text:a seven left of a two", "a three"]),
+}
+"""Models of the package whose targets no other model takes, with methods and such targets, served beside the others."""
 
 
 @pytest.fixture
@@ -198,14 +202,22 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
             for one, other in zip(served.maps, local.maps, strict=True):
                 np.testing.assert_allclose(one.array, other.array, atol=1e-4)  # sums in float32, in another order
         scene = make_scene(7, 0, 2, "test").pixels
-        for name, targets in KINDS.items():
-            served = await client.explain(scene, ["grad_cam", "score_cam"], targets, model=name)
-            local = Engine.load(name, store, device="cpu").explain(scene, ["grad_cam", "score_cam"], targets)
+        for name, (methods, targets) in KINDS.items():
+            served = await client.explain(scene, methods, targets, model=name)
+            local = Engine.load(name, store, device="cpu").explain(scene, methods, targets)
             assert [one.label for one in served.predictions] == [one.label for one in local.predictions]
-            assert len(served.maps) == 2 * len(targets)
+            assert [one.box for one in served.predictions] == [one.box for one in local.predictions]
+            assert len(served.maps) == len(local.maps) >= 2 * len(methods)
             for one, other in zip(served.maps, local.maps, strict=True):
                 assert one.target_text == other.target_text
                 assert one.score == pytest.approx(other.score, abs=1e-5)
                 np.testing.assert_allclose(one.array, other.array, atol=1e-4)
+        with pytest.raises(InvalidOption, match="there is no detection 40 in this image; there are 0: class"):
+            await client.explain(scene, ["d_rise"], "detection:40", model="digits-boxes")
+        with pytest.raises(Unsupported, match="the methods that work: rise, d_rise, occlusion"):
+            await client.explain(scene, ["grad_cam"], model="digits-boxes")
+        empty = await client.explain(np.zeros((96, 96, 3), np.uint8), ["occlusion"], model="digits-boxes")
+        assert not empty.predictions
+        assert empty.maps[0].degenerate
         with pytest.raises(InvalidOption, match="a text has at most 6 tokens here, got 8"):
             await client.explain(scene, targets="text:a two above a two above a two", model="digits-text-image")
