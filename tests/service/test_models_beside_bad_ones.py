@@ -216,7 +216,7 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
             await client.explain(scene, ["d_rise"], "detection:40", model="digits-boxes")
         with pytest.raises(Unsupported, match="the methods that work: rise, d_rise, occlusion"):
             await client.explain(scene, ["grad_cam"], model="digits-boxes")
-        empty = await client.explain(np.zeros((96, 96, 3), np.uint8), ["occlusion"], model="digits-boxes")
+        empty = await client.explain(np.full((96, 96, 3), 40, np.uint8), ["occlusion"], model="digits-boxes")
         assert not empty.predictions
         assert empty.maps[0].degenerate
         with pytest.raises(InvalidOption, match="a text has at most 6 tokens here, got 8"):

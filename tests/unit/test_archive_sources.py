@@ -12,7 +12,7 @@ from torch import nn
 from camserve import Engine
 from camserve.archive import build_archive, load_package, read_card
 from camserve.archive.package import WEIGHTS
-from camserve.archive.sources import count_classes
+from camserve.archive.sources import build_module, count_classes, find_weights
 from camserve.archive.untrusted import read_member
 from camserve.cli.commands import camserve
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable, Unsupported
@@ -368,3 +368,21 @@ def test_a_wrong_state_dict_of_ones_own_is_refused(tmp_path, own_package):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     with pytest.raises(InvalidInput, match=r"do not fit birds\.models:build"):
         build_archive("birds.models:build", store=tmp_path, weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("ssdlite320_mobilenet_v3_large", 320), ("fasterrcnn_mobilenet_v3_large_320_fpn", 320)]
+)
+def test_a_detector_of_torchvision_has_its_own_input_size_and_sees_all_of_an_image(name, side):
+    found = find_weights(f"torchvision:{name}", "random")
+    assert found.outputs == "boxes"
+    assert found.preprocessing.resize_px == found.preprocessing.crop_px == (side, side)
+    assert (found.preprocessing.mean, found.preprocessing.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert found.labels[1] == "person"
+    assert len(found.labels) == 91
+
+
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_the_classes_of_a_detector_are_counted_in_its_weights(name):
+    state = build_module(f"torchvision:{name}", 7).state_dict()
+    assert count_classes(f"torchvision:{name}", state) == 7

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from detectors import BIRD, CAT, DOG, LABELS, PREPROCESSING, SIDE, Windows, picture
+from tiny import png
 from torch import Tensor, nn
 
 from camserve.codecs import target_json, v1
 from camserve.engine import Engine
 from camserve.errors import InvalidOption, Unsupported
-from camserve.methods import DRise
+from camserve.evaluation.digits.shipped import load_engine
+from camserve.evaluation.examples import digits_examples
+from camserve.evaluation.run import Plan, measured, subject_of
+from camserve.evaluation.truth import TrueBox
+from camserve.methods import DRise, Occlusion
 from camserve.scores.detections import MOST
 from camserve.types import BoxTarget, Detection, InputView, Item, ModelInfo, Target, Task, as_target
 from camserve.types.request import known_targets, make_request
@@ -368,3 +373,36 @@ def test_an_overlay_of_a_class_has_no_frame():
     answer = Engine(network.module, preprocessing=network.preprocessing, labels=network.info.labels).explain(pixels(1))
     (one,) = answer.maps
     np.testing.assert_array_equal(np.asarray(one.overlay(opacity=0.0)), np.asarray(one.image.convert("RGB")))
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def digits() -> Engine:
+    return load_engine("digits-boxes")
+
+
+@pytest.mark.parametrize("method", [DRise(masks=600, grid=12), Occlusion(positions=12)])
+def test_a_detector_is_evaluated_by_pointing_energy_and_overlap_with_true_boxes(method, digits):
+    (example,) = digits_examples(1)
+    subject = subject_of(digits, example, example.read(), Plan(methods=(method,)), None)
+    found = measured(subject, method)
+    assert {one["label"] for one in found["maps"]} == {box.label for box in example.boxes}
+    for one in found["maps"]:
+        assert one["localisation"]["pointing"]
+        assert one["localisation"]["energy"] > 0
+        assert one["curves"]["rise"]["insertion_auc"] > one["curves"]["rise"]["deletion_auc"]
+    assert found["contrast"] is None
+
+
+def test_a_class_that_is_not_detected_is_left_out_and_an_image_without_detections_has_nothing(digits):
+    (example,) = digits_examples(1)
+    said = {one.label for one in digits.explain(example.read(), [], top_predictions=99).predictions}
+    absent = next(str(digit) for digit in range(10) if str(digit) not in said)
+    with_absent = replace(example, boxes=(*example.boxes, TrueBox(absent, 10, 10, 40, 40)))
+    subject = subject_of(digits, with_absent, example.read(), Plan(methods=(DRise(),)), None)
+    assert int(absent) not in subject.classes
+    dark = png(np.full((96, 96, 3), 40, np.uint8))
+    nothing = subject_of(digits, with_absent, dark, Plan(methods=(DRise(),)), None)
+    assert measured(nothing, DRise(masks=4)) == {"unsupported": "nothing is detected"}

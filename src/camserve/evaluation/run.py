@@ -161,9 +161,9 @@ class _Subject:
     input: Tensor
     """The normalised input (3, H, W)."""
     predictions: tuple[Prediction, ...]
-    """Predictions of all classes, first the most probable."""
+    """Predictions of all classes, first the most probable; of a detector its detections, of which there may be none."""
     boxes: Mapping[int, tuple[TrueBox, ...]]
-    """Boxes by class, those that the network saw something of."""
+    """Boxes by class, those that the network saw something of; of a detector those of classes that it detects."""
     pictures: Path | None
     """Folder for overlays; None: none are made."""
 
@@ -179,7 +179,12 @@ class _Subject:
 
     @property
     def contrasted(self) -> int | None:
-        """Returns the least likely class, where the most likely one has boxes to be contrasted on."""
+        """Returns the least likely class, where the most likely one has boxes to be contrasted on.
+
+        A detector says nothing of classes that it does not detect.
+        """
+        if self.predictions[0].box is not None:
+            return None
         return self.predictions[-1].index if self.predictions[0].index in self.boxes else None
 
 
@@ -196,12 +201,14 @@ def _measure(engine: Engine, example: Example, plan: Plan, pictures: Path | None
 def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pictures: Path | None) -> _Subject:
     """Returns an example with what all methods share: its input, its predictions and its boxes."""
     network = engine.network
-    answer = engine.explain(content, [], layer=plan.layer, top_predictions=len(engine.info.labels))
+    answer = engine.explain(content, [], layer=plan.layer, top_predictions=engine.info.most_predictions)
     picture, view = sent_view(content, network.preprocessing)
+    said = {one.index for one in answer.predictions}
+    detects = not said or answer.predictions[0].box is not None
     boxes = {
         index: seen
         for index, some in classes_of(example.boxes, engine.info.labels).items()
-        if (seen := seen_boxes(some, view))
+        if (seen := seen_boxes(some, view)) and (index in said or not detects)
     }
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -212,6 +219,8 @@ def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pic
 
 def measured(subject: _Subject, spec: MethodSpec) -> Record:
     """Returns all about one image and method; {"unsupported": why} where the network or layer cannot serve it."""
+    if not subject.predictions:
+        return {"unsupported": "nothing is detected"}
     start = time.perf_counter()
     try:
         answer = subject.explain(spec, _explained(subject, spec))
