@@ -9,10 +9,12 @@ from camserve.finalise.finish import FINISHES, finished, ranking_of
 from camserve.methods import (
     METHODS,
     Cam,
+    DRise,
     GradCam,
     HiresCam,
     IsCam,
     LayerCam,
+    ReciproCam,
     Rise,
     SmoothGrad,
     SmoothGradCamPlusPlus,
@@ -29,7 +31,7 @@ LAYER = Layer("layer", CHANNELS, *SIZE)
 SPECS = (SmoothGrad(), SmoothGradCamPlusPlus(), SsCam(samples=SAMPLES), IsCam(samples=SAMPLES), Xrai())
 
 
-OF_THEIR_SUMS = (Cam, GradCam, HiresCam, XgradCam, Rise)
+OF_THEIR_SUMS = (Cam, GradCam, HiresCam, XgradCam, Rise, DRise, ReciproCam)
 """Methods whose finish only cuts off, or shifts, sums that are maps already."""
 
 
@@ -51,8 +53,8 @@ def test_maps_of_both_signs_are_cut_off_or_shifted_value_by_value(method):
     for target, plane in enumerate(sums):
         least, mean = min(0, min(plane.flat)), sum(plane.flat) / plane.size
         for place, value in np.ndenumerate(plane):
-            assert cut[target][place] == (value - least if method is Rise else max(value, 0))
-            assert signed[target][place] == pytest.approx(value - mean if method is Rise else value, abs=1e-15)
+            assert cut[target][place] == (value - least if method in (Rise, DRise, ReciproCam) else max(value, 0))
+            assert signed[target][place] == pytest.approx(value - mean if method in (Rise, DRise) else value, abs=1e-15)
 
 
 @pytest.mark.parametrize("answered", [1, 4, SAMPLES])

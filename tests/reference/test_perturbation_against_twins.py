@@ -15,7 +15,7 @@ from torch import nn
 
 from camserve import Engine
 from camserve.finalise.maps import upsample
-from camserve.methods import AblationCam, GroupCam, IsCam, MethodSpec, Occlusion, Rise, ScoreCam, SsCam
+from camserve.methods import AblationCam, GroupCam, IsCam, MethodSpec, Occlusion, ReciproCam, Rise, ScoreCam, SsCam
 from camserve.saliency.counter import normal, uniform
 from camserve.saliency.rise import RandomMasks
 from camserve.types import Item, Target, Task
@@ -88,6 +88,11 @@ def _methods(rise_spec: Rise, occlusion_spec: Occlusion) -> dict:
         "group_cam_agglomerative": (agglomerative, grouped(twins.group_cam_reference, agglomerative)),
         "rise": (rise_spec, rise(rise_spec)),
         "ablation_cam": (AblationCam(), twin.ablation_cam),
+        "recipro_cam": (ReciproCam(), twin.recipro_cam),
+        "recipro_cam_gaussian": (
+            ReciproCam(kernel="gaussian"),
+            functools.partial(twin.recipro_cam, kernel="gaussian"),
+        ),
         "occlusion": (occlusion_spec, occlusion(occlusion_spec)),
     }
 

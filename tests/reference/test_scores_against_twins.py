@@ -26,6 +26,7 @@ from camserve.methods import (
     LayerCam,
     MethodSpec,
     Occlusion,
+    ReciproCam,
     Rise,
     ScoreCam,
     SmoothGradCamPlusPlus,
@@ -264,6 +265,7 @@ METHODS: dict[str, tuple[MethodSpec, object]] = {
         functools.partial(twins.group_cam_reference, groups=5),
     ),
     "ablation_cam": (AblationCam(), ablation_cam),
+    "recipro_cam": (ReciproCam(), twins_perturbation.recipro_cam),
     "occlusion": (
         Occlusion(positions=5, window=2),
         lambda module, image, layer, target: twins_perturbation.occlusion(module, image, target, 5, 2),

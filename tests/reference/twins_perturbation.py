@@ -181,6 +181,43 @@ def ablation_cam(module: nn.Module, image: Tensor, layer: str, target: int) -> T
     return weighted_sum(weights, list(activations), image)
 
 
+def recipro_cam(module: nn.Module, image: Tensor, layer: str, target: int, kernel: str = "point") -> Tensor:
+    """p_c of the network that sees one place of the layer's last call alone, at that place, from the least on."""
+    activations, _ = activations_and_gradients(module, image, layer, target)
+    calls = count_calls(module, image, layer)
+    scores = torch.zeros_like(activations[0])
+    for row in range(scores.shape[0]):
+        for column in range(scores.shape[1]):
+            shown = alone(activations, row, column, kernel)
+            scores[row, column] = probability_with(module, image, layer, target, shown, calls)
+    return up(scores - min(0.0, scores.min().item()), image)
+
+
+def alone(activations: Tensor, row: int, column: int, kernel: str) -> Tensor:
+    """The activations at one place; with the kernel "gaussian" a quarter of them, and less of the eight around it."""
+    shown = torch.zeros_like(activations)
+    weights = {(0, 0): 1.0}
+    if kernel == "gaussian":
+        weights = {(i, j): 1 / 4 / 2 ** (abs(i) + abs(j)) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+    for (i, j), weight in weights.items():
+        if 0 <= row + i < shown.shape[1] and 0 <= column + j < shown.shape[2]:
+            shown[:, row + i, column + j] = weight * activations[:, row + i, column + j]
+    return shown
+
+
+def probability_with(module: nn.Module, image: Tensor, layer: str, target: int, shown: Tensor, calls: int) -> float:
+    seen = []
+
+    def replace(_module, _inputs, output):
+        seen.append(1)
+        return shown[None] if len(seen) == calls else output
+
+    handle = module.get_submodule(layer).register_forward_hook(replace)
+    found = probability(module, image, target)
+    handle.remove()
+    return found
+
+
 def count_calls(module: nn.Module, image: Tensor, layer: str) -> int:
     calls = []
     handle = module.get_submodule(layer).register_forward_hook(lambda _module, _inputs, _output: calls.append(1))

@@ -334,7 +334,7 @@ METHODS = (
     BadRequest(
         "attention of a convolution",
         {"method": "attention_rollout"},
-        "attention maps need a VisionTransformer of torchvision; this network is or holds none",
+        "attention maps need a vision transformer; no attention was seen in this network",
         kind=Unsupported,
         noticed_by="worker",
     ),

@@ -31,12 +31,16 @@ def test_the_readme_has_the_table_of_the_committed_figures(program, committed):
     assert readme == program.rendered(readme, committed), "run `python benchmarks/methods.py render`"
 
 
+NOT_TIMED = {"recipro_cam"}
+"""Served methods whose figures were added on another machine than the committed times are of."""
+
+
 def test_every_method_is_in_the_committed_figures(program, committed):
     assert set(program.METHODS) - set(program.MEASURED) == {"d_rise"}
     for part in ("digits", "photos"):
         assert set(committed[part]["methods"]) == set(program.MEASURED)
     served = {name for name, row in committed["photos"]["methods"].items() if not row["unsupported"]}
-    assert set(committed["times"]) == served
+    assert set(committed["times"]) == served - NOT_TIMED
     environment = committed["environment"]
     assert all(environment[name] for name in ("when", "commit", "cpu", "torch_threads", "python"))
 
@@ -102,7 +106,7 @@ def test_measuring_goes_on_where_it_stopped(program, tmp_path, monkeypatch):
         assert second[part]["methods"]["cam"] == first[part]["methods"]["cam"]
         journal = next(tmp_path.glob(f"work/{part}*/journal.jsonl")).read_text().splitlines()
         assert [json.loads(line).get("method") for line in journal] == [None, "cam", "eigen_cam", "attention_rollout"]
-        assert "VisionTransformer" in second[part]["methods"]["attention_rollout"]["unsupported"]
+        assert "no attention was seen" in second[part]["methods"]["attention_rollout"]["unsupported"]
     assert second["photos"]["methods"]["cam"]["rise_insertion"] > 0
     assert set(second["times"]) == {"cam", "eigen_cam"}
     assert second["times"]["cam"]["calls"] == 1

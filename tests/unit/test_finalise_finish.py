@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camserve.finalise.finish import FINISHES, finished, ranking_of
-from camserve.methods import METHODS, GradCam, IsCam, ScoreCam, SmoothGrad, SmoothGradCamPlusPlus, SsCam, Xrai
+from camserve.methods import (
+    METHODS,
+    GradCam,
+    IsCam,
+    ReciproCam,
+    Rise,
+    ScoreCam,
+    SmoothGrad,
+    SmoothGradCamPlusPlus,
+    SsCam,
+    Xrai,
+)
 from camserve.types import Partial
 
 RNG = np.random.default_rng(1)
@@ -87,6 +98,17 @@ def test_without_a_context_there_is_nothing_yet(method, sums, shape):
     found = finished(method, Partial(0, 1, sums))
     assert found.shape == shape
     assert not found.any()
+
+
+@pytest.mark.parametrize("method", [ReciproCam(), Rise()], ids=lambda method: method.name)
+def test_negative_scores_that_differ_by_rounding_alone_make_no_map(method):
+    """A number that is -3 wherever the network looks, in float32; beside it, one that is -3 and -2.9."""
+    sums = np.full((2, 7, 7), -3, np.float32)
+    sums[0, 2] = np.nextafter(np.float32(-3), np.float32(0))
+    sums[1, 2] = -2.9
+    same, other = finished(method, Partial(0, 49, sums))
+    assert not same.any()
+    np.testing.assert_allclose(other[2], 0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec not in FINISHES])

@@ -23,8 +23,10 @@ from camserve.methods import (
     GroupCam,
     IntegratedGradCam,
     IntegratedGradients,
+    LeGrad,
     MethodSpec,
     Occlusion,
+    ReciproCam,
     ScoreCam,
     SmoothGrad,
     SmoothGradCamPlusPlus,
@@ -92,6 +94,8 @@ def watched(network: Network, monkeypatch) -> Iterator[Counter[str]]:
         (GroupCam(groups=8), Work("masked_forward", 24)),
         (Occlusion(), Work("masked_forward", 196)),
         (AblationCam(), Work("tail", 40)),
+        (ReciproCam(), Work("tail", 49)),
+        (LeGrad(), Work("pixel_gradient", 3)),
     ],
     ids=str,
 )
@@ -137,6 +141,8 @@ def test_a_worker_reports_the_work_that_hooks_see(spec, monkeypatch):
     assert seen["gradients"] == made["layer_gradient"] + made["pixel_gradient"]
     of_the_opening = work.kind == "layer_gradient" and not queries  # those of altered images have passes of their own
     altered = work.units // 2 if work.kind in GRADIENTS and not of_the_opening else 0
+    if isinstance(spec, LeGrad):
+        altered *= 2  # the head is asked about the tokens of both blocks
     assert seen["rows"] == made["opening"] + made["masked_forward"] + made["tail"] + altered
 
 

@@ -37,8 +37,10 @@ from camserve.methods import (
     IntegratedGradients,
     IsCam,
     LayerCam,
+    LeGrad,
     MethodSpec,
     Occlusion,
+    ReciproCam,
     Rise,
     ScoreCam,
     SmoothGrad,
@@ -82,9 +84,12 @@ SPECS: tuple[MethodSpec, ...] = (
     Rise(masks=9, grid=4),
     DRise(masks=9, grid=5),
     AblationCam(),
+    ReciproCam(),
+    ReciproCam(kernel="gaussian"),
     Occlusion(positions=4),
     AttentionRollout(),
     GradientWeightedAttention(),
+    LeGrad(),
 )
 """Every method with few samples, and every variant that is computed in another way."""
 TARGETS = (3, 1)
@@ -401,8 +406,10 @@ TELLS_PLACES_APART = {
     "smooth_grad": "its noisy copies of the image are not constant",
     "rise": "its masks are not constant, and a few of them do not show all places alike",
     "occlusion": "windows that the border cuts off hide less than the others",
+    "recipro_cam-gaussian": "a place at the border has fewer neighbours that are shown with it",
     "attention_rollout": "patches have embeddings of their positions",
     "gradient_weighted_attention": "patches have embeddings of their positions",
+    "le_grad": "patches have embeddings of their positions",
 }
 """Methods that have a map of a constant image even where the network itself tells no places apart, and why."""
 
@@ -412,7 +419,7 @@ def test_a_constant_image_gives_zeros_and_says_so(spec):
     name = home(spec)
     module = transformer() if name == "transformer" else Homogeneous().double().eval()
     maps = [one for value in (0, 127, 255) for one in explain(module, [spec], blank(name, value))]
-    assert all(result.degenerate for result in maps) == (spec.name not in TELLS_PLACES_APART)
+    assert all(result.degenerate for result in maps) == (label(spec) not in TELLS_PLACES_APART)
 
 
 WEIGHS_PLACES = {
@@ -420,8 +427,8 @@ WEIGHS_PLACES = {
     "attention_rollout": "it does not look at the logits",
 }
 """Methods that have a map where nothing behind a dead layer depends on the image, and why."""
-WEIGHS_PLACES_OF_A_CONSTANT_LAYER = {"hires_cam", "layer_cam"} | set(WEIGHS_PLACES)
-"""These two multiply what is the same everywhere with gradients that are not."""
+WEIGHS_PLACES_OF_A_CONSTANT_LAYER = {"hires_cam", "layer_cam", "recipro_cam"} | set(WEIGHS_PLACES)
+"""Two multiply what is the same everywhere with gradients that are not; Recipro-CAM asks each place by itself."""
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, -1.0], ids=["dead", "constant", "negative"])

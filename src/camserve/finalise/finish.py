@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from camserve.finalise.maps import NOISE
 from camserve.methods import (
     Cam,
     DRise,
@@ -21,6 +22,7 @@ from camserve.methods import (
     HiresCam,
     IsCam,
     MethodSpec,
+    ReciproCam,
     Rise,
     SmoothGrad,
     SmoothGradCamPlusPlus,
@@ -107,12 +109,16 @@ def positive(partial: Partial) -> np.ndarray:
 
 
 def from_least(partial: Partial) -> np.ndarray:
-    """Returns the sums, (K, H, W), from their least value on where that is negative.
+    """Returns the sums, (K, h, w), from their least value on where that is negative; 0 where all are the same.
 
-    The map of RISE is scaled from its minimum to its maximum. The sums of probabilities are positive; those of a
-    difference, or of a number measured from that of the image, say as much where they are negative.
+    The maps of RISE and Recipro-CAM are scaled from their minimum to their maximum. The sums of probabilities are
+    positive; those of a difference, or of a number, say as much where they are negative.
     """
-    return np.asarray(partial.sums - np.minimum(partial.sums.min(axis=(1, 2), keepdims=True), 0))
+    least = partial.sums.min(axis=(1, 2), keepdims=True)
+    found = partial.sums - np.minimum(least, 0)
+    # Measured from the least of them, the rounding of negative scores would be a map of its own.
+    same = np.ptp(partial.sums, axis=(1, 2), keepdims=True) <= NOISE * np.abs(least)
+    return np.where(same & (least < 0), 0, found)
 
 
 def from_mean(partial: Partial) -> np.ndarray:
@@ -132,6 +138,7 @@ FINISHES: Mapping[type[MethodSpec], Callable[[Partial], np.ndarray]] = {
     XgradCam: positive,
     Rise: from_least,
     DRise: from_least,
+    ReciproCam: from_least,
     SmoothGrad: smooth_grad,
     SmoothGradCamPlusPlus: smooth_grad_cam_plus_plus,
     SsCam: sampled_channels,

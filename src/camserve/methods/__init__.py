@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from camserve.errors import InvalidOption
-from camserve.methods.attention import AttentionRollout, GradientWeightedAttention
+from camserve.methods.attention import AttentionRollout, GradientWeightedAttention, LeGrad
 from camserve.methods.auto import Auto
 from camserve.methods.backprop import (
     Deconvolution,
@@ -34,7 +34,17 @@ from camserve.methods.gradient import (
     SmoothGradCamPlusPlus,
     XgradCam,
 )
-from camserve.methods.perturbation import AblationCam, DRise, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
+from camserve.methods.perturbation import (
+    AblationCam,
+    DRise,
+    GroupCam,
+    IsCam,
+    Occlusion,
+    ReciproCam,
+    Rise,
+    ScoreCam,
+    SsCam,
+)
 from camserve.methods.spec import MethodSpec, Parameter, method_name
 from camserve.wording import shown
 
@@ -60,10 +70,12 @@ __all__ = [
     "IntegratedGradients",
     "IsCam",
     "LayerCam",
+    "LeGrad",
     "MethodLike",
     "MethodSpec",
     "Occlusion",
     "Parameter",
+    "ReciproCam",
     "Rise",
     "ScoreCam",
     "SmoothGrad",
@@ -104,9 +116,11 @@ METHODS: Mapping[str, type[MethodSpec]] = {
         Rise,
         DRise,
         AblationCam,
+        ReciproCam,
         Occlusion,
         AttentionRollout,
         GradientWeightedAttention,
+        LeGrad,
     )
 }
 """Every method of the catalogue by its name."""

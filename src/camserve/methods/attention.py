@@ -39,3 +39,14 @@ class GradientWeightedAttention(_Attention):
     kind = "pixel_gradient"
     requires = frozenset({"layer", "gradients", "modules"})
     paper = "Chefer et al., Generic Attention-model Explainability, 2021, https://arxiv.org/abs/2103.15679"
+
+
+@dataclass(frozen=True)
+class LeGrad(_Attention):
+    """Averages the positive gradients of attention, block by block, each of the score that its own tokens get."""
+
+    title = "LeGrad"
+    positive = "it takes positive gradients alone"
+    kind = "pixel_gradient"
+    requires = frozenset({"layer", "gradients", "modules"})
+    paper = "Bousselham et al., LeGrad, 2024, https://arxiv.org/abs/2404.03214"

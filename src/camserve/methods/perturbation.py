@@ -203,6 +203,27 @@ class AblationCam(_Baseline, _OneQueryPerChannel):
 
 
 @dataclass(frozen=True)
+class ReciproCam(MethodSpec):
+    """Shows the network one place of the layer at a time: its score is the map there. Only the tail is run."""
+
+    title = "Recipro-CAM"
+    requires = frozenset({"layer", "tail"})
+    positive = "its map is the score of each place alone, and nothing says which score speaks for neither side"
+    kind = "tail"
+    paper = "Byun and Lee, Recipro-CAM, 2022, https://arxiv.org/abs/2209.14074"
+
+    kernel: str = choice(
+        "point",
+        "gaussian",
+        description="What is shown. point: one place; gaussian: 1/4 of it, 1/8 and 1/16 of its neighbours.",
+    )
+
+    def queries(self, layer: Layer, targets: int) -> int:
+        """Returns one query for each place of the layer, because what is shown does not depend on the target."""
+        return layer.height * layer.width
+
+
+@dataclass(frozen=True)
 class Occlusion(_Baseline):
     """Slides a window of zeros over the image; a pixel counts by the probability lost while it is hidden."""
 

@@ -1,52 +1,52 @@
-"""Maps what the class token attends to, through all layers of torchvision's vision transformers.
-
-Attention weights are no module's output and are not kept by the fast kernels; they are made for one call, inside a
-`with` that answers only the thread that entered it.
-"""
+"""Maps what tokens of a vision transformer attend to: rollout, gradient-weighted attention, LeGrad."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from camserve.errors import Unsupported
-from camserve.methods import AttentionRollout, GradientWeightedAttention
+from camserve.methods import AttentionRollout, GradientWeightedAttention, LeGrad
 from camserve.saliency.features import Features
+from camserve.saliency.seen_attention import NO_BLOCKS, Attentions, SeenAttention, Stages
+
+CUT_ATTENTION = (
+    "no gradient of the scores reaches some of the network's attentions, because its forward cuts it, with `detach` "
+    "for instance; attention_rollout needs none"
+)
 
 
 def attention_rollout(features: Features, spec: AttentionRollout) -> Tensor:
-    """Returns the class token's row in the product of (mean over heads of A_l + I) / 2: attention rollout.
+    """Returns the row in the product of (mean over heads of A_l + I) / 2 that the scores are read off.
 
-    Abnar and Zuidema (https://arxiv.org/abs/2005.00928), sec. 3: half of what a layer passes on is its residual. The
-    rows of each factor add up to 1, as those of A_l do.
+    Attention rollout, Abnar and Zuidema (https://arxiv.org/abs/2005.00928), sec. 3: half of what a layer passes on is
+    its residual. The rows of each factor add up to 1, as those of A_l do. The row is the class token's, or the mean of
+    those of all tokens that the scores are made of: class and distillation token, or the patches that are averaged.
 
     Returns:
         (K, u, v), the same for each target.
 
     Raises:
-        Unsupported: the network is no vision transformer of torchvision.
+        Unsupported: the network is no vision transformer, or an attention pools its tokens.
     """
-    transformer = _transformer(features)
-    with torch.no_grad():
-        _, weights = _run(features, transformer)
+    attentions = _following(features)
+    seen = SeenAttention()
+    with torch.no_grad(), seen:
+        features.passes.differentiable(features.input[None])
     features.passes.count("masked_forward", 1, images=1)
-    identity = torch.eye(weights[0].shape[-1]).to(weights[0])
-    rollout = identity
-    for layer in weights:
-        rollout = (layer[0].mean(dim=0) + identity) / 2 @ rollout
-    return _map(rollout, transformer).expand(len(features.targets), -1, -1)
+    rollout = torch.eye(attentions.length).to(features.activations)
+    for layer in attentions.over(seen):
+        mean = _heads(features, layer).mean(dim=0)
+        rollout = (mean + torch.eye(len(mean)).to(mean)) / 2 @ rollout
+    return _row(rollout, attentions).expand(len(features.targets), -1, -1)
 
 
 def gradient_weighted_attention(features: Features, spec: GradientWeightedAttention) -> Tensor:
-    """Returns the class token's row in R, which is relevance propagated through all layers.
+    """Returns the row in R that the scores are read off, as above; R is relevance propagated through all layers.
 
-    R = I, then R += mean over heads of ReLU(dS_c/dA_l * A_l) @ R, layer by layer: Chefer et al.
+    R = I, then R += mean over heads of ReLU(dS_c/dA_l * A_l) @ R, layer by layer, and at the end R - I: Chefer et al.
     (https://arxiv.org/abs/2103.15679), eq. 5 and 6, for self-attention alone, without the normalisation of eq. 8
     and 9, as in the authors' notebook for ViT (`Transformer_MM_explainability_ViT.ipynb`).
 
@@ -54,89 +54,92 @@ def gradient_weighted_attention(features: Features, spec: GradientWeightedAttent
         (K, u, v).
 
     Raises:
-        Unsupported: the network is no vision transformer of torchvision.
+        Unsupported: the network is no vision transformer, an attention pools its tokens, or no gradient reaches some
+            attention.
     """
-    transformer = _transformer(features)
-    logits, weights = _run(features, transformer)
-    features.passes.count("pixel_gradient", len(features.targets), images=1)
-    return torch.stack([_map(_relevance(score, weights), transformer) for score in features.targets.value(logits)[0]])
-
-
-def _relevance(score: Tensor, weights: list[Tensor]) -> Tensor:
-    """Returns R after all layers, (N, N), for the attention weights (1, heads, N, N) of each."""
-    gradients = torch.autograd.grad(score, weights, retain_graph=True)
-    relevance = torch.eye(weights[0].shape[-1]).to(weights[0])
-    for layer, gradient in zip(weights, gradients, strict=True):
-        positive = (gradient[0] * layer.detach()[0]).relu().mean(dim=0)
-        relevance = relevance + positive @ relevance
-    return relevance
-
-
-def _run(features: Features, transformer: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """Returns the logits (1, classes) and the attention weights (1, heads, N, N) of each layer."""
-    layers = [child for child in transformer.modules() if isinstance(child, nn.MultiheadAttention)]
-    with _attention(layers) as weights:
+    attentions = _following(features)
+    with SeenAttention() as seen:
         logits = features.passes.differentiable(features.input[None])
-    if len(weights) != len(layers) or len(weights[0]) != 1:
-        raise Unsupported("attention maps need each image to run through the vision transformer exactly once")
-    return logits, weights
+    features.passes.count("pixel_gradient", len(features.targets), images=1)
+    layers = attentions.over(seen)
+    maps = []
+    for score in features.targets.value(logits)[0]:
+        # R - I, because what a patch has of itself is the same for all, and would hide small differences between them.
+        gained = features.activations.new_zeros(attentions.length, attentions.length)
+        for layer, gradient in zip(layers, _gradients(score, layers), strict=True):
+            positive = (_heads(features, gradient) * _heads(features, layer)).relu().mean(dim=0)
+            gained = gained + positive @ gained + positive
+        maps.append(_row(gained, attentions))
+    return torch.stack(maps)
 
 
-def _transformer(features: Features) -> nn.Module:
-    from torchvision.models import VisionTransformer  # not needed, and slow to import, for any other method
+def le_grad(features: Features, spec: LeGrad) -> Tensor:
+    """Returns the mean over blocks, heads and query tokens of ReLU(ds^l/dA^l), for each key token of the picture.
 
-    found = [child for child in features.passes.module.modules() if isinstance(child, VisionTransformer)]
-    if len(found) != 1:
-        raise Unsupported("attention maps need a VisionTransformer of torchvision; this network is or holds none")
-    transformer: nn.Module = found[0]
-    return transformer
+    LeGrad, Bousselham et al. (https://arxiv.org/abs/2404.03214), eq. 5 to 8. s^l is the score that the network's own
+    head (its norm, then the class token or what it pools, then its linear layer) gives to the tokens behind block l,
+    and A^l are that block's attention probabilities.
 
+    Returns:
+        (K, u, v).
 
-def _map(relevance: Tensor, transformer: Any) -> Tensor:
-    """Returns what the class token, the first, takes from each patch: (N, N) to (u, v), its own share left out."""
-    side = transformer.image_size // transformer.patch_size
-    return relevance[0, 1:].reshape(side, side)
-
-
-@contextmanager
-def _attention(layers: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]]:
-    """Yields the layers' attention weights (B, heads, N, N), a list in forward order that a forward pass inside fills.
-
-    The weights that PyTorch returns are a copy beside the path to the logits. So each layer's output is made once more
-    from them, which changes nothing but rounding and gives them gradients.
+    Raises:
+        Unsupported: the network is no vision transformer made of blocks, or no gradient reaches some attention.
     """
-    owner, weights = threading.get_ident(), list[Tensor]()
-
-    def before(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        return inputs, {**options, "need_weights": True, "average_attn_weights": False}
-
-    def after(module: nn.MultiheadAttention, inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        made = output[1]
-        # A network without trainable parameters gives weights that need no gradient: then they are the leaves.
-        weights.append(made if made.requires_grad or not torch.is_grad_enabled() else made.requires_grad_())
-        return _attended(module, inputs[2], made), made
-
-    undo: list[Callable[[], None]] = []
-    try:
-        for layer in layers:
-            undo.append(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            undo.append(layer.register_forward_hook(after).remove)
-        yield weights
-    finally:
-        for remove in undo:
-            remove()
+    attentions = _at_layer(features)
+    if not attentions.blocks:
+        raise Unsupported(NO_BLOCKS)
+    with Stages(attentions.blocks).installed(features.passes.module), SeenAttention() as seen:
+        logits = features.passes.differentiable(features.input[None])
+    features.passes.count("pixel_gradient", len(features.targets), images=1)
+    layers = attentions.over(seen)
+    maps = []
+    for score in features.targets.value(logits).sum(dim=0):  # each s^l has a graph of its own block alone
+        gradients = _gradients(score, layers)
+        shares = torch.stack([_heads(features, gradient).relu().mean(dim=(0, 1)) for gradient in gradients])
+        maps.append(attentions.placed(shares.mean(dim=0)))
+    return torch.stack(maps)
 
 
-def _attended(module: nn.MultiheadAttention, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Returns what the attention makes of these weights: tokens (B, N, C) and weights (B, heads, N, N) to (B, N, C)."""
-    weight, bias = module.in_proj_weight.chunk(3)[2], None
-    if module.in_proj_bias is not None:
-        bias = module.in_proj_bias.chunk(3)[2]
-    values = F.linear(tokens, weight, bias).unflatten(2, (module.num_heads, -1))  # type: ignore[no-untyped-call]
-    heads = torch.einsum("bhnm,bmhd->bnhd", weights, values)
-    attended: Tensor = module.out_proj(heads.flatten(2))
-    return attended
+def _at_layer(features: Features) -> Attentions:
+    """Returns the network's attentions.
+
+    Raises:
+        Unsupported: it has none that follow one another, or the layer's maps are of another grid.
+    """
+    attentions = features.passes.attentions(features.input)
+    size = tuple(features.activations.shape[-2:])
+    if attentions.tokens.grid != size:
+        raise Unsupported(
+            f"attention maps are as large as the grid of tokens, {attentions.tokens.grid}; the layer "
+            f"{features.passes.layer!r} has another one, {size}: ask for a layer of tokens, or for the default layer"
+        )
+    return attentions
+
+
+def _following(features: Features) -> Attentions:
+    """Returns the network's attentions, as above; raises Unsupported where another attention pools the tokens."""
+    attentions = _at_layer(features)
+    if attentions.pooled:
+        raise Unsupported(
+            "a product of attentions is one of attentions among all tokens, and in this network there are others as "
+            "well, such as one that pools the tokens"
+        )
+    return attentions
+
+
+def _gradients(score: Tensor, layers: Sequence[Tensor]) -> Sequence[Tensor]:
+    found = torch.autograd.grad(score, layers, retain_graph=True, allow_unused=True)
+    if any(gradient is None for gradient in found):
+        raise Unsupported(CUT_ATTENTION)
+    return found
+
+
+def _heads(features: Features, attention: Tensor) -> Tensor:
+    """Returns what is of one image, (1, heads, N, N) or (heads, N, N), as (heads, N, N), in the maps' precision."""
+    return attention.detach().flatten(0, -3).to(features.activations)
+
+
+def _row(relevance: Tensor, attentions: Attentions) -> Tensor:
+    """Returns what the tokens that the scores are made of take from each place on the mean: (N, N) to (u, v)."""
+    return attentions.placed(relevance[attentions.read].mean(dim=0))

@@ -109,7 +109,8 @@ class Capture:
 
 CUT = (
     "no gradient of the scores reaches this layer, because the network's forward cuts it, with `detach` for instance; "
-    "the methods that need no gradients work: score_cam, ss_cam, is_cam, ablation_cam, eigen_cam, rise, occlusion"
+    "the methods that need no gradients work: score_cam, ss_cam, is_cam, ablation_cam, recipro_cam, eigen_cam, rise, "
+    "occlusion"
 )
 
 

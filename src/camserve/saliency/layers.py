@@ -82,6 +82,12 @@ class Survey:
     lacks: Mapping[Asset, str] = field(default_factory=dict)
     """Why the network does not offer what methods may need: "layer", where no layer was found."""
 
+    @property
+    def tokens(self) -> Arrangement | None:
+        """The arrangement of the last layer that returns a sequence of tokens; None where no layer does."""
+        found = [each.arrangement for each in self.layers if each.arrangement.grid is not None]
+        return found[-1] if found else None
+
 
 def survey(module: nn.Module, example: Tensor, maps: int | None = None) -> Survey:
     """Returns what is found out about a network in two forward passes, or some more where pictures must go alone.

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from camserve.errors import Unsupported
+from camserve.saliency.arrangement import Arrangement
 from camserve.saliency.capture import Capture, Graph, capture, maps_of
 from camserve.saliency.layers import FoundLayer
 from camserve.saliency.run import dtype_of, run, single
+from camserve.saliency.seen_attention import Attentions, find_attentions
 from camserve.saliency.tail import find_tail
 from camserve.types.model import NO_LAYER
 
@@ -33,6 +35,7 @@ class Opening:
         classifier: the network's last linear layer, if it has one.
         keeps: whether the forward is kept from switching gradients off.
         trunk: what runs the network up to the logits faster than PyTorch; None: nothing does.
+        tokens: how the network's sequences hold places of the picture, whatever the layer; None where it has none.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Opening:
         classifier: nn.Linear | None = None,
         keeps: bool = False,
         trunk: Trunk | None = None,
+        tokens: Arrangement | None = None,
     ) -> None:
         self.module = module
         self.layer = found.layer.name
@@ -51,6 +55,8 @@ class Opening:
         self._classifier = classifier
         self._trunk = trunk
         self._tail: list[nn.Module | None] = []
+        self._tokens = tokens
+        self._attentions: list[Attentions] = []
 
     def __call__(self, x: Tensor) -> Capture:
         """Makes one forward pass of (n, C, H, W)."""
@@ -67,6 +73,16 @@ class Opening:
             found = self._found_tail(x) if len(self.calls) <= 1 else None
             self._tail.append(found)
         return self._tail[0]
+
+    def attentions(self, x: Tensor) -> Attentions:
+        """Returns what the network's attentions are, found with an image (C, H, W).
+
+        Raises:
+            Unsupported: they do not follow one another, among all tokens: see `find_attentions`.
+        """
+        if not self._attentions:
+            self._attentions.append(find_attentions(self.module, x, self._tokens))
+        return self._attentions[0]
 
     def _found_tail(self, x: Tensor) -> nn.Module | None:
         return find_tail(self.module, self.layer, self._captured(x[None]), x.shape)

@@ -19,11 +19,12 @@ from camserve.saliency.capture import Capture, with_output
 from camserve.saliency.flow import KeptGradients
 from camserve.saliency.opening import Opening
 from camserve.saliency.run import dtype_of, run, single
+from camserve.saliency.seen_attention import Attentions
 from camserve.scores import Targets
 
 CUT_INPUT = (
     "no gradient of the scores reaches the network's input, because its forward cuts it, with `detach` for instance; "
-    "the methods that need no gradients work: score_cam, eigen_cam, rise, occlusion"
+    "the methods that need no gradients work: score_cam, recipro_cam, eigen_cam, rise, occlusion"
 )
 
 
@@ -105,6 +106,14 @@ class Passes:
         """Returns the logits (n, classes) of images (n, 3, H, W), with graph; work is counted by the caller."""
         with KeptGradients(on=True) if self._opening.keeps else nullcontext():
             return run(self.module, x)
+
+    def attentions(self, x: Tensor) -> Attentions:
+        """Returns what the network's attentions are, found with an image (C, H, W), once for all.
+
+        Raises:
+            Unsupported: they do not follow one another, among all tokens.
+        """
+        return self._opening.attentions(x)
 
     def tail(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Returns a function that runs altered activations of an image (3, H, W) through the network.

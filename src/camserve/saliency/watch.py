@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules import dropout, pooling
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +25,7 @@ from camserve.saliency.arrangement import CHANNELS_LAST, PLANES, Arrangement, to
 from camserve.saliency.capture import ACTIVATIONS
 from camserve.saliency.flow import Node, SeenThrough, reached
 from camserve.saliency.run import run, single
+from camserve.saliency.seen_attention import FUSED_ATTENTION, SOFTMAX
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _HEAD = (nn.Linear, _CONVOLUTION)
@@ -35,8 +35,6 @@ _PLANES = (_CONVOLUTION, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, *_POOLIN
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 _NOT_FEATURES = (*_POOLING, dropout._DropoutNd, nn.Identity, nn.Flatten)
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-_ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
 MOST_OWN_TOKENS = 16
 """Largest number of class token, distillation token and registers together."""
@@ -181,7 +179,7 @@ class Watch:
             source = _source(self.events, argument)
             if source is not None:
                 self._add(f"{source.name}:{ACTIVATIONS[function]}", result, source.arrangement, is_feature=True)
-        if function in _ATTENTION or (function in _SOFTMAX and result.dim() == 4):
+        if function in FUSED_ATTENTION or (function in SOFTMAX and result.dim() == 4):
             made = result[0] if isinstance(result, tuple) else result
             holders = [entered for entered in self._entered if not isinstance(entered[0], nn.Softmax)]
             _, start, source = holders[-1]

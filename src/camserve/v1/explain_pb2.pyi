@@ -111,7 +111,7 @@ class Tensor(_message.Message):
     def __init__(self, data_type: _Optional[_Union[Tensor.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class MethodSpec(_message.Message):
-    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "d_rise", "attention_rollout", "gradient_weighted_attention", "auto")
+    __slots__ = ("cam", "grad_cam", "group_cam", "score_cam", "hires_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "xgrad_cam", "layer_cam", "integrated_grad_cam", "eigen_cam", "guided_backprop", "deconvolution", "guided_grad_cam", "integrated_gradients", "smooth_grad", "xrai", "ss_cam", "is_cam", "rise", "ablation_cam", "occlusion", "d_rise", "attention_rollout", "gradient_weighted_attention", "auto", "recipro_cam", "le_grad")
     CAM_FIELD_NUMBER: _ClassVar[int]
     GRAD_CAM_FIELD_NUMBER: _ClassVar[int]
     GROUP_CAM_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,8 @@ class MethodSpec(_message.Message):
     ATTENTION_ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_WEIGHTED_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     AUTO_FIELD_NUMBER: _ClassVar[int]
+    RECIPRO_CAM_FIELD_NUMBER: _ClassVar[int]
+    LE_GRAD_FIELD_NUMBER: _ClassVar[int]
     cam: Cam
     grad_cam: GradCam
     group_cam: GroupCam
@@ -164,7 +166,9 @@ class MethodSpec(_message.Message):
     attention_rollout: AttentionRollout
     gradient_weighted_attention: GradientWeightedAttention
     auto: Auto
-    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., d_rise: _Optional[_Union[DRise, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ...) -> None: ...
+    recipro_cam: ReciproCam
+    le_grad: LeGrad
+    def __init__(self, cam: _Optional[_Union[Cam, _Mapping]] = ..., grad_cam: _Optional[_Union[GradCam, _Mapping]] = ..., group_cam: _Optional[_Union[GroupCam, _Mapping]] = ..., score_cam: _Optional[_Union[ScoreCam, _Mapping]] = ..., hires_cam: _Optional[_Union[HiresCam, _Mapping]] = ..., grad_cam_plus_plus: _Optional[_Union[GradCamPlusPlus, _Mapping]] = ..., smooth_grad_cam_plus_plus: _Optional[_Union[SmoothGradCamPlusPlus, _Mapping]] = ..., xgrad_cam: _Optional[_Union[XgradCam, _Mapping]] = ..., layer_cam: _Optional[_Union[LayerCam, _Mapping]] = ..., integrated_grad_cam: _Optional[_Union[IntegratedGradCam, _Mapping]] = ..., eigen_cam: _Optional[_Union[EigenCam, _Mapping]] = ..., guided_backprop: _Optional[_Union[GuidedBackprop, _Mapping]] = ..., deconvolution: _Optional[_Union[Deconvolution, _Mapping]] = ..., guided_grad_cam: _Optional[_Union[GuidedGradCam, _Mapping]] = ..., integrated_gradients: _Optional[_Union[IntegratedGradients, _Mapping]] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., xrai: _Optional[_Union[Xrai, _Mapping]] = ..., ss_cam: _Optional[_Union[SsCam, _Mapping]] = ..., is_cam: _Optional[_Union[IsCam, _Mapping]] = ..., rise: _Optional[_Union[Rise, _Mapping]] = ..., ablation_cam: _Optional[_Union[AblationCam, _Mapping]] = ..., occlusion: _Optional[_Union[Occlusion, _Mapping]] = ..., d_rise: _Optional[_Union[DRise, _Mapping]] = ..., attention_rollout: _Optional[_Union[AttentionRollout, _Mapping]] = ..., gradient_weighted_attention: _Optional[_Union[GradientWeightedAttention, _Mapping]] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., recipro_cam: _Optional[_Union[ReciproCam, _Mapping]] = ..., le_grad: _Optional[_Union[LeGrad, _Mapping]] = ...) -> None: ...
 
 class Auto(_message.Message):
     __slots__ = ()
@@ -400,6 +404,20 @@ class AblationCam(_message.Message):
     tolerance: float
     def __init__(self, tolerance: _Optional[float] = ...) -> None: ...
 
+class ReciproCam(_message.Message):
+    __slots__ = ("kernel",)
+    class Kernel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KERNEL_UNSPECIFIED: _ClassVar[ReciproCam.Kernel]
+        POINT: _ClassVar[ReciproCam.Kernel]
+        GAUSSIAN: _ClassVar[ReciproCam.Kernel]
+    KERNEL_UNSPECIFIED: ReciproCam.Kernel
+    POINT: ReciproCam.Kernel
+    GAUSSIAN: ReciproCam.Kernel
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    kernel: ReciproCam.Kernel
+    def __init__(self, kernel: _Optional[_Union[ReciproCam.Kernel, str]] = ...) -> None: ...
+
 class Occlusion(_message.Message):
     __slots__ = ("positions", "window")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -413,6 +431,10 @@ class AttentionRollout(_message.Message):
     def __init__(self) -> None: ...
 
 class GradientWeightedAttention(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LeGrad(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

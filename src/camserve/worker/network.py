@@ -201,7 +201,7 @@ class Network:
         return asked
 
     def _opening(self, found: FoundLayer, trunk: Trunk | None = None) -> Opening:
-        return Opening(self.module, found, self.classifier, self.survey.keeps, trunk)
+        return Opening(self.module, found, self.classifier, self.survey.keeps, trunk, self.survey.tokens)
 
     def _surveyed(self, lacks: Mapping[Asset, str]) -> Survey:
         example = self.normalise(self._random_pixels())
