@@ -115,12 +115,13 @@ def take_apart(data: bytes) -> Container:
 
 
 def _jpeg(data: bytes) -> Container:
-    kept, kept_bytes, size, exif, xmp = [b"\xff\xd8"], 0, None, b"", b""
+    kept, kept_bytes, size, exif, xmp = [memoryview(b"\xff\xd8")], 0, None, b"", b""
+    view = memoryview(data)  # slices of it are no copies
     for marker, start, stop in _jpeg_segments(data, 2):
         if marker == _SOS:
             if size is None:
                 raise _broken("pixels come before their size")
-            kept.append(data[start : _jpeg_end(data, stop)])
+            kept.append(view[start : _jpeg_end(data, stop)])
             return Container("JPEG", size, b"".join(kept), _orientation(exif, xmp))
         body = start + 4
         if marker in _JPEG_FRAMES:
@@ -128,7 +129,7 @@ def _jpeg(data: bytes) -> Container:
                 raise _broken("it has two frames")
             size = struct.unpack(">HH", data[body + 1 : body + 5].ljust(4, b"\0"))
         if marker in _JPEG_KEPT:
-            kept.append(data[start:stop])
+            kept.append(view[start:stop])
             kept_bytes += stop - start
             if kept_bytes > MAX_TABLE_BYTES:
                 raise InvalidImage(f"a JPEG file may have at most {MAX_TABLE_BYTES} bytes of tables")
@@ -197,7 +198,7 @@ def _jpeg_marker(data: bytes, position: int) -> int:
         found = (seen[: len(following)] == 0xFF) & (following != 0) & (following - 0xD0 > 7) & (following != 0xFF)
         if found.any():
             return position + int(found.argmax())
-        position, block = position + block, min(2 * block, 2**20)
+        position, block = position + block, min(2 * block, 2**16)
     return -1
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camserve.codecs import oip, plain, v1
-from camserve.codecs.bulk import parse
+from camserve.codecs.bulk import parse, within
 from camserve.errors import InvalidImage, InvalidInput, InvalidOption
 from camserve.oip import inference_pb2
 from camserve.types.request import RequestLimits
@@ -205,3 +205,15 @@ def test_numbers_that_are_not_packed_are_read_too():
     found = oip.decode(field(5, tensor), LIMITS).request.image
     assert isinstance(found, np.ndarray)
     assert found.ravel().tolist() == [1, 200, 3]
+
+
+@given(st.integers(1, 2**20), st.lists(st.binary(max_size=200), max_size=3))
+def test_a_field_in_pieces_is_the_field_of_them_joined(number: int, pieces: list[bytes]):
+    assert b"".join(within(number, *pieces)) == field(number, b"".join(pieces))
+
+
+def test_a_field_of_many_bytes_holds_them_uncopied():
+    content = bytes(2**21)
+    pieces = within(1, content)
+    assert pieces[-1] is content
+    assert pb.Image.FromString(b"".join(pieces)).encoded == content

@@ -140,6 +140,11 @@ def journey(*sent: Item) -> tuple[Item | CamserveError, ...]:
     return received
 
 
+def test_an_image_is_not_copied_into_the_request_of_a_step():
+    sent = Item(bytes(10_000), (), ())
+    assert any(piece is sent.image for piece in step.request_pieces([sent]))
+
+
 @given(st.lists(items, max_size=3))
 def test_the_items_of_a_step_arrive_as_they_were_sent(sent):
     received = journey(*sent)

@@ -1,9 +1,12 @@
-"""Cuts the bytes of images out of a serialized message before protobuf parses the rest.
+"""Cuts the bytes of images out of a serialized message before protobuf parses the rest, and puts them into one.
 
 Protobuf parses a message in one go, and nothing else runs in the process meanwhile: a minute's work for a message of
 64 MiB that consists of a million small fields. So a message is walked over once, field by field, without being parsed.
 The contents of its *bulk* fields, which hold the pixels, are stepped over and handed out as views, uncopied; what
 remains is bounded in bytes, is small, and is parsed. In it each bulk field is there, but empty.
+
+The other way, protobuf would copy an image into each of the messages around it. `within` writes a field of given bytes
+around it instead, and all pieces are joined at once: a photo of 5 MB is copied once instead of seven times.
 
 The format: https://protobuf.dev/programming-guides/encoding/.
 """
@@ -130,3 +133,8 @@ def _varint(value: int) -> bytes:
         out.append(value & 127 | 128)
         value >>= 7
     return bytes((*out, value))
+
+
+def within(number: int, *pieces: bytes) -> list[bytes]:
+    """Returns the pieces of a serialized field that holds a message or bytes, given in pieces; nothing is copied."""
+    return [_varint(number << 3 | _LENGTH) + _varint(sum(map(len, pieces))), *pieces]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from camserve.codecs import v1
+from camserve.codecs import bulk, v1
 from camserve.codecs.fields import from_message, to_message
 from camserve.errors import KINDS, CamserveError, Internal, InvalidInput
 from camserve.methods import MethodSpec
@@ -35,8 +35,13 @@ DESCRIBE: bytes = step_pb2.WorkerRequest(describe=step_pb2.DescribeRequest()).Se
 
 def request_to_bytes(items: Sequence[Item]) -> bytes:
     """Returns the request that asks a worker for a step."""
-    step = step_pb2.Step(items=[_item_to_proto(item) for item in items])
-    return step_pb2.WorkerRequest(step=step).SerializeToString()
+    return b"".join(request_pieces(items))
+
+
+def request_pieces(items: Sequence[Item]) -> list[bytes]:
+    """Returns the request that asks a worker for a step, in pieces to be joined; images are not copied."""
+    in_step = [piece for item in items for piece in bulk.within(step_pb2.Step.ITEMS_FIELD_NUMBER, *_item_pieces(item))]
+    return bulk.within(step_pb2.WorkerRequest.STEP_FIELD_NUMBER, *in_step)
 
 
 def request_from_bytes(data: bytes) -> tuple[Item | CamserveError, ...] | None:
@@ -107,13 +112,22 @@ def _error_from_proto(message: step_pb2.Error) -> CamserveError:
     return KINDS.get(message.kind, Internal)(message.message)
 
 
+def _item_pieces(item: Item) -> list[bytes]:
+    """Returns a serialized `Item` in pieces."""
+    pieces = [_item_to_proto(item).SerializeToString()]
+    if item.image is not None:
+        pieces += bulk.within(step_pb2.Item.IMAGE_FIELD_NUMBER, *v1.image_pieces(item.image))
+    return pieces
+
+
 def _item_to_proto(item: Item) -> step_pb2.Item:
+    """Returns the message of an item, without its image."""
     # 0 means no deadline, so an item that has just expired keeps the least positive rest.
     remaining_s = 0.0 if math.isinf(item.expires_s) else max(item.expires_s - time.monotonic(), 1e-9)
     return to_message(
         step_pb2.Item,
         item,
-        image=None if item.image is None else v1.image_to_proto(item.image),
+        image=None,
         targets=[v1.target_to_proto(target) for target in item.targets],
         tasks=[_task_to_proto(task) for task in item.tasks],
         precision=v1.precision_to_proto(item.precision),

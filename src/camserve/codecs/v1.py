@@ -72,10 +72,10 @@ def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
     """
     output = request.output
     try:
-        return to_message(
+        message = to_message(
             pb.ExplainRequest,
             request,
-            image=image_to_proto(request.image),
+            image=None,  # set below: a message that is given to another one is copied
             methods=[method_to_proto(method) for method in request.methods],
             predictions_only=not request.methods,
             targets=[target_to_proto(target) for target in request.targets],
@@ -93,6 +93,8 @@ def request_to_proto(request: ExplainRequest) -> pb.ExplainRequest:
         )
     except ValueError as error:  # from protobuf: a number beyond 32 bits, for instance
         raise InvalidOption(f"an option is out of range: {error}") from None
+    _set_image(message.image, request.image)
+    return message
 
 
 def request_from_bytes(data: bytes, limits: RequestLimits = UNBOUNDED) -> ExplainRequest:
@@ -579,16 +581,33 @@ def image_to_proto(image: ImageContent) -> pb.Image:
     Raises:
         InvalidImage: an array is neither uint8 nor float32.
     """
+    message = pb.Image()
+    _set_image(message, image)
+    return message
+
+
+def image_pieces(image: ImageContent) -> list[bytes]:
+    """Returns a serialized `Image` in pieces to be joined; a file is not copied. Raises as `image_to_proto`."""
+    if isinstance(image, bytes):
+        return bulk.within(pb.Image.ENCODED_FIELD_NUMBER, image)
+    return [image_to_proto(image).SerializeToString()]
+
+
+def _set_image(message: pb.Image, image: ImageContent) -> None:
+    """Sets the contents of an empty message; raises as `image_to_proto`."""
     if isinstance(image, Image.Image):
         image = images.as_file(image)
     if isinstance(image, bytes):
-        return pb.Image(encoded=image)
+        message.encoded = image
+        return
     kinds = {"uint8": pb.Tensor.UINT8, "float32": pb.Tensor.FLOAT32}
     if image.dtype.name not in kinds:
         raise InvalidImage(f"an image array must be uint8 or float32, got {image.dtype}")
     image = image if image.ndim == 3 else image[..., None]
     little = image.astype(image.dtype.newbyteorder("<"), copy=False)
-    return pb.Image(tensor=pb.Tensor(data_type=kinds[image.dtype.name], shape=image.shape, data=little.tobytes()))
+    message.tensor.data_type = kinds[image.dtype.name]
+    message.tensor.shape[:] = image.shape
+    message.tensor.data = little.tobytes()
 
 
 def image_from_proto(message: pb.Image) -> bytes | np.ndarray:

@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from camserve.codecs import step
+from camserve.codecs.bulk import within
 from camserve.errors import INTERNAL_MESSAGE, CamserveError, Internal, NotFound, Unavailable, WorkerLost
 from camserve.torchserve import inference_pb2
 from camserve.types import Item, ModelInfo, StepResult
@@ -101,7 +102,7 @@ class TorchServeBackend:
 
     async def step(self, model: str, items: Sequence[Item], timeout_s: float) -> StepResult:
         """Has one worker answer a step; messages are made and read in a thread. Raises what `Backend.step` raises."""
-        message = await asyncio.to_thread(lambda: _message(model, step.request_to_bytes(items)))
+        message = await asyncio.to_thread(lambda: _message(model, *step.request_pieces(items)))
         answer = await self._ask(model, message, timeout_s)
         return await asyncio.to_thread(_read, step.result_from_bytes, answer)
 
@@ -188,8 +189,11 @@ status. The texts come first: TorchServe answers most of its errors as INTERNAL,
 something else."""
 
 
-def _message(model: str, request: bytes) -> bytes:
-    return inference_pb2.PredictionsRequest(model_name=model, input={KEY: request}).SerializeToString()
+def _message(model: str, *request: bytes) -> bytes:
+    """Returns a serialized `PredictionsRequest` whose input has a request, given in pieces, under `KEY`."""
+    kind = inference_pb2.PredictionsRequest
+    entry = (*within(1, KEY.encode()), *within(2, *request))  # an entry of a map is a message of a key and a value
+    return b"".join((kind(model_name=model).SerializeToString(), *within(kind.INPUT_FIELD_NUMBER, *entry)))
 
 
 def _read(read: Callable[[bytes], _T], answer: bytes) -> _T:
