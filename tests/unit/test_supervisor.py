@@ -199,6 +199,7 @@ def test_the_jvm_leaves_the_cores_to_the_workers(tmp_path):
     line = command(Path("/java"), tmp_path, WorkerSettings(store=tmp_path))
     options = line[1 : line.index("org.pytorch.serve.ModelServer")]  # what follows is TorchServe's
     assert {"-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1024m"} <= set(options)
+    assert "-XX:CompileThresholdScaling=0.05" in options
 
 
 def test_free_ports_are_different(tmp_path):

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -62,7 +62,7 @@ from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_
 from camserve.worker.forward import Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen
 from camserve.worker.micro_batch import MicroBatch
-from camserve.worker.modes import exact_float32
+from camserve.worker.modes import exact_float32, one_thread
 from camserve.worker.network import Network
 
 log = logging.getLogger(__name__)
@@ -122,13 +122,21 @@ class Executor:
         network: the network. With a memory its weights must stay as they are.
         memory_bytes: number of bytes kept of recent images from one step to the next; 0: nothing is kept.
         works: function that returns whether a device still works.
+        own_process: whether nobody else in the process uses PyTorch, as in a worker: see `one_thread`.
     """
 
-    def __init__(self, network: Network, memory_bytes: int = 0, works: Callable[[torch.device], bool] = works) -> None:
+    def __init__(
+        self,
+        network: Network,
+        memory_bytes: int = 0,
+        works: Callable[[torch.device], bool] = works,
+        own_process: bool = False,
+    ) -> None:
         self.network = network
         self.memory = Memory(memory_bytes)
         self.micro_batch = MicroBatch(network.micro_batch)
         self._works = works
+        self._own_process = own_process
         self._images = Forward(network, self.memory)
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
@@ -162,8 +170,9 @@ class Executor:
                 self._each(jobs, self._prepare, smaller=False)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
-                    for group in self._batches(layer, [job for job in jobs if layer in job.layers]):
-                        self._together(group, partial(self._forward, layer), smaller=False)
+                    with self._threads(self.network.is_light(layer)):
+                        for group in self._batches(layer, [job for job in jobs if layer in job.layers]):
+                            self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
                 for group in _groups(jobs, lambda job: job.precision):
@@ -205,6 +214,10 @@ class Executor:
         if self.network.device.type == "cuda":
             torch.cuda.synchronize(self.network.device)  # kernels run behind the calls that start them
         seconds[name] = time.perf_counter() - start
+
+    def _threads(self, light: bool) -> AbstractContextManager[None]:
+        """Returns the context in which PyTorch has as many threads as are good for some work."""
+        return one_thread() if light and self._own_process else nullcontext()
 
     def _each(self, jobs: Sequence[_Job], work: Callable[[_Job], None], smaller: bool = True) -> None:
         for job in jobs:
@@ -271,7 +284,8 @@ class Executor:
             self._known(target.resolved(info.labels), job.work)
             for target in job.item.targets or (DEFAULT_TARGETS if job.item.tasks else ())
         ]
-        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work)
+        whole = job.item.precision == "exact"
+        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole)
         job.wanted = tuple(self.network.score.placed(target, job.seen.view) for target in wanted)
         job.item = self._placed(job.item, job.seen.view)
 
@@ -387,7 +401,8 @@ class Executor:
             if isinstance(method, Perturbation):
                 job.asked[index] = method.masks(features, spec, numbers)
                 continue
-            sums = _sums(method, features, spec, numbers)
+            with self._threads(isinstance(spec, MethodSpec) and spec.kind == "layer_gradient"):
+                sums = _sums(method, features, spec, numbers)
             if isinstance(method, Direct) and isinstance(spec, MethodSpec) and spec.kind == "closed_form":
                 job.work["closed_form"] += spec.work(layer, len(features.targets)).units  # no pass that is counted
             job.partials[index] = self._as_partial(job, index, features.passes.made - made, sums)

@@ -47,13 +47,17 @@ class Forward:
         self._network = network
         self._memory = memory
 
-    def seen(self, name: bytes, image: ImageContent | None, work: Counter[Kind]) -> tuple[bytes, Seen]:
-        """Returns the image's name, and what the network sees of it; what is decoded is added to `work`.
+    def seen(
+        self, name: bytes, image: ImageContent | None, work: Counter[Kind], whole: bool = True
+    ) -> tuple[bytes, Seen]:
+        """Returns the name of what the network sees of an image, and that itself; what is decoded is added to `work`.
 
         Args:
             name: the image's digest; empty where it must be computed.
             image: the image; None where it should be remembered.
             work: units by kind.
+            whole: whether a file is decoded in full, see `images.KEPT_REDUCTION`. What is made of it then is kept apart
+                from what is made of a reduced one, so that a map does not depend on what was asked before.
 
         Raises:
             InvalidImage: the image is broken.
@@ -61,11 +65,12 @@ class Forward:
         """
         if image is not None and self._memory.keeps:
             name = name or images.digest(image)
+        name = name if whole else name + b" reduced"
         seen: Seen | None = self._memory.get(name)
         if seen is None:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
-            pixels, view = images.seen(image, self._network.preprocessing)
+            pixels, view = images.seen(image, self._network.preprocessing, whole)
             if units := decoded_units(view.original_size):
                 work["decode"] += units
             seen = Seen(torch.from_numpy(pixels), view)
@@ -85,7 +90,8 @@ class Forward:
 
     def _make(self, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
         """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
-        x = torch.cat([self._network.normalise(one.seen.pixels[None]) for one in wanted])
+        inputs = [self._network.normalise(one.seen.pixels[None]) for one in wanted]
+        x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
         captured = self._network.capture(x, layer)
         work["opening"] += len(wanted)
         # An image without gradients gets no targets: their number must not widen the gradients of the others.

@@ -60,3 +60,18 @@ def _forbid_tf32() -> Callable[[], None]:
 
 exact_float32 = Shared(_forbid_tf32)
 """Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has PyTorch work in the calling thread alone inside, which is faster for tensors as small as a layer's maps.
+
+    Handing half of them to another thread takes longer than the work. PyTorch has one number of threads for the whole
+    process, and a thread that begins meanwhile keeps it: this is for processes where nobody else uses PyTorch.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

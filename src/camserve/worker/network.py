@@ -271,6 +271,12 @@ class Network:
         """
         return Passes(self._openings[layer], micro_batch or self.micro_batch, *self._extremes, work=work)
 
+    def is_light(self, layer: str) -> bool:
+        """Tells whether PyTorch has hardly any work with the pass at a layer: another runtime makes it, and what is
+        behind the layer is little more than the network's last linear layer."""
+        trunked, last = isinstance(self.runtime, OnnxRuntime) and self.runtime.layer == layer, self.classifier
+        return trunked and last is not None and last.in_features == self.info.layer(layer).channels
+
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
         return self.runtime_of(precision).outputs(x)
