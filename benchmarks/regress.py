@@ -1,7 +1,8 @@
 """Tells within two minutes whether camserve has become slower: ratios of now against those that are committed.
 
-    python benchmarks/regress.py                  # against results/engine-cpu.json; exit status 1: something is slower
-    python benchmarks/regress.py --device cuda    # against results/engine-cuda.json
+    python benchmarks/regress.py                  # against results/ratios-cpu.json; exit status 1: something is slower
+    python benchmarks/regress.py --device cuda    # against results/ratios-cuda.json
+    python benchmarks/engine.py --only lite0/ratios --out benchmarks/results/ratios-cpu.json    # new ones to commit
 
 A ratio is what a map takes, over its passes as plain forward passes at the best rate, all in turns in one process: no
 seconds are compared, so neither the machine nor its load is. What has lost more than 25 % is measured a second time,
@@ -46,13 +47,14 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", choices=SUBJECTS, default=engine.RATIO_NETWORK)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--against", type=Path, help="default: results/engine-<device>.json beside this file")
+    parser.add_argument("--against", type=Path, help="default: results/ratios-<device>.json beside this file")
     given = parser.parse_args()
     device = torch.device(given.device)
-    committed = json.loads((given.against or engine.results_file(device)).read_text())
+    results = Path(__file__).parent / "results" / f"ratios-{device.type}.json"
+    committed = json.loads((given.against or results).read_text())
     before, around = committed["ratios"], common.environment(device)
     if not before:
-        parser.error("there are no committed ratios to compare with: run engine.py first")
+        parser.error("there are no committed ratios to compare with: see the top of this file")
     bench = prepare(given.network, device)
     now = engine.ratios(bench, given.rounds)
     if lost(now, before):
