@@ -51,7 +51,8 @@ def main() -> int:
     given = parser.parse_args()
     device = torch.device(given.device)
     results = Path(__file__).parent / "results" / f"ratios-{device.type}.json"
-    committed = json.loads((given.against or results).read_text())
+    against = given.against or results
+    committed = json.loads(against.read_text()) if against.exists() else {"ratios": {}}
     before, around = committed["ratios"], common.environment(device)
     if not before:
         parser.error("there are no committed ratios to compare with: see the top of this file")

@@ -400,3 +400,6 @@ def test_what_is_slower_than_committed_is_named_and_fails(programs, content, tmp
     file.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         run(regress, *arguments)
+    file.unlink()
+    with pytest.raises(SystemExit):
+        run(regress, *arguments)
