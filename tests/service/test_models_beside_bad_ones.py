@@ -16,6 +16,8 @@ import pytest
 import tiny
 import torch
 from gateway_harness import QUICK
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 from safetensors.torch import load, save
 from torch import nn
 from worker_backend import WorkerBackend
@@ -157,11 +159,34 @@ def store(tmp_path, monkeypatch) -> Path:
     preprocessing = Preprocessing(32, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     for name, function in {"good": "good", "picky": "picky", "broken": "broken", "rotten": "good"}.items():
         build_archive(f"their_networks:{function}", name=name, store=store, preprocessing=preprocessing)
+    build_archive(f"onnx:{_graph(store)}", name="graph", store=store, layer="activations", preprocessing=preprocessing)
     package.write_text(NETWORKS + BROKEN)
     _spoil_weights(store / "rotten.mar")
     for name in KINDS:
         ensure_archive(name, store)
     return store
+
+
+def _graph(folder: Path) -> Path:
+    """An ONNX file, written by hand: a convolution, its ReLU, and a linear layer behind pooling."""
+    draw = np.random.default_rng(4)
+    numbers = {"w": (6, 3, 3, 3), "b": (6,), "head": (6, 4)}
+    nodes = [
+        helper.make_node("Conv", ["images", "w", "b"], ["raw"], pads=[1, 1, 1, 1], strides=[4, 4]),
+        helper.make_node("Relu", ["raw"], ["activations"]),
+        helper.make_node("ReduceMean", ["activations"], ["pooled"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "head"], ["scores"]),
+    ]
+    described = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ("n", 3, 32, 32))],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ("n", 4))],
+        [from_array(draw.standard_normal(size).astype(np.float32), name) for name, size in numbers.items()],
+    )
+    model = helper.make_model(described, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "graph.onnx").write_bytes(model.SerializeToString())
+    return folder / "graph.onnx"
 
 
 def _spoil_weights(path: Path) -> None:
@@ -175,7 +200,7 @@ def _spoil_weights(path: Path) -> None:
 
 @pytest.mark.torchserve
 async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
-    models = ("broken", *KINDS, "good", "picky", "rotten")
+    models = ("broken", *KINDS, "good", "graph", "picky", "rotten")
     dark, bright = (np.full((32, 32, 3), value, np.uint8) for value in (9, 255))
     dark[4:12, 8:20] = 200
     settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", poll_s=0.2)
@@ -186,7 +211,7 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
     ):
         await client.wait_ready(120)
         listed = {model.name: model for model in await client.models()}
-        assert [name for name, model in listed.items() if model.ready] == [*KINDS, "good", "picky"]
+        assert [name for name, model in listed.items() if model.ready] == [*KINDS, "good", "graph", "picky"]
         for name, reason in WHY.items():
             assert re.search(reason, listed[name].failure)
             with pytest.raises(Unavailable, match=reason):
@@ -195,10 +220,16 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
                 await client.model(name)
         with pytest.raises(Internal):
             await client.explain(bright, ["grad_cam"], model="picky")
-        for name in ("good", "picky"):
+        with pytest.raises(Unsupported, match=r"grad_cam: it needs gradients.* ONNX Runtime .*score_cam"):
+            await client.explain(dark, ["grad_cam"], model="graph")
+        assert (await client.model("graph")).runtime.name == "onnx"
+        asked = {name: ["grad_cam", "score_cam"] for name in ("good", "picky")}
+        asked |= {"graph": ["score_cam", "eigen_cam", ("rise", {"masks": 50}), "ablation_cam"]}
+        for name, methods in asked.items():
             assert (await client.model(name)).ready
-            served = await client.explain(dark, ["grad_cam", "score_cam"], model=name)
-            local = Engine.load(name, store, device="cpu").explain(dark, ["grad_cam", "score_cam"])
+            served = await client.explain(dark, methods, model=name)
+            local = Engine.load(name, store, device="cpu").explain(dark, methods)
+            assert not any(one.degenerate for one in served.maps)
             for one, other in zip(served.maps, local.maps, strict=True):
                 np.testing.assert_allclose(one.array, other.array, atol=1e-4)  # sums in float32, in another order
         scene = make_scene(7, 0, 2, "test").pixels

@@ -84,7 +84,7 @@ def build_archive(
 
     Args:
         source: `efficientnet-lite0`, `digits` or another network of digit scenes, `torchvision:NAME`, `timm:NAME`,
-            `hf:DIRECTORY` or `package.module:function`.
+            `hf:DIRECTORY`, `onnx:FILE` or `package.module:function`.
         name: name of the served model; None: that of the source.
         version: version of the served model.
         store: directory of the archive; made when missing.
@@ -97,9 +97,9 @@ def build_archive(
             else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
         layer: default layer: a module's name, or `name:relu` for a function applied to its output; None: found
-            automatically.
+            automatically. The one layer of an ONNX graph: a tensor's name; None: it has none.
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
-            one's own that of torchvision's ResNets.
+            one's own and for an ONNX graph of RGB images that of torchvision's ResNets.
         licence: licence of the weights; None: what is known of them.
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
         calibration: folder of images, 16 at most, on which a worker finds out whether bfloat16 leaves maps as they are.
@@ -127,6 +127,11 @@ def build_archive(
     outputs, units = outputs or found.outputs, units or found.units
     _check_compared(references, prompts, labels, outputs)
     named = _labels(source, found, labels, outputs)
+    preprocessing = preprocessing or found.preprocessing
+    if preprocessing is None:
+        raise InvalidOption(
+            f"nothing tells how {short(source)} is shown images: say --resize, --crop, --mean and --std"
+        )
     given: Given | None = None
     if references is not None:
         given = given_references(references, named)
@@ -136,7 +141,7 @@ def build_archive(
         name=name or default_name(source),
         version=version,
         architecture=found.architecture or source,
-        preprocessing=preprocessing or found.preprocessing,
+        preprocessing=preprocessing,
         labels=named if given is None else tuple(given),
         layer=layer,
         source="; ".join((found.origin, *found.taken)),
@@ -149,7 +154,9 @@ def build_archive(
     try:
         module = _filled_module(card, found.state, found.files)
     except InvalidInput as error:
-        raise InvalidInput(f"{error}; the labels file has {len(card.labels)} names" if labels else str(error)) from None
+        if labels is None:
+            raise
+        raise type(error)(f"{error}; the labels file has {len(card.labels)} names") from None
     network, card = _checked(module, card, outputs, given)
     path = store / f"{card.name}.mar"
     members = _members(card, module) | dict(found.files) | reference_members(network.references)
@@ -259,7 +266,7 @@ def _labels(source: str, weights: Weights, path: Path | None, outputs: Outputs |
 def _filled_module(
     card: ModelCard, state: Mapping[str, torch.Tensor] | None, files: Mapping[str, bytes]
 ) -> torch.nn.Module:
-    module = build_module(card.architecture, card.head, files)
+    module = build_module(card.architecture, card.head, files, card.layer)
     if state is not None:
         try:
             _fill(module, state)
@@ -333,7 +340,7 @@ def _checked(
         network = network.with_references(made_references(network, given))
     dry_run(network)
     found = network.info
-    for reason in found.lacks.values():
+    for reason in dict.fromkeys(found.lacks.values()):
         _log.warning("%s: %s; the methods that work: %s", card.name, reason, ", ".join(offered(found)))
     if outputs is None and found.outputs != "softmax":
         _log.warning("%s: the outputs sum to 1: they are packed as probabilities (--outputs probabilities)", card.name)

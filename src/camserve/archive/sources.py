@@ -2,8 +2,9 @@
 
 An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `digits` and the
 other networks of digit scenes, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of one's
-own, called without arguments, that returns a module. Of `hf:DIRECTORY`, which is not there where an archive is loaded,
-what rebuilds the network is packed beside the weights, and the architecture is `hf:` with the name of its class.
+own, called without arguments, that returns a module. Of `hf:DIRECTORY` and `onnx:FILE`, which are not there where an
+archive is loaded, what rebuilds the network is packed beside the weights. The architecture is then `hf:` with the name
+of the network's class, or `onnx:` with that of the file.
 Weights are shipped with a package, downloaded, read from a file, random, or those the function has set.
 
 The package of `package.module:function` is not packed: it must be importable wherever the archive is loaded, and
@@ -40,6 +41,9 @@ LITE0 = "efficientnet-lite0"
 DIGITS = "digits"
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
+ONNX = "onnx:"
+ONNX_FILE = "network.onnx"
+"""Name in an archive of the graph of `onnx:FILE`."""
 RANDOM = "random"
 SEED = 0
 """Seed of random weights."""
@@ -50,7 +54,7 @@ _IMAGENET_PREPROCESSING = Preprocessing(
 )
 _SOURCES = (
     f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, detector or segmentation network, {TIMM}NAME, "
-    f"{HUGGING_FACE}DIRECTORY or package.module:function"
+    f"{HUGGING_FACE}DIRECTORY, {ONNX}FILE or package.module:function"
 )
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
@@ -67,7 +71,8 @@ class Weights:
     file: Path | None
     """File that the state dict was read from; None where there is none."""
     origin: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """Way in which images become input; None where nothing tells."""
     labels: tuple[str, ...] | None = None
     licence: str = ""
     outputs: Outputs | None = None
@@ -107,21 +112,26 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
         return _timm_weights(architecture.removeprefix(TIMM), weights)
     if architecture.startswith(HUGGING_FACE):
         return _hugging_face_weights(Path(architecture.removeprefix(HUGGING_FACE)), weights)
+    if architecture.startswith(ONNX):
+        return _onnx_weights(Path(architecture.removeprefix(ONNX)), weights)
     if _is_function(architecture):
         return _function_weights(architecture, weights)
     return _torchvision_weights(_torchvision_name(architecture), weights)
 
 
-def build_module(architecture: str, classes: int, files: Mapping[str, bytes] | None = None) -> torch.nn.Module:
+def build_module(
+    architecture: str, classes: int, files: Mapping[str, bytes] | None = None, layer: str | None = None
+) -> torch.nn.Module:
     """Returns the network with seeded random weights, on the CPU.
 
     Args:
         architecture: a source, or what `Weights.architecture` says.
         classes: number of classes, for architectures that have any.
         files: files that it is built of, by name, those of `file_names`.
+        layer: name of the layer that is explained, which an ONNX graph is cut at.
 
     Raises:
-        InvalidOption: unknown architecture.
+        InvalidOption: unknown architecture, or a graph has no such layer.
         InvalidInput: the files describe no network.
         NotFound: a package is missing.
     """
@@ -131,31 +141,37 @@ def build_module(architecture: str, classes: int, files: Mapping[str, bytes] | N
         torch.manual_seed(SEED)
         if architecture.startswith(HUGGING_FACE):
             return hugging_face.build_network((files or {})[hugging_face.CONFIG])
+        if architecture.startswith(ONNX):
+            return _onnx_network((files or {})[ONNX_FILE], layer)
         return _construct(architecture, classes)
 
 
 def file_names(architecture: str) -> tuple[str, ...]:
     """Returns the names of the files that an architecture is built of."""
-    return (hugging_face.CONFIG,) if architecture.startswith(HUGGING_FACE) else ()
+    if architecture.startswith(HUGGING_FACE):
+        return (hugging_face.CONFIG,)
+    return (ONNX_FILE,) if architecture.startswith(ONNX) else ()
 
 
 def default_name(architecture: str) -> str:
     """Returns the name of a model that was given none: `resnet18`, `build`, that of a directory."""
     if architecture.startswith(HUGGING_FACE):
         return Path(architecture.removeprefix(HUGGING_FACE)).resolve().name
+    if architecture.startswith(ONNX):
+        return Path(architecture.removeprefix(ONNX)).stem
     return architecture.rpartition(":")[2]
 
 
 def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -> int:
     """Returns the number of classes of a state dict; 1000 for None.
 
-    It is the size in which modules of different class numbers differ. A function of one's own knows its number of
-    classes: there it is 0.
+    It is the size in which modules of different class numbers differ. A function of one's own and an ONNX graph know
+    their number of classes: there it is 0.
 
     Raises:
         InvalidInput: the state dict is not of this architecture.
     """
-    if _is_function(architecture):
+    if _is_function(architecture) or architecture.startswith(ONNX):
         return 0
     if state is None:
         return 1000
@@ -458,6 +474,41 @@ def _hugging_face_weights(directory: Path, weights: str | None) -> Weights:
         files={hugging_face.CONFIG: found.config},
         architecture=HUGGING_FACE + found.architecture,
     )
+
+
+def _onnx_weights(path: Path, weights: str | None) -> Weights:
+    from camserve.runtimes.onnx_graph import image_input, parsed, read_graph
+
+    if weights is not None:
+        raise InvalidOption(f"the weights of {ONNX}FILE are those in it, got {short(repr(weights))}")
+    if not is_file(path):
+        raise NotFound(f"there is no file {short(path)}")
+    data = read_graph(path)
+    image = image_input(parsed(data, path))
+    preprocessing: Preprocessing | None = None
+    taken: tuple[str, ...] = ()
+    if (side := min(image.height, image.width)) and image.channels == 3:
+        crop = (image.height, image.width)
+        preprocessing = replace(_IMAGENET_PREPROCESSING, resize_px=round(side * 256 / 224), crop_px=crop)
+        taken = ("its input is made as for torchvision's ResNets; --resize, --crop, --mean and --std say otherwise",)
+    return Weights(
+        None,
+        path,
+        f"ONNX file {path.name}, sha256 {sha256_of(path)}",
+        preprocessing,
+        taken=taken,
+        files={ONNX_FILE: data},
+        architecture=ONNX + path.name,
+    )
+
+
+def _onnx_network(data: bytes, layer: str | None) -> torch.nn.Module:
+    import torch
+
+    from camserve.runtimes.onnx_graph import parsed
+    from camserve.runtimes.onnx_network import OnnxNetwork
+
+    return OnnxNetwork(parsed(data, Path(ONNX_FILE)), layer, torch.get_num_threads())
 
 
 def _is_function(architecture: str) -> bool:

@@ -544,7 +544,10 @@ def _is_number(text: str) -> bool:
     help="For --outputs text-image: texts that images are compared to, one in each line, or JSON from names to one or "
     "several.",
 )
-@click.option("--layer", help="Explained by default.  [default: the last spatial feature layer]")
+@click.option(
+    "--layer",
+    help="Explained by default; the tensor that an ONNX graph is cut at.  [default: the last spatial feature layer]",
+)
 @click.option("--licence", help="Of the weights.  [default: what is known of them]")
 @click.option(
     "--evaluation",
@@ -580,8 +583,12 @@ def archive(
     """Pack models for serving.
 
     SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, `hf:DIRECTORY` for an image classifier that Hugging
-    Face's save_pretrained wrote, or `package.module:function` for a function of your own, called without arguments,
-    that returns the module; its package must be importable also where it is served.
+    Face's save_pretrained wrote, `onnx:FILE` for an ONNX graph from one batch of images to scores, or
+    `package.module:function` for a function of your own, called without arguments, that returns the module; its package
+    must be importable also where it is served.
+
+    An ONNX graph has no gradients. It has the methods that need activations, such as Score-CAM, at a tensor that
+    --layer names; without, those that mask pictures, such as RISE.
 
     --resize, --crop, --mean and --std come together; without them the preprocessing is that of the weights. With one
     number for --mean and --std the network takes grey images, with three RGB, with any other number float32 tensors.

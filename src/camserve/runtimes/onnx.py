@@ -1,7 +1,8 @@
 """Runs a network by ONNX Runtime, on the CPU, in float32.
 
 The graph has any number of images, and as further outputs what the layer makes at each of its calls, so that one run
-gives all that a Grad-CAM starts from. It is made of the module where it is loaded; nobody else's graph is read.
+gives all that a Grad-CAM starts from. It is made of the module where it is loaded; graphs that others have made are in
+`camserve.runtimes.onnx_network`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ class OnnxRuntime:
 
     name = "onnx"
     memory_format = torch.contiguous_format
+    fixed = ""
 
     def __init__(self, module: nn.Module, found: FoundLayer, images: Tensor, threads: int) -> None:
         self.layer = found.layer.name
         graph = exported(module, found, images)
         self._raw = [f"raw{call}" for call in range(max(1, len(found.calls)))]
-        self._session = _session(graph, threads)
+        self._session = session(graph, threads)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Returns the outputs (n, numbers)."""
@@ -180,8 +182,12 @@ class _Record(Tap):
         self.raw[index:] = [output.clone()]
 
 
-def _session(graph: bytes, threads: int) -> Any:
-    """Returns ONNX Runtime's session of a graph.
+def session(graph: bytes, threads: int) -> Any:
+    """Returns ONNX Runtime's session of a graph, on the CPU; it opens no file and loads no library.
+
+    Args:
+        graph: the graph.
+        threads: threads that share an operation.
 
     Raises:
         Unsupported: ONNX Runtime is not installed, or cannot run it.
@@ -193,10 +199,10 @@ def _session(graph: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # errors are raised as well
     # Its threads would spin beside PyTorch's, which blend the next masks: EfficientNet-Lite0 takes twice as long then.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise Unsupported(f"ONNX Runtime cannot run the network's graph: {error}") from error
+        raise Unsupported(f"ONNX Runtime cannot run the network's graph: {_in_a_line(error)}") from error

@@ -22,6 +22,10 @@ class Runtime(Protocol):
     def memory_format(self) -> torch.memory_format:
         """Order of the input's numbers in memory that the runtime need not change."""
 
+    @property
+    def fixed(self) -> str:
+        """Reason why nothing else can run the network, nor in another precision; "" where others may be tried."""
+
     def outputs(self, x: Tensor) -> Tensor:
         """Returns the outputs (n, numbers), in float32 at least, of (n, C, H, W)."""
 
@@ -48,6 +52,7 @@ class Eager:
     name = "eager"
     memory_format = torch.channels_last
     """Convolutions are faster so, on CPUs (14 instead of 20 ms a query of EfficientNet-Lite0) and on GPUs."""
+    fixed = ""
 
     def __init__(self, module: nn.Module, bfloat16: bool = False) -> None:
         self._module = module
@@ -57,3 +62,11 @@ class Eager:
         """Returns the outputs (n, numbers)."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             return run(self._module, x.contiguous(memory_format=self.memory_format))
+
+
+class Graph(Eager):
+    """Runs a network whose forward is itself run by ONNX Runtime: an ONNX graph as it was packed."""
+
+    name = "onnx"
+    memory_format = torch.contiguous_format
+    fixed = "an ONNX graph is run as it is by ONNX Runtime on the CPU"

@@ -5,8 +5,9 @@ the tail. No parameter is touched: gradients are asked for the leaf alone. Hooks
 the thread that set them, so that one module object can serve several threads.
 
 A layer is addressed by its module name, or by `name:relu` for a functional activation applied to the module's output
-(DenseNet's last ReLU is no module). A module that runs several times in one forward counts at its last call, unless it
-is told at which. At several calls its maps are those of all of them, one after the other: as many times the channels.
+(DenseNet's last ReLU is no module). Other names may have a colon, too: tensors of ONNX graphs are called `name:0`.
+A module that runs several times in one forward counts at its last call, unless it is told at which. At several calls
+its maps are those of all of them, one after the other: as many times the channels.
 
 Activations and gradients are handed out as maps (B, C, u, v), however the layer's raw output holds them; the leaf has
 the raw shape, so the network runs on as it always does. Of a network in half precision they come in float32.
@@ -40,6 +41,12 @@ ACTIVATIONS: dict[Callable[..., Any], str] = {
     F.hardswish: "hardswish",
 }
 """Functional activations that may follow a layer, each with the name that addresses it."""
+
+
+def address(layer: str) -> tuple[str, str]:
+    """Returns the name of the module that a layer's name means, and that of the activation behind it, "" for none."""
+    name, _, activation = layer.rpartition(":")
+    return (name, activation) if activation in ACTIVATIONS.values() and name else (layer, "")
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ class Tap:
     """
 
     def __init__(self, layer: str, calls: Sequence[int], is_wanted: Callable[[Any], bool]) -> None:
-        self.name, _, self.activation = layer.partition(":")
+        self.name, self.activation = address(layer)
         self.ran_without_space = False
         self._calls = calls
         self._is_wanted = is_wanted

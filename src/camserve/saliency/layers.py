@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from camserve.errors import Unsupported
 from camserve.methods.spec import Asset
 from camserve.saliency.arrangement import PLANES, Arrangement
-from camserve.saliency.capture import Tap, is_spatial
+from camserve.saliency.capture import Tap, address, is_spatial
 from camserve.saliency.flow import Node, reached
 from camserve.saliency.head import is_pooled_linear
 from camserve.saliency.locality import CONTRAST, ROUNDING, Response, is_local, is_told, pictures
@@ -179,10 +179,10 @@ def _by_name(events: Sequence[Event]) -> dict[str, list[Event]]:
     Functional activations that a module's own name stands for are left out, such as the ReLU inside nn.ReLU.
     """
     last = {event.name: index for index, event in enumerate(events)}
-    of_modules = {id(event.output): index for index, event in enumerate(events) if ":" not in event.name}
+    of_modules = {id(event.output): index for index, event in enumerate(events) if not address(event.name)[1]}
     calls: dict[str, list[Event]] = {name: [] for name in sorted(last, key=last.__getitem__)}
     for index, event in enumerate(events):
-        if ":" not in event.name or of_modules.get(id(event.output), -1) < index:
+        if not address(event.name)[1] or of_modules.get(id(event.output), -1) < index:
             calls[event.name].append(event)
     return {name: some for name, some in calls.items() if some}
 

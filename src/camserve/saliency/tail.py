@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from camserve.saliency.capture import ACTIVATIONS, Capture
+from camserve.saliency.capture import ACTIVATIONS, Capture, address
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def find_tail(module: nn.Module, layer: str, captured: Capture, image: torch.Siz
     # The copy shares everything; tracing may set tensors that it meets as attributes, which must not stay behind.
     module = copy.copy(module)
     try:
-        graph = _trace(module, layer.partition(":")[0])
+        graph = _trace(module, address(layer)[0])
     except Exception as error:
         # Any error may come of a forward that is given proxies in place of tensors.
         log.info("the network cannot be traced, so %s has no tail of its own: %s", layer, error)
@@ -57,6 +57,10 @@ def find_tail(module: nn.Module, layer: str, captured: Capture, image: torch.Siz
     return None
 
 
+class Opaque(nn.Module):
+    """Is a module that is one operation of a network: what it computes is not written in operations of PyTorch."""
+
+
 class _Tracer(fx.Tracer):
     """Traces a network, in which it keeps the layer whole and leaves other threads alone."""
 
@@ -65,7 +69,7 @@ class _Tracer(fx.Tracer):
         self._whole, self._owner = whole, threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is self._whole or super().is_leaf_module(m, module_qualified_name)
+        return m is self._whole or isinstance(m, Opaque) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._owner:
@@ -85,7 +89,7 @@ def _trace(module: nn.Module, name: str) -> fx.Graph:
 
 def _calls(graph: fx.Graph, module: nn.Module, layer: str) -> Iterator[fx.Node]:
     """Yields the nodes that the address means, last call first; some may not be spatial."""
-    name, _, activation = layer.partition(":")
+    name, activation = address(layer)
     whole = module.get_submodule(name)
     for node in reversed(graph.nodes):
         if not activation:

@@ -22,7 +22,7 @@ from torch.nn.modules import dropout, pooling
 from torch.overrides import TorchFunctionMode
 
 from camserve.saliency.arrangement import CHANNELS_LAST, PLANES, Arrangement, token_grid
-from camserve.saliency.capture import ACTIVATIONS
+from camserve.saliency.capture import ACTIVATIONS, address
 from camserve.saliency.flow import Node, SeenThrough, reached
 from camserve.saliency.run import run, single
 from camserve.saliency.seen_attention import FUSED_ATTENTION, SOFTMAX
@@ -275,7 +275,7 @@ def _source(events: Sequence[Event], tensor: Tensor) -> Event | None:
         if event.output is not tensor:
             break
         same.append(event)
-    return next((event for event in reversed(same) if ":" not in event.name), None)
+    return next((event for event in reversed(same) if not address(event.name)[1]), None)
 
 
 def _ends_at(node: Node, stops: Collection[Node], others: Collection[Node]) -> bool:

@@ -26,8 +26,9 @@ from camserve.methods.work import Kind
 from camserve.runtimes.choice import RuntimeName, runtime_name
 from camserve.runtimes.kept import cache_folder
 from camserve.runtimes.onnx import OnnxRuntime
+from camserve.runtimes.onnx_network import OnnxNetwork
 from camserve.runtimes.precision import why_no_bfloat16
-from camserve.runtimes.runtime import Eager, Runtime
+from camserve.runtimes.runtime import Eager, Graph, Runtime
 from camserve.saliency.capture import Capture
 from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outputs
 from camserve.saliency.opening import Opening, Trunk, Whole
@@ -108,7 +109,7 @@ class Network:
         self.dtype = torch.promote_types(dtype_of(self.module), torch.float32)
         """Precision of the network's input as it is kept here; `run` hands it on in the module's own."""
         self.preprocessing = preprocessing
-        self.runtime: Runtime = Eager(self.module)
+        self.runtime: Runtime = _runtime(module, module)
         """Runs the network; `camserve.worker.tuning` may have found a faster one."""
         self.evaluating = Shared(self._evaluate)
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
@@ -119,7 +120,7 @@ class Network:
             )
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
-            lacks = {**self.score.lacks, **(lacks or {})}
+            lacks = {**self.score.lacks, **(module.lacks if isinstance(module, OnnxNetwork) else {}), **(lacks or {})}
             self.survey = found or self._surveyed(lacks)
             classifier = self.survey.classifier
             linear = self.module.get_submodule(classifier) if classifier else None
@@ -132,7 +133,7 @@ class Network:
         self._openings = {each.layer.name: self._opening(each) for each in self.survey.layers}
         if not self._openings:
             self._openings = {NO_LAYER.name: Whole(self.module, self.survey.keeps)}
-        self.runtime = Eager(self.module)  # `_select` may have made another module of it
+        self.runtime = _runtime(module, self.module)  # `_select` may have made another module of it
         self._bfloat16 = Eager(self.module, bfloat16=True)
         self.info = ModelInfo(
             name=name,
@@ -196,7 +197,7 @@ class Network:
         """
         if asked == "auto":
             return self.info.runtime.precision
-        if asked == "bfloat16" and (reason := why_no_bfloat16(self.device)):
+        if asked == "bfloat16" and (reason := self.runtime.fixed or why_no_bfloat16(self.device)):
             raise Unsupported(f"precision bfloat16 is not served: {reason}; exact and auto are")
         return asked
 
@@ -284,6 +285,11 @@ class Network:
     def runtime_of(self, precision: Precision) -> Runtime:
         """Returns what runs masked queries in a precision."""
         return self._bfloat16 if precision == "bfloat16" else self.runtime
+
+
+def _runtime(module: nn.Module, running: nn.Module) -> Runtime:
+    """Returns what runs a network at first: PyTorch, or what an ONNX graph brings along."""
+    return Graph(running) if isinstance(module, OnnxNetwork) else Eager(running)
 
 
 _ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value", "segmentation")

@@ -62,6 +62,9 @@ def tune(
     """
     if wanted == Eager.name:
         return
+    if reason := network.runtime.fixed:
+        network.adopt(network.runtime, RuntimeInfo(network.runtime.name, network.micro_batch, "exact", reason))
+        return
     layer, threads = network.info.default_layer, torch.get_num_threads()
     kept = Kept(folder, network.info.weights, layer, threads, network.device)
     with network.evaluating(), exact_float32():
