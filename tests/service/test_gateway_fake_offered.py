@@ -46,3 +46,38 @@ async def test_auto_takes_a_method_of_the_ladder_that_the_model_has():
     async with serving(FakeBackend([BARE]), auto_ladder="grad_cam") as harness:
         with pytest.raises(grpc.aio.AioRpcError, match="auto: no method of the server's ladder fits"):
             await harness.stub.Explain(ask(auto))
+
+
+BOXES = replace(BARE, outputs="boxes", lacks={"layer": "it detects", "gradients": "it chooses"})
+
+
+async def test_detections_and_boxes_come_through_the_typed_door():
+    async with serving(FakeBackend([BOXES])) as harness:
+        box = pb.BoxTarget(box=pb.Edges(x0=1, y0=2, x1=30, y1=20), of=pb.ClassTarget(label="dog"))
+        targets = [pb.Target(detection=1), pb.Target(box=box), pb.Target(top_k=3), pb.Target(label="boat")]
+        reply = await harness.stub.Explain(ask(pb.MethodSpec(d_rise=pb.DRise(masks=20)), targets=targets))
+        assert all(one.HasField("box") for one in reply.predictions)
+        texts = [one.target_text for one in reply.maps]
+        assert texts[0].startswith("box:1,1,9,7:")  # by the index of a class whose label is another's too
+        assert reply.maps[0].target == reply.predictions[1]
+        assert texts[1] == "box:1,2,30,20:dog"
+        assert len(texts) == len(set(texts)) <= 5  # a detection that is named twice is explained once
+        forms = (await harness.stub.GetModel(pb.GetModelRequest())).targets
+        assert [form.name for form in forms] == ["class", "detection", "box"]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (pb.Target(detection=77), "there is no detection 77"),
+        (pb.Target(box=pb.BoxTarget(box=pb.Edges(x0=5, y0=5, x1=5, y1=9))), "a box has x0 < x1 and y0 < y1"),
+        (pb.Target(box=pb.BoxTarget()), "a box has x0 < x1 and y0 < y1"),
+        (pb.Target(text="a dog"), "this model gives boxes, and its targets are class"),
+    ],
+)
+async def test_a_target_of_boxes_that_cannot_be_is_an_invalid_argument(target, said):
+    async with serving(FakeBackend([BOXES])) as harness:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await harness.stub.Explain(ask(pb.MethodSpec(d_rise={}), targets=[target]))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert said in caught.value.details()

@@ -406,3 +406,12 @@ def test_a_class_that_is_not_detected_is_left_out_and_an_image_without_detection
     dark = png(np.full((96, 96, 3), 40, np.uint8))
     nothing = subject_of(digits, with_absent, dark, Plan(methods=(DRise(),)), None)
     assert measured(nothing, DRise(masks=4)) == {"unsupported": "nothing is detected"}
+
+
+def test_a_box_is_named_in_pixels_of_the_sent_image_whatever_its_size(engine):
+    large = np.pad((np.kron(picture(DOG), np.ones((4, 4, 1))) * 255).astype(np.uint8), ((0, 0), (32, 32), (0, 0)))
+    answer = engine.explain(large, [FEW], ["detection:0"])
+    (found,) = answer.predictions
+    (named,) = engine.explain(large, [FEW], [BoxTarget(found.box, Target(index=found.index))]).maps
+    assert named.score == pytest.approx(found.probability, rel=1e-5)  # the IoU with itself is 1
+    np.testing.assert_allclose(named.array, answer.maps[0].array, atol=1e-5)
