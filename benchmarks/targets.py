@@ -119,6 +119,20 @@ def a_true_text(scene: Scene) -> str:
     return of_two[int(scene.pixels.sum()) % len(of_two)]
 
 
+def each_digit_of_places(scene: Scene) -> Iterator[Ask]:
+    """Asks for each digit of the scene, where the network finds it: does the map point at a pixel of it?"""
+    for box in scene.boxes:
+        yield Ask((box.label,), lambda maps, own=scene.owners == int(box.label): points_into(maps[0], own))
+
+
+def each_digit_in_its_box(scene: Scene) -> Iterator[Ask]:
+    """Asks for each digit of the scene in its box, whatever the network finds there: is it found on the digit?"""
+    for box in scene.boxes:
+        edges = ",".join(f"{edge:g}" for edge in (box.left, box.top, box.right, box.bottom))
+        own = scene.owners == int(box.label)
+        yield Ask((f"region:{edges}:{box.label}",), lambda maps, own=own: points_into(maps[0], own))
+
+
 def pointing(target: str, box: TrueBox) -> Ask:
     return Ask((target,), lambda maps: points_into(maps[0], region(box)))
 
@@ -168,6 +182,20 @@ ROWS = {
     "value": Row("the size of the largest digit going up points at it", "digits-value", the_largest, 0.8, NUMBERS),
     "sum": Row("the sum of the digits going up points at one", "digits-value", any_digit, None, NUMBERS),
     "boxes": Row("the map of a digit's box points at it", "digits-boxes", each_box, 0.9, methods=("d_rise",)),
+    "segmentation": Row(
+        "the map of a digit's places points at a pixel of it",
+        "digits-segmentation",
+        each_digit_of_places,
+        0.8,
+        methods=WITH_SCORE_CAM,
+    ),
+    "segmentation-box": Row(
+        "the map of a digit in its box points at a pixel of it",
+        "digits-segmentation",
+        each_digit_in_its_box,
+        0.8,
+        methods=WITH_SCORE_CAM,
+    ),
     "contrast": Row(_CONTRAST, "digits-multilabel", one_over_the_other, 0.95, digits=_two),
     "contrast-softmax": Row(_CONTRAST, "digits", one_over_the_other, 0.95, digits=_two),
     "contrast-vit": Row(_CONTRAST, "digits-vit", one_over_the_other, None, digits=_two),
@@ -306,6 +334,7 @@ QUESTIONS = (
         "text-image: where is the {0}?", "digits-text-image", lambda scene: next(each_text(scene)).targets[0], index=3
     ),
     Question("text-image: where is what is said?", "digits-text-image", lambda s: f"text:{a_true_text(s)}", index=14),
+    Question("segmentation: why are places of the {0}?", "digits-segmentation", first, index=9),
     Question("finer: the {0}, not what is nearest?", "digits", lambda scene: f"finer:{first(scene)}", index=12),
     Question("against: what speaks against the {0}?", "digits", lambda scene: f"against:{first(scene)}", index=12),
 )

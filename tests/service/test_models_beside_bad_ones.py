@@ -32,7 +32,7 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed, torchserves
 from camserve.gateway.server import Gateway
 from camserve.supervisor import TorchServe, WorkerSettings
-from camserve.types import Preprocessing
+from camserve.types import Contrast, Preprocessing, Region, Target
 from camserve.worker.network import Network
 from camserve.worker.service import Refusal
 
@@ -142,6 +142,14 @@ WHY = {
 SOME = ["grad_cam", "score_cam"]
 KINDS = {
     "digits-boxes": ([("d_rise", {"masks": 200}), "occlusion"], ["detection:0", "box:10,10,60,60", "top2"]),
+    "digits-segmentation": (
+        SOME,
+        [
+            "background",
+            "region:10,20,60.5,70:3",
+            Region(Contrast(Target(label="3"), (Target(label="5"),)), mask=np.eye(96, dtype=bool)),
+        ],
+    ),
     "digits-text-image": (SOME, ["text:a seven left of a two", "a three"]),
 }
 """Models of the package whose targets no other model takes, with methods and such targets, served beside the others."""
@@ -250,5 +258,9 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
         empty = await client.explain(np.full((96, 96, 3), 40, np.uint8), ["occlusion"], model="digits-boxes")
         assert not empty.predictions
         assert empty.maps[0].degenerate
+        with pytest.raises(
+            InvalidOption, match=r"what the network sees: x 0\.\.96 and y 0\.\.96 of an image of 96 x 96"
+        ):
+            await client.explain(scene, targets="region:100,1,150,9:3", model="digits-segmentation")
         with pytest.raises(InvalidOption, match="a text has at most 6 tokens here, got 8"):
             await client.explain(scene, targets="text:a two above a two above a two", model="digits-text-image")

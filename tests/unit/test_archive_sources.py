@@ -16,6 +16,8 @@ from camserve.archive.sources import build_module, count_classes, find_weights
 from camserve.archive.untrusted import read_member
 from camserve.cli.commands import camserve
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unavailable, Unsupported
+from camserve.saliency.layers import survey
+from camserve.scores.returned import select
 from camserve.types import Preprocessing
 from camserve.worker.network import load_network
 
@@ -104,6 +106,58 @@ def test_a_network_of_digit_scenes_may_have_random_weights(tmp_path):
     assert read_card(random).source == "random, seed 0"
     assert read_card(random).labels == read_card(shipped).labels
     assert read_member(random, WEIGHTS) != read_member(shipped, WEIGHTS)
+
+
+# Segmentation networks of torchvision
+
+PLACES_DEFAULTS = {
+    "fcn_resnet50": "classifier.2",
+    "deeplabv3_resnet101": "classifier.3",
+    "deeplabv3_mobilenet_v3_large": "classifier.3",
+    "lraspp_mobilenet_v3_large": "classifier.cbr.2",
+}
+"""The last layer before the convolution that makes the classes."""
+
+
+@pytest.mark.parametrize("name", PLACES_DEFAULTS)
+def test_the_default_layer_of_a_segmentation_network_is_the_last_one_before_the_classes(name):
+    with torch.device("meta"):
+        module = build_module(f"torchvision:{name}", 21).eval()
+        found = select(module, torch.empty(2, 3, 96, 96), axes=3)
+        assert (found.output, found.shape) == ("out", (21, 96, 96))
+        assert survey(found.network, torch.empty(1, 3, 96, 96), 21).default == PLACES_DEFAULTS[name]
+
+
+def test_a_segmentation_network_of_torchvision_is_packed_by_name_and_explained(tmp_path):
+    size = Preprocessing(64, (64, 64), (0.5,) * 3, (0.25,) * 3)
+    source = "torchvision:lraspp_mobilenet_v3_large"
+    path = build_archive(source, store=tmp_path, weights="random", preprocessing=size)
+    card = read_card(path)
+    assert (card.outputs, card.output, len(card.labels), card.name) == ("segmentation", "out", 21, source[12:])
+    engine = Engine.load(card.name, store=tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (found,) = engine.explain(picture, "grad_cam", "region:10,10,50,40:bottle").maps
+    assert found.target_text == "region:10,10,50,40:bottle"
+    assert found.array.any()
+
+
+def test_weights_of_a_segmentation_network_are_those_of_its_class(tmp_path):
+    """The real ones have labels, and a second head that is there for training alone."""
+    from torchvision.models import get_weight
+
+    weights = get_weight("FCN_ResNet50_Weights.DEFAULT")
+    file = tmp_path / "fcn.pth"
+    torch.save({"classifier.4.bias": torch.zeros(21), "aux_classifier.4.bias": torch.zeros(21)}, file)
+    found = find_weights("torchvision:fcn_resnet50", str(file))
+    assert list(found.state) == ["classifier.4.bias"]
+    assert (found.outputs, found.taken) == (
+        "segmentation",
+        ("left out what begins with aux_classifier., a head for training alone",),
+    )
+    assert found.preprocessing.resize_px == weights.transforms().resize_size[0] == found.preprocessing.crop_px[0]
+    assert count_classes("torchvision:fcn_resnet50", {"classifier.4.weight": torch.zeros(7, 512, 1, 1)}) == 7
+    with pytest.raises(InvalidOption, match=r"close to it: .*torchvision:fcn_resnet50"):
+        find_weights("torchvision:fcn_resnet5", "random")
 
 
 # One's own

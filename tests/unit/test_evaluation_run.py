@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,40 @@ def test_outputs_of_every_kind_are_evaluated_by_the_score_that_is_explained(outp
     write_figures(plan.settings(engine), [record], plan.methods, tmp_path)
     assert list(filter(None, headings)) == [f"{score} of what is explained, mean of maps"]
     assert f"; score: {score}; " in make_report(plan.settings(engine), [record], plan.methods).as_markdown()
+
+
+class Places(torch.nn.Sequential):
+    """Six classes of 6 x 8 places, among other things; the mug is nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(*tiny_module()[:5], torch.nn.Conv2d(12, 6, 1))
+        x = torch.from_numpy(pixels(0)).movedim(2, 0)[None] / 255
+        with torch.no_grad():
+            self[-1].bias -= super().forward((x - 0.5) / 0.25).mean(dim=(0, 2, 3))
+            self[-1].bias[TINY_LABELS.index("coffee-mug")] -= 100
+
+    def forward(self, x):
+        return {"features": x, "out": super().forward(x)}
+
+
+def test_a_network_of_places_is_evaluated_for_the_classes_that_have_some(tmp_path):
+    options = {"outputs": "segmentation", "output": "out"}
+    engine = Engine(Places().eval(), preprocessing=PREPROCESSING, labels=TINY_LABELS, **options)
+    plan = Plan(METHODS_TRIED[:2], protocols=(PROTOCOLS["rise"],), sanity_images=1)
+    mask = np.zeros((90, 100), bool)
+    mask[30:60, 20:45] = True
+    example = replace(EXAMPLES[0], masks={"lynx": mask})
+    grad_cam, score_cam, *checks = evaluate(engine, [example], plan, tmp_path)
+    (explained,) = engine.explain(EXAMPLES[0].source, "grad_cam", "lynx").maps
+    for record in (grad_cam, score_cam):
+        (one,) = record["maps"]
+        assert one["label"] == "lynx", "the mug has a box, but no place of the image is of it"
+        assert one["score"] == pytest.approx(explained.score, rel=1e-5)
+        assert one["curves"]["rise"]["deletion"][0] == pytest.approx(explained.score, abs=1e-5)
+        (map_,) = engine.explain(EXAMPLES[0].source, record["method"], "lynx", size="original").maps
+        share = map_.array[mask].sum() / map_.array.sum()
+        assert one["localisation"]["energy"] == pytest.approx(share, rel=1e-4)  # the maps are float32
+    assert [len(check["stages"][0]) > 1 for check in checks] == [True, True], "its places stay when it is randomised"
 
 
 def test_figures_are_those_of_the_metrics(engine, result):

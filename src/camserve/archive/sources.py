@@ -277,20 +277,24 @@ def _torchvision_weights(name: str, weights: str | None) -> Weights:
         found = _random(_torchvision_preprocessing(known["DEFAULT"]))
     else:
         found = _from_file(_weights_file(weights, ", ".join(known)), _torchvision_preprocessing(known["DEFAULT"]))
-    return _of_places(found) if name in _segmentation_names() else found
+    return _of_places(found, known["DEFAULT"]) if name in _segmentation_names() else found
 
 
 _AUXILIARY = "aux_classifier."
 """Beginning of the names of a head that is there for training alone."""
 
 
-def _of_places(found: Weights) -> Weights:
-    """Returns weights of a segmentation network, without those of the head that only training needs."""
+def _of_places(found: Weights, default: WeightsEnum) -> Weights:
+    """Returns weights of a segmentation network, without those of the head that only training needs.
+
+    Random ones are of the classes of the default ones.
+    """
     state, taken = found.state, found.taken
+    labels = tuple(default.meta["categories"]) if state is None else found.labels
     if state is not None and any(name.startswith(_AUXILIARY) for name in state):
         state = {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
         taken = (*taken, f"left out what begins with {_AUXILIARY}, a head for training alone")
-    return replace(found, state=state, taken=taken, outputs="segmentation")
+    return replace(found, state=state, taken=taken, labels=labels, outputs="segmentation")
 
 
 def _segmentation_names() -> list[str]:

@@ -6,9 +6,10 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from camserve.errors import InvalidInput, InvalidOption, NotFound
@@ -28,6 +29,8 @@ class Example:
     source: Path | bytes
     boxes: tuple[TrueBox, ...] = ()
     """Boxes of all classes, in pixels of the image."""
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Pixels (height, width), bool, of the image that are of a class with boxes, by its label, where they are known."""
 
     def read(self) -> bytes:
         """Returns the file's bytes."""
@@ -36,8 +39,9 @@ class Example:
         return content
 
     def digest(self, content: bytes) -> str:
-        """Returns a digest of the file's bytes and the boxes: figures made of the same have the same."""
-        return hashlib.sha256(content + repr(self.boxes).encode()).hexdigest()
+        """Returns a digest of the file's bytes, the boxes and the masks: figures made of the same have the same."""
+        masks = b"".join(label.encode() + self.masks[label].tobytes() for label in sorted(self.masks))
+        return hashlib.sha256(content + repr(self.boxes).encode() + masks).hexdigest()
 
 
 def folder_examples(folder: Path, boxes: BoxesByImage | None = None) -> list[Example]:
@@ -56,15 +60,16 @@ def folder_examples(folder: Path, boxes: BoxesByImage | None = None) -> list[Exa
     return [Example(path.name, path, (boxes or {}).get(path.name, ())) for path in paths]
 
 
-def digits_examples(count: int) -> list[Example]:
-    """Returns the first scenes of the digits benchmark."""
+def digits_examples(count: int, masks: bool = False) -> list[Example]:
+    """Returns the first scenes of the digits benchmark, with the pixels of each digit where masks are wanted."""
     from camserve.evaluation.digits.scenes import benchmark_scenes
 
     examples = []
     for number, scene in enumerate(benchmark_scenes(count)):
         file = io.BytesIO()
         Image.fromarray(scene.pixels).save(file, "PNG")
-        examples.append(Example(f"scene-{number:03}.png", file.getvalue(), scene.boxes))
+        pixels = {box.label: scene.owners == int(box.label) for box in scene.boxes} if masks else {}
+        examples.append(Example(f"scene-{number:03}.png", file.getvalue(), scene.boxes, pixels))
     return examples
 
 

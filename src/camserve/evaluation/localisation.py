@@ -110,9 +110,15 @@ class Localisation:
     bbox: float
 
 
-def localise(saliency: np.ndarray, boxes: Sequence[TrueBox]) -> Localisation:
-    """Measures how well a map (height, width) lies on the boxes of its class, which are in pixels of the map."""
-    region = inside(boxes, (saliency.shape[0], saliency.shape[1]))
+def localise(saliency: np.ndarray, boxes: Sequence[TrueBox], mask: np.ndarray | None = None) -> Localisation:
+    """Measures how well a map (height, width) lies on its class.
+
+    Args:
+        saliency: the map.
+        boxes: of the class, in pixels of the map.
+        mask: (height, width) bool, the pixels of the class, where they are known; None: those inside the boxes.
+    """
+    region = inside(boxes, (saliency.shape[0], saliency.shape[1])) if mask is None else mask
     return Localisation(
         pointing=points_into(saliency, region),
         pointing_15px=points_into(saliency, region, TOLERANCE_PX),
@@ -133,6 +139,8 @@ class ClassContrast:
     least_likely: Localisation
 
 
-def class_contrast(most: np.ndarray, least: np.ndarray, boxes: Sequence[TrueBox]) -> ClassContrast:
-    """Measures the maps of the most and of the least likely class, on the boxes of the most likely one."""
-    return ClassContrast(localise(most, boxes), localise(least, boxes))
+def class_contrast(
+    most: np.ndarray, least: np.ndarray, boxes: Sequence[TrueBox], mask: np.ndarray | None = None
+) -> ClassContrast:
+    """Measures the maps of the most and of the least likely class, on the boxes or mask of the most likely one."""
+    return ClassContrast(localise(most, boxes, mask), localise(least, boxes, mask))

@@ -161,9 +161,13 @@ class _Subject:
     input: Tensor
     """The normalised input (3, H, W)."""
     predictions: tuple[Prediction, ...]
-    """Predictions of all classes, first the most probable; of a detector its detections, of which there may be none."""
+    """Predictions of all classes, first the most probable; of a detector its detections, of which there may be none; of
+    places those of the classes that have some."""
     boxes: Mapping[int, tuple[TrueBox, ...]]
-    """Boxes by class, those that the network saw something of; of a detector those of classes that it detects."""
+    """Boxes by class, those that the network saw something of; of a detector those of classes that it detects, and of
+    places those of classes that have some."""
+    masks: Mapping[int, np.ndarray]
+    """Pixels (height, width) of the image by class, for the classes of which they are known."""
     pictures: Path | None
     """Folder for overlays; None: none are made."""
 
@@ -203,18 +207,20 @@ def subject_of(engine: Engine, example: Example, content: bytes, plan: Plan, pic
     network = engine.network
     answer = engine.explain(content, [], layer=plan.layer, top_predictions=engine.info.most_predictions)
     picture, view = sent_view(content, network.preprocessing)
-    said = {one.index for one in answer.predictions}
-    detects = not said or answer.predictions[0].box is not None
+    predictions = tuple(one for one in answer.predictions if one.share != 0)
+    said = {one.index for one in predictions}
+    finds = not said or predictions[0].box is not None or predictions[0].share is not None
     boxes = {
         index: seen
         for index, some in classes_of(example.boxes, engine.info.labels).items()
-        if (seen := seen_boxes(some, view)) and (index in said or not detects)
+        if (seen := seen_boxes(some, view)) and (index in said or not finds)
     }
+    masks = {index: example.masks[some[0].label] for index, some in boxes.items() if some[0].label in example.masks}
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         picture.save(pictures / f"{_slug(example.name)}.png")
     x = network.normalise(torch.from_numpy(pixels(picture))[None])[0]
-    return _Subject(engine, example, plan, content, x, answer.predictions, boxes, pictures)
+    return _Subject(engine, example, plan, content, x, predictions, boxes, masks, pictures)
 
 
 def measured(subject: _Subject, spec: MethodSpec) -> Record:
@@ -297,8 +303,9 @@ def _curves(result: Faithfulness) -> Record:
 
 
 def _localisation(subject: _Subject, saliency: SaliencyMap, view: InputView) -> Record | None:
-    boxes = subject.boxes.get(saliency.target.index)
-    return asdict(localise(into_original(saliency.array, view), boxes)) if boxes else None
+    index = saliency.target.index
+    boxes, mask = subject.boxes.get(index), subject.masks.get(index)
+    return asdict(localise(into_original(saliency.array, view), boxes, mask)) if boxes else None
 
 
 def _contrast(subject: _Subject, spec: MethodSpec, found: Mapping[int, SaliencyMap], view: InputView) -> Record | None:
@@ -308,7 +315,7 @@ def _contrast(subject: _Subject, spec: MethodSpec, found: Mapping[int, SaliencyM
         return None
     unlikely = found[least] if least in found else subject.explain(spec, [least]).maps[0]
     first, last = (into_original(one.array, view) for one in (found[most], unlikely))
-    return asdict(class_contrast(first, last, subject.boxes[most]))
+    return asdict(class_contrast(first, last, subject.boxes[most], subject.masks.get(most)))
 
 
 def _pictures(subject: _Subject, maps: Sequence[SaliencyMap]) -> Record:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from camserve.engine import Engine
-from camserve.images import ImageLike
+from camserve.images import ImageLike, read_image, seen
 from camserve.methods import MethodLike, MethodSpec, as_method
+from camserve.types import AnyTarget, Target
 
 STAGES = 8
 
@@ -74,25 +75,38 @@ def cascading_randomisation(
     """
     specs = [as_method(method) for method in methods]
     answers = [engine.explain(image, specs, layer=layer, top_predictions=1) for image in images]
-    classes = [answer.predictions[0].index for answer in answers]
+    targets = [
+        _pinned(engine, image, answer.predictions[0].index) for image, answer in zip(images, answers, strict=True)
+    ]
     original = [[saliency.array for saliency in answer.maps] for answer in answers]
     copied = _copy(engine)
     found: dict[MethodSpec, list[list[Stage]]] = {spec: [[] for _ in images] for spec in specs}
     for name in randomise(copied.network.module, stages, seed):
-        for number, (image, index) in enumerate(zip(images, classes, strict=True)):
-            maps = copied.explain(image, specs, [index], layer=layer).maps
+        for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+            maps = copied.explain(image, specs, [target], layer=layer).maps
             for spec, before, after in zip(specs, original[number], maps, strict=True):
                 found[spec][number].append(Stage(name, rank_correlation(before, after.array)))
     return found
 
 
+def _pinned(engine: Engine, image: ImageLike, index: int) -> AnyTarget:
+    """Returns the target that a map of a class explains: of places, those that the network finds before it changes."""
+    network = engine.network
+    pixels = torch.from_numpy(seen(read_image(image), network.preprocessing)[0])
+    with network.evaluating():
+        outputs = network.scores(network.normalise(pixels[None]), "exact")[0].detach()
+    (target,) = network.score.resolved(Target(index=index), outputs)
+    return target
+
+
 def _copy(engine: Engine) -> Engine:
     network = engine.network
     return Engine(
-        copy.deepcopy(network.module),
+        copy.deepcopy(network.given),
         preprocessing=network.preprocessing,
         labels=() if network.references is not None else network.info.labels,
         outputs=network.info.outputs,
+        output=network.output or None,
         references=network.references,
         units=network.info.units,
         layer=network.info.default_layer,

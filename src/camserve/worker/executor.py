@@ -42,7 +42,6 @@ from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
 from camserve.types import (
     AnyTarget,
     Explained,
-    InputView,
     Item,
     ItemResult,
     Layer,
@@ -287,16 +286,6 @@ class Executor:
         whole = job.item.precision == "exact"
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole)
         job.wanted = tuple(self.network.score.placed(target, job.seen.view) for target in wanted)
-        job.item = self._placed(job.item, job.seen.view)
-
-    def _placed(self, item: Item, view: InputView) -> Item:
-        """Returns the item with the targets of its curves as the outputs know them."""
-        tasks = list(item.tasks)
-        for index, task in enumerate(tasks):
-            if isinstance(task.method, MapCurves):
-                target = self.network.score.placed(task.method.target, view)
-                tasks[index] = replace(task, method=replace(task.method, target=target))
-        return replace(item, tasks=tuple(tasks))
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """Cuts jobs into batches whose images times gradients are at most the micro-batch, or of a single job.

@@ -103,7 +103,8 @@ class Network:
         module = original(module)
         self.text_encoder: TextEncoder | None = getattr(module, "text_encoder", None)
         """The maker of vectors of texts that stands beside the network, if one does; for outputs "text-image"."""
-        self.module = module if device is None else module.to(device)
+        self.given = self.module = module if device is None else module.to(device)
+        """The module as it was given, which may return more than the outputs that are explained."""
         weight = next(self.module.parameters(), torch.zeros(()))
         self.device = weight.device
         self.dtype = torch.promote_types(dtype_of(self.module), torch.float32)
