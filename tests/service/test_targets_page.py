@@ -89,7 +89,19 @@ def test_each_command_runs_and_writes_a_picture_for_each_target(command, capsys)
 def test_there_is_a_command_for_each_kind_of_target():
     given = [target for command in COMMANDS for target in re.findall(r"--target '?([^' ]+)", command)]
     kinds = {target.partition(":")[0] for target in given if ":" in target}
-    assert kinds == {"contrast", "finer", "against", "up", "down", "vector", "reference", "region", "text"}
+    assert kinds == {
+        "contrast",
+        "finer",
+        "against",
+        "up",
+        "down",
+        "vector",
+        "reference",
+        "region",
+        "text",
+        "box",
+        "detection",
+    }
     assert {"7", "top2"} <= set(given)
 
 
@@ -98,13 +110,20 @@ def test_the_python_example_makes_targets(tmp_path, monkeypatch):
     (example,) = blocks("python")
     names: dict[str, list[object]] = {}
     exec(example, names)  # the page's own text
-    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts", "regions")] == [7, 2, 2, 2, 3]
+    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts", "regions", "boxes")] == [
+        7,
+        2,
+        2,
+        2,
+        3,
+        3,
+    ]
 
 
 def test_the_json_example_is_read():
     (example,) = blocks("json")
     found = texts.request(b"", {"targets": "targets"}, {"targets": json.loads(example)}, UNBOUNDED).targets
-    assert len(found) == 13
+    assert len(found) == 15
     assert found == texts.request(b"", {"targets": "targets"}, {"targets": example}, UNBOUNDED).targets
 
 
@@ -117,6 +136,7 @@ def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
         "digits-binary",
         "digits-value",
         "digits-segmentation",
+        "digits-boxes",
         "faces",
         "digits-text-image",
     ):
@@ -126,7 +146,19 @@ def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
 
 def test_every_target_has_its_row():
     named = [name for name, *_ in rows("target")]
-    assert named == ["class", "contrast", "finer", "against", "value", "vector", "reference", "text", "region"]
+    assert named == [
+        "class",
+        "contrast",
+        "finer",
+        "against",
+        "value",
+        "vector",
+        "reference",
+        "text",
+        "region",
+        "detection",
+        "box",
+    ]
 
 
 def test_every_field_that_a_map_says_is_one():
