@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from camserve.evaluation.digits.asked import END, NAMES, QUESTIONS, answer, in_order
 from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Scene, Split
 from camserve.evaluation.digits.shipped import PREPROCESSING, SHIPPED, Shipped
 from camserve.evaluation.digits.tasks import Task, size_px
@@ -41,9 +42,11 @@ WEIGHTS = HERE.parents[1] / "src/camserve/evaluation/digits/weights"
 FIGURES, README = HERE / "figures.json", HERE / "README.md"
 BATCH = 64
 CELLS = 12
-"""Cells of masks that hide digits, in both directions."""
+"""Cells of masks that hide digits, and of the maps of networks that take a text, in both directions."""
 ABSENT = 10.0
 """Weight of the squares of cosines that are to be 0."""
+LOOKS = 0.3
+"""Weight of how much of a look lies on what it is about."""
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
 
 
@@ -117,6 +120,41 @@ def partly_shown(x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> tuple[Te
     return x, truths
 
 
+def asked_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Returns how wrong the answers to all questions about scenes are, and how far the network looks elsewhere.
+
+    Of the answers alone a network learns as well, but what it looks at is then wider than the digit.
+    """
+    asks = [
+        (row, question, *answer(question, scene.boxes)) for row, scene in enumerate(scenes) for question in QUESTIONS
+    ]
+    return looking(module, x, [(row, said, found, boxes) for row, said, found, boxes in asks if found is not None])
+
+
+def written_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Returns how wrong each next word of the captions is, and how far the network looks elsewhere."""
+    asks = []
+    for row, scene in enumerate(scenes):
+        boxes = in_order(scene.boxes)
+        for at in range(len(boxes) + 1):
+            so_far = " ".join(NAMES[int(box.label)] for box in boxes[:at])
+            asks.append((row, so_far, int(boxes[at].label) if at < len(boxes) else END, boxes[at : at + 1]))
+    return looking(module, x, asks)
+
+
+def looking(module: Any, x: Tensor, asks: Sequence[tuple[int, str, int, Sequence[TrueBox]]]) -> Tensor:
+    """Returns the loss of what is asked: of which scene, with which text, the answer, and the boxes it is about."""
+    rows, said, found, boxes = zip(*asks, strict=True)
+    words = [module.words(torch.tensor(module.tokeniser.tokens(text), dtype=torch.long)).sum(dim=0) for text in said]
+    numbers, looks = module.looked(module.features(x)[list(rows)], torch.stack(words))
+    everywhere = torch.ones(CELLS, CELLS, dtype=torch.bool)
+    about = torch.stack(
+        [torch.stack([cells_of(box, CELLS) for box in some]).any(dim=0) if some else everywhere for some in boxes]
+    )
+    inside = (looks * about.flatten(1)[:, None]).sum(dim=2).clamp(min=1e-6)
+    return functional.cross_entropy(numbers, torch.tensor(found), label_smoothing=0.05) - LOOKS * inside.log().mean()
+
+
 def error(found: Tensor, truths: Tensor) -> Tensor:
     return functional.smooth_l1_loss(found / 10, truths / 10, beta=0.1)
 
@@ -173,6 +211,8 @@ RECIPES = {
     "digits-text-image": Recipe(texts, scenes=96_000, rate=8e-3, half=True),
     "digits-segmentation": Recipe(places, scenes=64_000, rate=8e-3, half=True),
     "digits-boxes": Recipe(boxes, scenes=64_000, rate=8e-3, half=True),
+    "digits-answers": Recipe(asked_of, scenes=64_000, rate=8e-3, half=True),
+    "digits-tokens": Recipe(written_of, scenes=64_000, rate=8e-3, half=True),
     "digits-vit": Recipe(one_class, scenes=48_000, rate=1e-3, decay=5e-2, stem=lambda vit: vit.conv_proj[:3]),
     "digits-vit-timm": Recipe(
         one_class,

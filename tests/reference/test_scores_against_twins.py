@@ -227,7 +227,7 @@ def score_cam(module, image, layer, target, variant):
 
 
 def has_zero(module: Alone) -> bool:
-    return module.kind not in ("value", "embedding", "text-image")
+    return module.kind not in ("value", "embedding", "text-image", "tokens")
 
 
 def ablation_cam(module, image, layer, target):

@@ -99,6 +99,7 @@ def test_there_is_a_command_for_each_kind_of_target():
         "reference",
         "region",
         "text",
+        "word",
         "box",
         "detection",
     }
@@ -139,6 +140,8 @@ def test_every_kind_of_outputs_has_its_row_with_the_targets_that_it_takes():
         "digits-boxes",
         "faces",
         "digits-text-image",
+        "digits-answers",
+        "digits-tokens",
     ):
         info = engine(name).info
         assert {form.name for form in target_forms(info)} <= described[info.outputs]
@@ -158,6 +161,7 @@ def test_every_target_has_its_row():
         "region",
         "detection",
         "box",
+        "word",
     ]
 
 

@@ -7,6 +7,7 @@
     {"vector": [0.25, -1.5]}   {"reference": "base64 of an image file"}   {"text": "a seven left of a two"}
     {"region": {"of": "cat", "box": [10, 20, 90, 80]}}   {"region": {"of": "cat", "mask": "base64 of a grey PNG file"}}
     {"box": {"edges": [10, 20, 90, 80], "of": "cat"}}   {"detection": 0}
+    {"word": {"at": 2, "words": "seven two"}}
 
 What is inside is counted and measured before it is read.
 """
@@ -33,6 +34,7 @@ from camserve.types import (
     Text,
     Value,
     Vector,
+    Word,
 )
 from camserve.types.request import RequestLimits
 from camserve.types.targets import class_texts, free_texts, parse_class, parse_target
@@ -51,7 +53,7 @@ _KINDS: Mapping[str, Callable[..., AnyTarget]] = {
     "against": Against,
     "value": Value,
 }
-_WITHOUT_CLASS = ("vector", "reference", "text", "detection")
+_WITHOUT_CLASS = ("vector", "reference", "text", "word", "detection")
 _REGION = ("of", "box", "mask", "grid")
 NAMES = (*_CLASS, *_FIELDS, *_WITHOUT_CLASS, "box", "region")
 """Names that an object may have, one at a time."""
@@ -84,8 +86,11 @@ def _texts_in(entry: Any) -> Sequence[str]:
     """Returns the free text in an entry."""
     if isinstance(entry, str):
         return free_texts(entry)
-    words = entry.get("text") if isinstance(entry, dict) else None
-    return [words] if isinstance(words, str) else []
+    if not isinstance(entry, dict):
+        return []
+    word = entry.get("word")
+    words = [entry.get("text"), word.get("words") if isinstance(word, dict) else None]
+    return [one for one in words if isinstance(one, str)]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -117,6 +122,8 @@ def read_target(name: str, value: Any) -> AnyTarget:
             return _box(name, content)
         if kind == "detection":
             return Detection(content)
+        if kind == "word":
+            return _word(name, content)
         if kind in _CLASS:
             return _class(name, value)
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -157,6 +164,12 @@ def _box(name: str, content: Any) -> BoxTarget:
             f"{name}: box is an object with edges [x0, y0, x1, y1], and may have of; got {_shown(content)}"
         )
     return BoxTarget(content["edges"], _class(name, content["of"]) if "of" in content else None)
+
+
+def _word(name: str, content: Any) -> Word:
+    if not isinstance(content, dict) or not {"at"} <= set(content) <= {"at", "words"}:
+        raise InvalidOption(f"{name}: word is an object with at, and may have words; got {_shown(content)}")
+    return Word(**content)
 
 
 def _class(name: str, value: Any) -> Target:

@@ -53,6 +53,7 @@ from camserve.types import (
     TextInput,
     Value,
     Vector,
+    Word,
 )
 from camserve.types.offered import why_not
 from camserve.types.request import DEFAULT_PREDICTIONS, UNBOUNDED, ExplainRequest, OutputOptions, RequestLimits
@@ -137,7 +138,7 @@ def _references(targets: Sequence[pb.Target], cut: bulk.Cut[pb.ExplainRequest], 
     """
     limits.check_classes(sum(len(_classes_of(target)) for target in targets))
     limits.check_names(one.label for target in targets for one in _classes_of(target))
-    limits.check_texts(target.text for target in targets)
+    limits.check_texts(words for target in targets for words in (target.text, target.word.words))
     messages = [target.reference for target in targets if target.WhichOneof("target") == "reference"]
     contents = cut.bulk.get("reference", [])
     if len(messages) != len(contents):
@@ -404,6 +405,8 @@ def target_to_proto(target: AnyTarget) -> pb.Target:
             return _class_to_proto(pb.Target, of)
         case Detection():
             return pb.Target(detection=target.index)
+        case Word():
+            return pb.Target(word=pb.Word(at=target.at, words=target.words))
         case Vector() if target.image is None:
             return pb.Target(vector=np.asarray(target.values, "<f4").tobytes())
         case Vector():
@@ -490,6 +493,8 @@ def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> An
             return BoxTarget(_edges_from_proto(message.box.box), of)
         case "detection":
             return Detection(message.detection)
+        case "word":
+            return Word(message.word.at, message.word.words)
         case _:
             return _class_from_proto(message)
 

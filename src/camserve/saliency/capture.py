@@ -121,6 +121,15 @@ CUT = (
 )
 
 
+SHARED = 1e-4
+"""Share of a layer's largest value by which its maps may differ between passes with several texts; rounding is less."""
+
+SEVERAL = (
+    "the layer's maps depend on the words before, so that those of several words are no one map: ask for one word at a "
+    "time (word:1), or at an earlier layer"
+)
+
+
 def capture(
     module: nn.Module,
     x: Tensor,
@@ -209,6 +218,9 @@ class Tap:
         self._calls = calls
         self._is_wanted = is_wanted
         self._number = 0
+        self._inside = 0
+        self.passes = 0
+        """Number of passes of the network that have begun; one that is asked with several texts runs several times."""
         self._before_activation: Tensor | None = None
 
     def at(self, output: Tensor, index: int) -> Tensor | None:
@@ -223,12 +235,30 @@ class Tap:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             return self._at_layer(output) if threading.get_ident() == owner else None
 
+        def begins(_module: nn.Module, _inputs: Any) -> None:
+            if threading.get_ident() == owner:
+                self._begin()
+
+        def ends(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            if threading.get_ident() == owner:
+                self._inside -= 1
+
+        whole = next(module.modules())
         with ExitStack() as stack:
             handle = _submodule(module, self.name).register_forward_hook(hook)
             stack.callback(handle.remove)
+            stack.callback(whole.register_forward_pre_hook(begins).remove)
+            stack.callback(whole.register_forward_hook(ends).remove)
             if self.activation:
                 stack.enter_context(_AfterActivation(self))
             yield
+
+    def _begin(self) -> None:
+        """Counts calls from 1 again in each pass of the network; a network may call itself inside of one."""
+        self._inside += 1
+        if self._inside == 1:
+            self.passes += 1
+            self._number = 0
 
     def _at_layer(self, output: Any) -> Any:
         if not self._is_wanted(output):
@@ -267,7 +297,14 @@ class _GraphStart(Tap):
         self._kept = kept
 
     def at(self, output: Tensor, index: int) -> Tensor | None:
-        """Makes the output a leaf, in place of an earlier one of this index; returns a copy to go on with."""
+        """Makes the output a leaf, in place of an earlier one of this index; returns a copy to go on with.
+
+        In a further pass of the network the leaf of the first one stands in: gradients of all passes meet there.
+        """
+        if self.passes > 1:
+            if not torch.allclose(output, self.leaves[index], rtol=SHARED, atol=SHARED * float(output.abs().max())):
+                raise Unsupported(SEVERAL)
+            return self.leaves[index].clone()
         # A copy, because the network may alter its output in place after this.
         leaf = output.detach().clone().requires_grad_()
         self.leaves[index:] = [leaf]

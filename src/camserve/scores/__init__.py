@@ -18,6 +18,7 @@ from camserve.scores.score import Predictions, Score
 from camserve.scores.segmentation import Segmentation
 from camserve.scores.targets import Targets
 from camserve.scores.text_image import TextEncoder, TextImage, text_vectors
+from camserve.scores.tokens import Answers, Tokens
 from camserve.scores.value import Values
 from camserve.types import OUTPUTS, Outputs
 from camserve.wording import shown
@@ -36,7 +37,19 @@ __all__ = [
 
 SCORES: Mapping[Outputs, type[Score]] = {
     kind.kind: kind
-    for kind in (Softmax, Sigmoid, Binary, Probabilities, Values, Embedding, TextImage, Segmentation, Detections)
+    for kind in (
+        Softmax,
+        Sigmoid,
+        Binary,
+        Probabilities,
+        Values,
+        Embedding,
+        TextImage,
+        Segmentation,
+        Detections,
+        Answers,
+        Tokens,
+    )
 }
 """Every kind of outputs with its class."""
 

@@ -124,7 +124,14 @@ class Detections(Score):
     }
 
     @classmethod
-    def select(cls, network: nn.Module, images: Tensor, output: str | None, wanted: int | None) -> Found:
+    def select(
+        cls,
+        network: nn.Module,
+        images: Tensor,
+        output: str | None,
+        wanted: int | None,
+        tokens: Tensor | None = None,
+    ) -> Found:
         """Returns the network as one that returns rows of detections; raises Unsupported where it returns none."""
         if output is not None:
             raise InvalidOption("outputs boxes are made of boxes, labels and scores together, and no output is chosen")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from camserve.errors import InvalidOption, Unsupported
 from camserve.scores.score import QUERY_SIZE, Predictions, Score
 from camserve.scores.targets import Combination
-from camserve.types import Against, AnyTarget, Contrast, Finer, Target
+from camserve.types import Against, AnyTarget, Contrast, Finer, Outputs, Target
 
 SUM_TOLERANCE = 1e-3
 """Difference from 1 at which the sum of probabilities still counts as 1: a softmax in bfloat16 over 1000 classes."""
@@ -86,7 +87,7 @@ class OfClasses(Score):
 class Softmax(OfClasses):
     """Describes logits (n, K) of classes of which one is true."""
 
-    kind = "softmax"
+    kind: ClassVar[Outputs] = "softmax"
 
     def check(self, outputs: Tensor) -> None:
         """Raises InvalidOption where there is one output: its softmax is 1 whatever the network sees."""

@@ -68,15 +68,20 @@ class Selected(Wrapped):
         super().__init__(network)
         self.path, self.numbers = path, numbers
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the output, (B, N), of images (B, 3, H, W)."""
+    def forward(self, x: Tensor, *beside: Tensor) -> Tensor:
+        """Returns the output, (B, N), of images (B, 3, H, W) and what the network takes beside them."""
         # Not by the number of images: a tail must not depend on the image in another way than through its layer.
-        found: Tensor = _at(self._network(x), self.path)
+        found: Tensor = _at(self._network(x, *beside), self.path)
         return found.reshape(-1, self.numbers)
 
 
 def select(
-    network: nn.Module, images: Tensor, output: str | None = None, wanted: int | None = None, axes: int = 1
+    network: nn.Module,
+    images: Tensor,
+    output: str | None = None,
+    wanted: int | None = None,
+    axes: int = 1,
+    tokens: Tensor | None = None,
 ) -> Found:
     """Returns the network as one that returns a row of numbers for each image, the network itself where it does.
 
@@ -87,13 +92,14 @@ def select(
             first tensor of a shape that fits.
         wanted: C where it is known; a tensor with as many numbers, or maps, is taken before others.
         axes: number of axes that the output has for one image: 1 for numbers (C,), 3 for maps (C, h, w).
+        tokens: tokens (2, T) that the network takes beside the images; None: it takes none.
 
     Raises:
         InvalidOption: there is no such output.
         Unsupported: no output has a shape that fits, or the named one has not.
     """
     with torch.no_grad():
-        two, one = network(images), network(images[:1])
+        two, one = (network(some, *(() if tokens is None else (tokens[: len(some)],))) for some in (images, images[:1]))
     path = _path(two, output, len(images), wanted, axes)
     found = _at(two, path)
     numbers = found.numel() // len(images)

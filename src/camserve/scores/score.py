@@ -15,6 +15,7 @@ from camserve.methods.spec import Asset
 from camserve.scores.returned import Found, select
 from camserve.scores.targets import Targets
 from camserve.types import AnyTarget, InputView, Outputs, Prediction
+from camserve.types.tokenisers import Tokeniser
 
 if TYPE_CHECKING:
     from camserve.images import ImageContent
@@ -58,6 +59,18 @@ QUERY_SIZE = 1 / 16
 """Least size at which differences of probabilities, and cosines, are compared: 4 ulp of 1 then count as the same."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Says what a network of an image and a text is asked about an image, for one item."""
+
+    asked: tuple[tuple[int, ...], ...]
+    """Tokens of each pass, one pass after the other; what they return lies side by side."""
+    targets: tuple[AnyTarget, ...]
+    """The item's targets; what they say of the network's own caption is filled in."""
+    score: Score
+    """Score of what these passes return."""
+
+
 class Score(ABC):
     """Describes one kind of outputs (n, numbers). A number may be infinite nowhere: callers check that before.
 
@@ -78,6 +91,15 @@ class Score(ABC):
     has_zero: ClassVar[bool] = True
     """Whether 0 means that nothing speaks for the target, as with probabilities and their differences."""
 
+    takes_text: ClassVar[str] = ""
+    """Name of the text that the network takes beside the image, such as "question"; "" where it takes none."""
+
+    needs_text: ClassVar[bool] = True
+    """Whether a network that takes a text cannot do without."""
+
+    writes: ClassVar[bool] = False
+    """Whether the network writes a text, token by token, and its predictions are that text."""
+
     axes: ClassVar[int] = 1
     """Number of axes of what the network returns for one image: 1 for numbers (C,), 3 for maps (C, h, w)."""
 
@@ -86,9 +108,16 @@ class Score(ABC):
         self.shape = tuple(shape)
 
     @classmethod
-    def select(cls, network: nn.Module, images: Tensor, output: str | None, wanted: int | None) -> Found:
+    def select(
+        cls,
+        network: nn.Module,
+        images: Tensor,
+        output: str | None,
+        wanted: int | None,
+        tokens: Tensor | None = None,
+    ) -> Found:
         """Returns the network as one that returns rows of numbers: see `camserve.scores.returned.select`."""
-        return select(network, images, output, wanted, cls.axes)
+        return select(network, images, output, wanted, cls.axes, tokens)
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:
@@ -111,6 +140,21 @@ class Score(ABC):
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns what the outputs (numbers,) of one image say."""
+
+    def read(self, tokeniser: Tokeniser, text: str, targets: Sequence[AnyTarget], caption: Sequence[int]) -> Reading:
+        """Returns what a network that takes a text is asked for one item.
+
+        Args:
+            tokeniser: the network's tokeniser.
+            text: the text beside the image.
+            targets: the item's targets.
+            caption: tokens that the network itself writes behind the text, as far as the targets ask for them.
+
+        Raises:
+            InvalidOption: a text has words that the tokeniser does not know, or more than the network takes.
+            Unsupported: the network takes no text.
+        """
+        raise Unsupported(f"outputs {self.kind} are of an image alone")
 
     @abstractmethod
     def value(self, outputs: Tensor, asked: Any) -> Tensor:

@@ -43,13 +43,17 @@ class Combination:
         Raises:
             Unsupported: a target that is no combination of classes.
         """
-        terms = [terms_of(target) for target in targets]
+        return cls.of_terms([terms_of(target) for target in targets], device)
+
+    @classmethod
+    def of_terms(cls, terms: Sequence[Sequence[tuple[int, float]]], device: torch.device) -> Combination:
+        """Returns the combination of some classes for each target, each class with its weight."""
         most = max(map(len, terms), default=1)
         padded = [[*some, *[(0, 0.0)] * (most - len(some))] for some in terms]
         classes = torch.tensor([[index for index, _ in some] for some in padded], dtype=torch.long)
         weights = torch.tensor([[weight for _, weight in some] for some in padded], dtype=torch.float64)
         alone = most == 1 and bool((weights == 1).all())
-        shape = (1, len(targets), most)  # an empty tensor has no shape of its own
+        shape = (1, len(terms), most)  # an empty tensor has no shape of its own
         return cls(classes.view(shape).to(device), None if alone else weights.view(shape).to(device))
 
     def sums(self, scores: Tensor) -> Tensor:

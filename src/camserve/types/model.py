@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
 
 Outputs = Literal[
-    "softmax", "sigmoid", "binary", "probabilities", "value", "embedding", "text-image", "segmentation", "boxes"
+    "softmax",
+    "sigmoid",
+    "binary",
+    "probabilities",
+    "value",
+    "embedding",
+    "text-image",
+    "segmentation",
+    "boxes",
+    "answers",
+    "tokens",
 ]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
@@ -34,7 +44,10 @@ _SCORES: Mapping[Outputs, Literal["value", "similarity"]] = {
     "embedding": "similarity",
     "text-image": "similarity",
 }
-"""Name of the score by the kind of outputs, where it is no probability."""
+"""Name of what predictions say by the kind of outputs, where it is no probability."""
+
+_WITHOUT_ZERO = frozenset({*_SCORES, "tokens"})
+"""Kinds of outputs whose scores have no zero of their own: a log-probability has none either."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,7 @@ class ModelInfo:
     @property
     def has_zero(self) -> bool:
         """Tells whether scores have a zero of their own, as probabilities have; else methods ask for what they need."""
-        return self.score == "probability"
+        return self.outputs not in _WITHOUT_ZERO
 
     @property
     def sample_text(self) -> str:

@@ -39,6 +39,8 @@ _GIVES = {
     "text-image": "vectors",
     "segmentation": "classes of places",
     "boxes": "boxes",
+    "answers": "answers",
+    "tokens": "words",
 }
 """Words for what a model of each kind of outputs gives."""
 
@@ -47,6 +49,8 @@ _CLASS = {
     "text-image": "What makes the image fit a packed prompt.",
     "segmentation": "What speaks for a class where the image is of it.",
     "boxes": "What the best detection of a class is made of, or with top3 the three best detections.",
+    "answers": "What speaks for an answer.",
+    "tokens": "What speaks for a word as the next one after the caption so far.",
 }
 """Description of the target "class" by kind of outputs, where it is no class."""
 
@@ -55,6 +59,16 @@ _WITHOUT_CLASS: Mapping[Outputs, tuple[str, ...]] = {
     "text-image": ("text", "vector", "reference"),
 }
 """Targets that need no class, by kind of outputs."""
+
+_TEXT = {"answers": "What speaks for an answer.", "tokens": "What speaks for words after the caption so far."}
+"""Description of the target "text" by kind of outputs, where it is a text that the model itself may give."""
+
+_BEHIND_CLASS: Mapping[Outputs, tuple[str, ...]] = {
+    "segmentation": ("region",),
+    "answers": ("text",),
+    "tokens": ("text", "word"),
+}
+"""Targets that a model with classes takes beside those of classes, by kind of outputs."""
 
 _FEWEST = {"contrast": 2, "finer": 2}
 """Number of classes that a model must have for a target, where it is more than one."""
@@ -104,7 +118,8 @@ def target_forms(model: ModelInfo) -> tuple[TargetForm, ...]:
             "detection", "What a detection is made of, by its number among the predictions.", Detection(0).text()
         ),
         "reference": TargetForm("reference", "What makes the image similar to another image.", "reference:face.jpg"),
-        "text": TargetForm("text", "What makes the image fit a text.", _a_text(model)),
+        "text": TargetForm("text", _TEXT.get(model.outputs, "What makes the image fit a text."), _a_text(model)),
+        "word": TargetForm("word", "What speaks for one word of the model's own caption, or a given one.", "word:1"),
         "region": TargetForm(
             "region",
             "What speaks for a class, or for one of the other forms, inside a box or a mask of the sent image.",
@@ -126,14 +141,14 @@ def _taken(model: ModelInfo) -> tuple[str, ...]:
         return ("class", "detection", "box")
     names = ("class", "contrast", "finer", "against")  # of vectors, a class is a packed reference, or prompt
     classes = tuple(name for name in names if len(model.labels) >= _FEWEST.get(name, 1))
-    return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes, *(("region",) if model.outputs == "segmentation" else ()))
+    return (*_WITHOUT_CLASS.get(model.outputs, ()), *classes, *_BEHIND_CLASS.get(model.outputs, ()))
 
 
 def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     """Returns a target that the model takes, resolved.
 
     A class of a model that gives numbers is the number going up, one of a model that gives classes of places is the
-    region that is of it.
+    region that is of it, and the text of an answer is that answer.
 
     Raises:
         InvalidOption: the model takes no such target, a class does not exist, or a vector has another length than the
@@ -145,6 +160,8 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
         target = Region(target)
     if model.outputs == "boxes" and isinstance(target, Target):
         target = Detection(of=target)
+    if model.outputs == "answers" and isinstance(target, Text):
+        target = Target(label=target.words)
     if _name(target) not in _taken(model):
         forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
         raise InvalidOption(

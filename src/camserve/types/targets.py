@@ -15,6 +15,7 @@ text form                              target
 `region:10,20,90,80:cat`               `Region`: a class, or any of the first four forms, inside a box; x right, y down
 `box:10,20,90,80:cat`                  `BoxTarget`: a detection like this box, of a class or of any; x right, y down
 `detection:0`                          `Detection`: a detection by its number among the predictions, from 0
+`word:2`, `word:2:seven two`           `Word`: the second word of the network's own caption, or of a given one
 =====================================  ==============================================================================
 
 A label that looks like one of these is named by its index, or with `Target(label=...)`. A vector has no text form.
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 MAX_GAMMA = 10.0
 """Largest weight of the classes that a class is held against."""
+
+MAX_WORD = 4096
+"""Largest number of a word of a caption."""
 
 MAX_NEAREST = 100
 """Largest number of nearest classes that `Finer` takes."""
@@ -382,6 +386,53 @@ class Text:
         return f"text:{self.words}"
 
 
+@dataclass(frozen=True)
+class Word:
+    """Asks for one word of a caption, given the words before it, of a network that writes.
+
+    Args:
+        at: number of the word, from 1, behind the caption so far; a word is a token of the network's.
+        words: the caption's words; "": those that the network itself writes, which a worker fills in.
+
+    Raises:
+        InvalidOption: on construction, when `at` is no number from 1, or the words are no text.
+    """
+
+    at: int
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", _whole("word", self.at))
+        if not 1 <= self.at <= MAX_WORD:
+            raise InvalidOption(f"the number of a word must be 1..{MAX_WORD}, got {shown(self.at)}")
+        if not isinstance(self.words, str):
+            raise InvalidOption(f"the words of a caption are a text, got {shown(self.words)}")
+        object.__setattr__(self, "words", self.words.strip())
+        check_utf8(self.words)
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """No class is inside."""
+        return ()
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> Word:
+        """Returns the target: no label is in it."""
+        return self
+
+    def each(self, ranked: Sequence[int]) -> tuple[Word, ...]:
+        """Returns the target: it is of one word."""
+        return (self,)
+
+    def text(self, labels: Sequence[str] = ()) -> str:
+        """Returns the text form."""
+        return f"word:{self.at}" + (f":{self.words}" if self.words else "")
+
+
 def check_utf8(text: str) -> None:
     """Raises InvalidOption where a text cannot be written as UTF-8."""
     try:
@@ -604,7 +655,7 @@ def _numbers(box: Edges) -> str:
     return ",".join(f"{edge:.10g}" for edge in box)
 
 
-AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text | Region | BoxTarget | Detection
+AnyTarget = Target | Contrast | Finer | Against | Value | Vector | Text | Region | BoxTarget | Detection | Word
 """Type of everything that a map can be a map of."""
 
 TargetLike = AnyTarget | int | str
@@ -621,6 +672,7 @@ EXAMPLES = {
     "region": "region:10,20,90,80:cat",
     "box": "box:10,20,90,80:cat",
     "detection": "detection:0",
+    "word": "word:2:seven two",
 }
 """An example of each text form, by the word that it begins with."""
 
@@ -631,6 +683,8 @@ def is_final(target: AnyTarget) -> bool:
         return target.image is None
     if isinstance(target, Region):
         return target.is_placed and is_final(target.of)
+    if isinstance(target, Word):
+        return bool(target.words)
     return not isinstance(target, Finer) and all(one.index is not None for one in target.classes)
 
 
@@ -756,6 +810,13 @@ def _parse_detection(rest: str) -> Detection:
     return Detection(int(rest))
 
 
+def _parse_word(rest: str) -> Word:
+    at, _, words = rest.partition(":")
+    if not re.fullmatch(r"\s*\d{1,18}\s*", at, re.ASCII):
+        raise InvalidOption(f"word: which one? For example {EXAMPLES['word']!r}, got {shown('word:' + rest)}")
+    return Word(int(at), words)
+
+
 def _no_text(kind: str) -> Any:
     def refuse(rest: str) -> AnyTarget:
         raise InvalidOption(f"a {kind} has no text form: give its {'numbers' if kind == 'vector' else 'image'}")
@@ -774,13 +835,15 @@ _FORMS = {
     "text": Text,
     "region": _parse_region,
     "box": _parse_box,
+    "word": _parse_word,
     "detection": _parse_detection,
 }
 
 _ONE = re.compile(
-    r"\s*(?:(?:region|box):(?:[^,:]*,){3}[^,:]*(?::|(?=,)|$))?(?:\s*(?:contrast|text):.*|[^,]*)", re.DOTALL
+    r"\s*(?:(?:region|box):(?:[^,:]*,){3}[^,:]*(?::|(?=,)|$))?(?:\s*(?:contrast|text):.*|word:[^,:]*:.*|[^,]*)",
+    re.DOTALL,
 )
-"""Matches a text form in a list: commas are part of a box, of a contrast and of a text."""
+"""Matches a text form in a list: commas are part of a box, of a contrast and of words."""
 
 
 def split_targets(text: str) -> list[str]:
@@ -811,18 +874,18 @@ def class_texts(text: str) -> list[str]:
     if word == "box":
         of = rest.partition(":")[2]
         return [of] if of else []
-    return {"contrast": re.split("[>,]", rest), "text": [], "detection": []}.get(word, [rest])
+    return {"contrast": re.split("[>,]", rest), "text": [], "word": [], "detection": []}.get(word, [rest])
 
 
 def free_texts(text: str) -> list[str]:
     """Returns the part of a text form that is words of a `Text`; it can be measured before the text is read."""
     word, rest = _form(text)
-    return [rest] if word == "text" else []
+    return [rest] if word in ("text", "word") else []
 
 
 def words_in(target: AnyTarget) -> tuple[str, ...]:
     """Returns the free text inside of a target."""
-    return (target.words,) if isinstance(target, Text) else ()
+    return (target.words,) if isinstance(target, Text | Word) else ()
 
 
 def mask_of(target: AnyTarget) -> bytes | None:

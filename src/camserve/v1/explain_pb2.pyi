@@ -439,7 +439,7 @@ class LeGrad(_message.Message):
     def __init__(self) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text", "box", "detection", "region")
+    __slots__ = ("index", "label", "top_k", "contrast", "finer", "against", "value", "vector", "reference", "text", "box", "detection", "region", "word")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -453,6 +453,7 @@ class Target(_message.Message):
     BOX_FIELD_NUMBER: _ClassVar[int]
     DETECTION_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     top_k: int
@@ -466,7 +467,16 @@ class Target(_message.Message):
     box: BoxTarget
     detection: int
     region: Region
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., box: _Optional[_Union[BoxTarget, _Mapping]] = ..., detection: _Optional[int] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    word: Word
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., finer: _Optional[_Union[Finer, _Mapping]] = ..., against: _Optional[_Union[Against, _Mapping]] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., vector: _Optional[bytes] = ..., reference: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., box: _Optional[_Union[BoxTarget, _Mapping]] = ..., detection: _Optional[int] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., word: _Optional[_Union[Word, _Mapping]] = ...) -> None: ...
+
+class Word(_message.Message):
+    __slots__ = ("at", "words")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    at: int
+    words: str
+    def __init__(self, at: _Optional[int] = ..., words: _Optional[str] = ...) -> None: ...
 
 class ClassTarget(_message.Message):
     __slots__ = ("index", "label", "top_k")

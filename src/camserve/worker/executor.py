@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,13 +53,14 @@ from camserve.types import (
     StepResult,
     Target,
     Task,
+    Word,
 )
 from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
 from camserve.types.targets import network_made
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Forward, Wanted
-from camserve.worker.memory import Known, Made, Memory, Passed, Seen
+from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.modes import exact_float32, one_thread
 from camserve.worker.network import Network
@@ -90,11 +91,15 @@ class _Job:
     item: Item
     work: Counter[Kind]
     """Units of work that the whole step has taken so far; all jobs of a step share it."""
+    network: Network
+    """The network; where it takes a text, as one of images alone that is asked with the item's text."""
     error: CamserveError | None = None
     layers: tuple[str, ...] = ()
     """Names of the layers of its tasks, each once; the default layer where there is no task."""
     digest: bytes = b""
     seen: Seen | None = None
+    written: Written | None = None
+    """Words that a network that writes has written of the image; None of another network."""
     features: dict[str, Features] = field(default_factory=dict)
     """Features by layer."""
     wanted: tuple[AnyTarget, ...] = ()
@@ -161,7 +166,7 @@ class Executor:
 
     def _executed(self, items: Sequence[Item], on_progress: Progress | None) -> StepResult:
         work: Counter[Kind] = Counter()
-        jobs = [_Job(item, work) for item in items]
+        jobs = [_Job(item, work, self.network) for item in items]
         hits, misses = self.memory.hits, self.memory.misses
         seconds: dict[str, float] = {}
         with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
@@ -170,11 +175,12 @@ class Executor:
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
                     with self._threads(self.network.is_light(layer)):
-                        for group in self._batches(layer, [job for job in jobs if layer in job.layers]):
-                            self._together(group, partial(self._forward, layer), smaller=False)
+                        for some in _groups(jobs, lambda job: id(job.network)):
+                            for group in self._batches(layer, [job for job in some if layer in job.layers]):
+                                self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
-                for group in _groups(jobs, lambda job: job.precision):
+                for group in _groups(jobs, lambda job: (job.precision, id(job.network))):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
         return StepResult(
             outcomes=tuple(map(self._outcome, jobs)),
@@ -285,7 +291,18 @@ class Executor:
         ]
         whole = job.item.precision == "exact"
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole)
-        job.wanted = tuple(self.network.score.placed(target, job.seen.view) for target in wanted)
+        self._read(job, [self.network.score.placed(target, job.seen.view) for target in wanted])
+
+    def _read(self, job: _Job, wanted: Sequence[AnyTarget]) -> None:
+        """Has the network asked with the item's text, and the targets say what they mean behind it."""
+        self.network.info.check_text(job.item.text)
+        followed = [task.method.target for task in job.item.tasks if isinstance(task.method, MapCurves)]
+        if self.network.score.writes:
+            own = [target.at for target in wanted if isinstance(target, Word) and not target.words]
+            job.written = self._written(job, max(job.item.top_predictions, *own, 0))
+        written = () if job.written is None else job.written.tokens
+        job.network, known = self.network.about(job.item.text, [*wanted, *followed], written)
+        job.wanted = known[: len(wanted)]
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """Cuts jobs into batches whose images times gradients are at most the micro-batch, or of a single job.
@@ -310,7 +327,8 @@ class Executor:
             for job in jobs
             if job.seen is not None
         ]
-        for job, passed in zip(jobs, self._images.passed(layer, wanted, jobs[0].work), strict=True):
+        passes = self._images.passed(jobs[0].network, layer, wanted, jobs[0].work)
+        for job, passed in zip(jobs, passes, strict=True):
             self._take(job, layer, passed)
 
     def _take(self, job: _Job, layer: str, passed: Passed) -> None:
@@ -323,11 +341,11 @@ class Executor:
             input=passed.input,
             activations=passed.activations,
             logits=passed.logits,
-            targets=self.network.score.targets(targets, passed.logits.device),
+            targets=job.network.score.targets(targets, passed.logits.device),
             gradients=torch.stack([passed.gradients[target] for target in targets]) if needed else None,
             classifier=self.network.classifier,
-            passes=self.network.passes(layer, job.work, self.micro_batch.size),
-            made_once=partial(self._made_once, job.digest),
+            passes=job.network.passes(layer, job.work, self.micro_batch.size),
+            made_once=partial(self._made_once, (job.digest, job.network.asked)),
         )
         if layer == job.layers[0]:  # predictions are the same at every layer
             self._predict(job, passed.logits)
@@ -336,12 +354,12 @@ class Executor:
         tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)
         return any(REGISTRY[type(task.method)].needs_gradients for task in tasks)
 
-    def _made_once(self, digest: bytes, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def _made_once(self, image: Hashable, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Returns what is made of an image, from the memory if an earlier step has left it there."""
-        made: Made | None = self.memory.get((name, digest), counted=False)
+        made: Made | None = self.memory.get((name, image), counted=False)
         if made is None:
             made = Made(make())
-            self.memory.put((name, digest), made)
+            self.memory.put((name, image), made)
         return made.value
 
     def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
@@ -364,14 +382,27 @@ class Executor:
 
     def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""
-        score = self.network.score
+        score = job.network.score
         return tuple(dict.fromkeys(each for target in job.wanted for each in score.resolved(target, outputs)))
+
+    def _written(self, job: _Job, most: int) -> Written:
+        """Returns what the network writes of an image behind the item's text, from the memory if it is there."""
+        assert job.seen is not None, "it is decoded"
+        key = ("written", job.digest, job.item.text, most)
+        written: Written | None = self.memory.get(key, counted=False)
+        if written is None:
+            words = self.network.writes(job.seen.pixels, job.item.text, most)
+            job.work["opening"] += len(words)
+            written = Written(tuple(Prediction(token, "", probability) for token, probability in words))
+            self.memory.put(key, written)
+        return written
 
     def _predict(self, job: _Job, outputs: Tensor) -> None:
         targets = job.features[job.layers[0]].targets
         assert job.seen is not None, "the forward pass was of what is seen"
-        said = self.network.score.predictions(outputs).through(job.seen.view)
-        job.predictions = said.top(job.item.top_predictions)
+        said = job.network.score.predictions(outputs).through(job.seen.view)
+        most = job.item.top_predictions
+        job.predictions = said.top(most) if job.written is None else job.written.words[:most]
         if any(one.index >= len(self.network.info.labels) for one in job.predictions):
             known, largest = len(self.network.info.labels), max(one.index for one in job.predictions)
             raise Unsupported(f"the network names a class {largest}, and its labels are 0..{known - 1}")
@@ -410,7 +441,7 @@ class Executor:
         waiting = [(job, index, masks) for job in jobs for index, masks in job.asked.items()]
 
         def network(x: Tensor) -> Tensor:
-            logits = self._scores(x, precision)
+            logits = self._scores(jobs[0].network, x, precision)
             jobs[0].work["masked_forward"] += len(x)
             return logits
 
@@ -427,14 +458,14 @@ class Executor:
             sums = method.reduce(answer, masks, task.method)
             job.partials[index] = self._as_partial(job, index, len(masks), sums)
 
-    def _scores(self, x: Tensor, precision: Precision) -> Tensor:
+    def _scores(self, network: Network, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images; where memory runs out it goes on with smaller passes."""
         logits: list[Tensor] = []
         done = 0
         while done < len(x) or not logits:
             some = x[done : done + self.micro_batch.size]
             try:
-                logits.append(self.network.scores(some, precision))
+                logits.append(network.scores(some, precision))
                 done += len(some)
                 continue
             except Exception as error:
@@ -464,7 +495,7 @@ class Executor:
             return job.error
         assert job.seen is not None
         partials = tuple(job.partials[index] for index in range(len(job.item.tasks)))
-        runtime = self.network.runtime_of(job.precision).name
+        runtime = job.network.runtime_of(job.precision).name
         return ItemResult(job.predictions, job.targets, job.seen.view, partials, job.precision, runtime)
 
 
@@ -475,9 +506,9 @@ def _own_modes(device_type: str) -> Iterator[None]:
         yield
 
 
-def _groups(jobs: Sequence[_Job], key: Callable[[_Job], str]) -> Iterator[list[_Job]]:
+def _groups(jobs: Sequence[_Job], key: Callable[[_Job], Hashable]) -> Iterator[list[_Job]]:
     """Yields the jobs without error, together where the key is the same."""
-    groups: dict[str, list[_Job]] = {}
+    groups: dict[Hashable, list[_Job]] = {}
     for job in jobs:
         if job.error is None:
             groups.setdefault(key(job), []).append(job)

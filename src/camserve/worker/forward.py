@@ -44,7 +44,7 @@ class Forward:
     """
 
     def __init__(self, network: Network, memory: Memory) -> None:
-        self._network = network
+        self._preprocessing = network.preprocessing
         self._memory = memory
 
     def seen(
@@ -70,29 +70,36 @@ class Forward:
         if seen is None:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
-            pixels, view = images.seen(image, self._network.preprocessing, whole)
+            pixels, view = images.seen(image, self._preprocessing, whole)
             if units := decoded_units(view.original_size):
                 work["decode"] += units
             seen = Seen(torch.from_numpy(pixels), view)
             self._memory.put(name, seen)
         return name, seen
 
-    def passed(self, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
-        """Returns the passes at a layer, in order; those not remembered are made together, and added to `work`."""
-        found: list[Passed | None] = [self._remembered(layer, one) for one in wanted]
+    def passed(self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
+        """Returns the passes at a layer, in order; those not remembered are made together, and added to `work`.
+
+        Args:
+            network: the network, asked with the text of these items where it takes one.
+            layer: name of the layer.
+            wanted: the images.
+            work: units by kind.
+        """
+        found: list[Passed | None] = [self._remembered(network, layer, one) for one in wanted]
         fresh = [one for one, passed in zip(wanted, found, strict=True) if passed is None]
-        made = iter(self._make(layer, fresh, work) if fresh else ())
+        made = iter(self._make(network, layer, fresh, work) if fresh else ())
         return [next(made) if passed is None else passed for passed in found]
 
-    def _remembered(self, layer: str, wanted: Wanted) -> Passed | None:
-        passed: Passed | None = self._memory.get((wanted.digest, layer))
+    def _remembered(self, network: Network, layer: str, wanted: Wanted) -> Passed | None:
+        passed: Passed | None = self._memory.get((wanted.digest, network.asked, layer))
         return passed if passed is not None and wanted.suffices(passed) else None
 
-    def _make(self, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
+    def _make(self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
         """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
-        inputs = [self._network.normalise(one.seen.pixels[None]) for one in wanted]
+        inputs = [network.normalise(one.seen.pixels[None]) for one in wanted]
         x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        captured = self._network.capture(x, layer)
+        captured = network.capture(x, layer)
         work["opening"] += len(wanted)
         # An image without gradients gets no targets: their number must not widen the gradients of the others.
         each = [
@@ -101,7 +108,7 @@ class Forward:
         ]
         gradients: Sequence[Tensor] = ()
         if any(one.gradients for one in wanted):
-            score = self._network.score
+            score = network.score
             targets = Targets.stacked([score.targets(some, x.device) for some in each])
             gradients = list(captured.gradients(targets))
             work["layer_gradient"] += len(x) * len(targets)
@@ -111,6 +118,6 @@ class Forward:
             passed = Passed(x[row], captured.activations[row], captured.logits[row], own)
             # A slice kept in memory would keep the tensors of the whole batch.
             passed = passed.alone() if len(wanted) > 1 and self._memory.keeps else passed
-            self._memory.put((one.digest, layer), passed)
+            self._memory.put((one.digest, network.asked, layer), passed)
             made.append(passed)
         return made

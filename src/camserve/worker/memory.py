@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camserve.types import AnyTarget, InputView
+from camserve.types import AnyTarget, InputView, Prediction
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,24 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Holds what a network that writes has written of an image."""
+
+    words: tuple[Prediction, ...]
+    """The tokens in their order, each with its probability given those before it."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens."""
+        return tuple(word.index for word in self.words)
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes that the words are taken to need."""
+        return 64 * (1 + len(self.words))
+
+
+@dataclass(frozen=True)
 class Made:
     """Holds something that a method makes of an image for each of its steps."""
 
@@ -112,7 +130,7 @@ class Memory:
             self._values.clear()
             self._total = 0
 
-    def put(self, key: Hashable, value: Seen | Passed | Known | Made) -> None:
+    def put(self, key: Hashable, value: Seen | Passed | Known | Written | Made) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
         with self._lock:
             self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]

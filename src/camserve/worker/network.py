@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,16 +30,20 @@ from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.onnx_network import OnnxNetwork
 from camserve.runtimes.precision import why_no_bfloat16
 from camserve.runtimes.runtime import Eager, Graph, Runtime
+from camserve.saliency.asked import Asked
 from camserve.saliency.capture import Capture
 from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outputs
 from camserve.saliency.opening import Opening, Trunk, Whole
 from camserve.saliency.passes import Passes
-from camserve.saliency.run import dtype_of, failed, single
+from camserve.saliency.run import dtype_of, failed, run, single
 from camserve.scores import Score, TextEncoder, find_outputs, kind_of, make_score
 from camserve.scores.returned import select
-from camserve.types import ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo
+from camserve.scores.score import Reading
+from camserve.scores.tokens import encoded
+from camserve.types import AnyTarget, ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo, TextInput
 from camserve.types.model import NO_LAYER, OF_VECTORS
 from camserve.types.references import References, check_takes_references
+from camserve.types.tokenisers import Tokeniser, Writer
 from camserve.worker.modes import Shared, exact_float32
 from camserve.worker.tuning import tune
 
@@ -103,6 +108,10 @@ class Network:
         module = original(module)
         self.text_encoder: TextEncoder | None = getattr(module, "text_encoder", None)
         """The maker of vectors of texts that stands beside the network, if one does; for outputs "text-image"."""
+        self.tokeniser = _tokeniser(module, outputs)
+        """Maker of tokens of a text, for a network that takes one beside the image; None where it takes none."""
+        self.asked: tuple[str, tuple[tuple[int, ...], ...]] | None = None
+        """Text that the network is asked with, and the tokens of its passes; None where it takes none."""
         self.given = self.module = module if device is None else module.to(device)
         """The module as it was given, which may return more than the outputs that are explained."""
         weight = next(self.module.parameters(), torch.zeros(()))
@@ -130,7 +139,7 @@ class Network:
         self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
         if self.survey.alone:
             self.micro_batch = 1
-        numbers = returned.shape[1]
+        numbers, words = returned.shape[1], _words(self.tokeniser, self.score)
         self._openings = {each.layer.name: self._opening(each) for each in self.survey.layers}
         if not self._openings:
             self._openings = {NO_LAYER.name: Whole(self.module, self.survey.keeps)}
@@ -139,7 +148,7 @@ class Network:
         self.info = ModelInfo(
             name=name,
             version=version,
-            labels=_labels(labels, self.score, numbers),
+            labels=_labels(labels or words, self.score, numbers),
             input_size=preprocessing.crop_px,
             layers=tuple(each.layer for each in self.survey.layers),
             default_layer=layer or self.survey.default,
@@ -152,6 +161,7 @@ class Network:
             units=_units(units, self.score, numbers),
             dimension=numbers if self.score.kind in OF_VECTORS else 0,
             refused=self.survey.refused,
+            text=_text_input(self.tokeniser, self.score),
             lacks={**self.survey.lacks, **lacks},
             runtime=RuntimeInfo(self.runtime.name, self.micro_batch),
         )
@@ -160,6 +170,9 @@ class Network:
         black, white = (self.normalise(torch.full(one, value, dtype=self.dtype))[0] for value in (0.0, 1.0))
         self._extremes = black, white
         """The pixels 0 and 1 as the network's input, (C, 1, 1)."""
+        self._lock = threading.Lock()
+        self._bound: dict[tuple[str, tuple[tuple[int, ...], ...]], Network] = {}
+        """This network about texts, by text and tokens; the one used last stands last."""
         self.references: References | None = None
         """References that vectors are compared to; None where there are none."""
 
@@ -175,6 +188,73 @@ class Network:
         found.score.check(torch.ones(1, self.info.dimension))
         found.info = replace(self.info, labels=references.names)
         found.references = references
+        return found
+
+    def about(
+        self, text: str, targets: Sequence[AnyTarget], written: Sequence[int] = ()
+    ) -> tuple[Network, tuple[AnyTarget, ...]]:
+        """Returns this network as one of images alone, asked with a text, and the targets as it knows them.
+
+        The same text and tokens give the same network again, as long as it is kept. Where the network takes no text,
+        it is the network itself.
+
+        Args:
+            text: the text beside the image.
+            targets: what is explained; it may ask for words behind the text.
+            written: tokens that the network itself writes behind the text, as far as targets ask for them.
+
+        Raises:
+            InvalidOption: the text or a target has words that the network does not know, or more than it takes.
+        """
+        if self.tokeniser is None:
+            return self, tuple(targets)
+        reading = self.score.read(self.tokeniser, text, targets, written)
+        key = (text, reading.asked)
+        with self._lock:
+            found = self._bound.pop(key, None) or self._bind(key, reading)
+            self._bound[key] = found
+            while len(self._bound) > MOST_TEXTS:
+                self._bound.pop(next(iter(self._bound)))
+        return found, reading.targets
+
+    def _bind(self, key: tuple[str, tuple[tuple[int, ...], ...]], reading: Reading) -> Network:
+        found = copy.copy(self)
+        found.asked = key
+        found.module = Asked(self._takes_tokens, reading.asked, self.device)
+        found.score = reading.score
+        found.runtime = Eager(found.module)
+        found._bfloat16 = Eager(found.module, bfloat16=True)
+        found._openings = {each.layer.name: found._opening(each) for each in self.survey.layers}
+        return found
+
+    def writes(self, pixels: Tensor, text: str, most: int) -> list[tuple[int, float]]:
+        """Returns the tokens that the network itself writes behind a text, the most probable one each time.
+
+        Args:
+            pixels: (H, W, C), as `normalise` takes them.
+            text: the caption so far.
+            most: largest number of tokens; fewer where the caption ends, or is as long as the network takes.
+
+        Returns:
+            Each token with its probability given those before it.
+
+        Raises:
+            InvalidOption: as `about`.
+            Unsupported: the network's outputs are not finite.
+        """
+        assert isinstance(self.tokeniser, Writer), "outputs that write have one"
+        reading, x = self.score.read(self.tokeniser, text, (), ()), self.normalise(pixels[None])
+        found: list[tuple[int, float]] = []
+        while len(found) < most and len(reading.asked[0]) + len(found) < self.tokeniser.max_length:
+            tokens = (*reading.asked[0], *(token for token, _ in found))
+            with torch.no_grad():
+                logits = run(Asked(self._takes_tokens, (tokens,), self.device), x)[0]
+            if not logits.isfinite().all():
+                raise Unsupported("the network's outputs are not finite for this image: NaN or infinite")
+            token = int(logits.argmax())
+            if token == self.tokeniser.end:
+                break
+            found.append((token, float(logits.softmax(dim=0)[token])))
         return found
 
     def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
@@ -217,14 +297,23 @@ class Network:
         # No plain image: a network that divides by the image's own deviation would answer with NaN.
         images = self.normalise(self._random_pixels(2)).to(dtype_of(self.module))
         try:
-            found = find(self.module, images, None if output is None else str(output), wanted)
+            tokens = None if self.tokeniser is None else self._example_tokens(len(images))
+            found = find(self.module, images, None if output is None else str(output), wanted, tokens=tokens)
         except CamserveError:
             raise
         except Exception as error:
             raise failed(images, error) from error
         self.module, self.output, self.other_outputs = found.network, found.output, found.others
         self._shape = found.shape
+        self._takes_tokens = self.module
+        if tokens is not None:
+            self.module = Asked(self._takes_tokens, (tokens[0].tolist(),), self.device)
         return single(found.outputs)
+
+    def _example_tokens(self, images: int) -> Tensor:
+        assert self.tokeniser is not None, "the network takes a text"
+        tokens = encoded(self.tokeniser, "the tokeniser's example", self.tokeniser.example)
+        return torch.tensor([tokens], dtype=torch.long, device=self.device).expand(images, -1)
 
     def _random_pixels(self, images: int = 1) -> Tensor:
         size = (images, *self.preprocessing.crop_px, self.preprocessing.channels)
@@ -293,7 +382,48 @@ def _runtime(module: nn.Module, running: nn.Module) -> Runtime:
     return Graph(running) if isinstance(module, OnnxNetwork) else Eager(running)
 
 
-_ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value", "segmentation")
+MOST_TEXTS = 32
+"""Number of texts for which a network that takes one is kept as a network of images alone."""
+
+
+def _tokeniser(module: nn.Module, outputs: Outputs | None) -> Tokeniser | None:
+    """Returns the tokeniser of a network that takes a text; None for one that takes none.
+
+    Raises:
+        InvalidOption: its outputs are those of a network that takes a text, and it has none.
+    """
+    if outputs is None or not kind_of(outputs).takes_text:
+        return None
+    found = getattr(module, "tokeniser", None)
+    wanted = Writer if kind_of(outputs).writes else Tokeniser
+    if not isinstance(found, wanted):
+        raise InvalidOption(
+            f"outputs {outputs} are of a network of an image and a text, module(images, tokens), which has its "
+            f"tokeniser as the attribute `tokeniser`: a {wanted.__name__} of camserve.types.tokenisers"
+        )
+    return found
+
+
+def _text_input(tokeniser: Tokeniser | None, score: Score) -> TextInput | None:
+    if tokeniser is None:
+        return None
+    return TextInput(score.takes_text, tokeniser.example, score.needs_text, tokeniser.max_length)
+
+
+def _words(tokeniser: Tokeniser | None, score: Score) -> tuple[str, ...]:
+    """Returns the words of a network that writes, by token; none for other networks.
+
+    Raises:
+        InvalidOption: the token that ends a caption is none of the outputs.
+    """
+    if not score.writes or not isinstance(tokeniser, Writer):
+        return ()
+    if not 0 <= tokeniser.end < score.shape[0]:
+        raise InvalidOption(f"`end` of the tokeniser must be one of {score.shape[0]} outputs, got {tokeniser.end}")
+    return tuple(tokeniser.text([token]) for token in range(score.shape[0]))
+
+
+_ONE_LABEL_EACH = (None, "softmax", "sigmoid", "value", "segmentation", "answers", "tokens")
 """Kinds of outputs that have a label for each number, or map."""
 
 

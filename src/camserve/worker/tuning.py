@@ -86,6 +86,8 @@ def _why_eager(network: Network) -> str:
         return f"it runs on {network.device}"
     if dtype_of(network.module) != torch.float32:
         return f"it computes in {str(dtype_of(network.module)).removeprefix('torch.')}"
+    if network.tokeniser is not None:
+        return "it takes a text beside the image, and a graph would hold one text"
     if not network.survey.layers:
         return "it has no layer whose activations could come with its outputs"
     return "pictures of a batch change each other's scores" if network.survey.alone else ""

@@ -37,7 +37,7 @@ class Scene:
     pixels: np.ndarray
     """Pixels of the scene, uint8 (SIZE_PX, SIZE_PX, 3)."""
     boxes: tuple[TrueBox, ...]
-    """Boxes of the digits, each of a different class; the label is the digit."""
+    """Boxes of the digits; the label is the digit. Each is of a different class, but for copies."""
     owners: np.ndarray
     """Owner of each pixel, uint8 (SIZE_PX, SIZE_PX): the digit, or `BACKGROUND`."""
 
@@ -54,6 +54,8 @@ class Content:
     """Number of blots: spots of ink that are no digits and have no box."""
     present: int | None = None
     """A digit that is one of those in the scene; None: whichever are drawn."""
+    copies: int = 1
+    """Number of times that the digit `present` is in the scene."""
     absent: int | None = None
     """A digit that is not in the scene; None: whichever are drawn."""
 
@@ -124,7 +126,7 @@ def _chosen(rng: np.random.Generator, count: int, content: Content) -> np.ndarra
     if content.present is None and content.absent is None:
         return rng.choice(10, count, replace=False)
     others = [digit for digit in range(10) if digit not in (content.present, content.absent)]
-    given = [] if content.present is None else [content.present]
+    given = [] if content.present is None else [content.present] * content.copies
     return np.array([*given, *rng.choice(others, count - len(given), replace=False)])
 
 

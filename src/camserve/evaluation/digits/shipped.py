@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camserve.engine import Engine
-from camserve.evaluation.digits import networks, tasks, towers
+from camserve.evaluation.digits import asked, networks, tasks, towers
 from camserve.evaluation.digits.scenes import SIZE_PX
 from camserve.evaluation.digits.tasks import Task
 from camserve.types import Outputs, Preprocessing
@@ -78,6 +78,8 @@ _ALL = (
     ),
     Shipped("digits-segmentation", networks.SegmentationNet, tasks.PLACES, (*DIGITS, "background"), "segmentation"),
     Shipped("digits-boxes", networks.DetectorNet, tasks.DIGITS_FOUND, outputs="boxes"),
+    Shipped("digits-answers", asked.answers_net, tasks.WHAT_IS_ASKED, asked.ANSWERS, "answers"),
+    Shipped("digits-tokens", asked.caption_net, tasks.WHAT_IS_WRITTEN, asked.CAPTION, "tokens"),
     Shipped("digits-vit", networks.torchvision_transformer, tasks.ONE_DIGIT),
     Shipped("digits-vit-timm", networks.timm_transformer, tasks.ONE_DIGIT),
 )

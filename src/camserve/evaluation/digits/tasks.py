@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from camserve.evaluation.digits import asked
 from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Content, Scene, Split, make_scene
 from camserve.evaluation.digits.towers import PROMPTS, TEXTS, truths
 from camserve.evaluation.truth import TrueBox
@@ -209,6 +211,53 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
     return both / (areas - both)
 
 
+def _some_sevens(seed: int, index: int, split: Split) -> Scene:
+    """Returns a scene of one to three digits; in every fourth any number of them are sevens."""
+    rng = np.random.default_rng([seed, index, split == "test"])
+    digits, sevens = (int(number) for number in rng.integers((1, 0), (4, 4)))
+    if index % 4:
+        return make_scene(seed, index, digits, split)
+    content = Content(present=SEVEN, copies=sevens) if sevens else Content(absent=SEVEN)
+    return make_scene(seed, index, max(digits, sevens), split, content)
+
+
+def side_by_side(seed: int, index: int, split: Split, digits: int | None = None) -> Scene:
+    """Returns a scene of one to three digits, whose order from left to right is clear."""
+    for other in count():
+        scene = make_scene(seed, index + other * _OTHER, digits or 1 + index % 3, split)
+        if asked.is_ordered(scene.boxes):
+            return scene
+    raise AssertionError("there is always another scene")
+
+
+_OTHER = 1_000_003
+"""Difference of the indices of scenes of which one is taken: larger than any index."""
+
+
+def _answers(scene: Scene) -> list[float]:
+    """Returns the answer to each question; -1 where there is none."""
+    found = (asked.answer(question, scene.boxes)[0] for question in asked.QUESTIONS)
+    return [-1.0 if one is None else float(one) for one in found]
+
+
+def _answers_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the shares of the questions that are answered right, of all and of the number of sevens."""
+    right, there = outputs == truths, truths >= 0
+    return {"right": float(right[there].mean()), "sevens": float(right[:, -1].mean())}
+
+
+def _caption(scene: Scene) -> list[float]:
+    """Returns the digits from left to right, and the end of the caption for those that are missing."""
+    words = [float(box.label) for box in asked.in_order(scene.boxes)]
+    return [*words, *[float(asked.END)] * (asked.MOST_WORDS + 1 - len(words))]
+
+
+def _captions_right(outputs: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Returns the share of the captions that are right, and that of the words in their places, ends included."""
+    right = outputs == truths
+    return {"right": float(right.all(axis=1).mean()), "words": float(right.mean())}
+
+
 ONE_DIGIT = Task(
     question="which digit is it?",
     scene=_one_digit,
@@ -268,4 +317,22 @@ DIGITS_FOUND = Task(
     told="AP50 {ap50:.1%}; with a score of 0.5 recall {recall:.1%} and precision {precision:.1%}",
     least=0.9,
     answers=_detections,
+)
+WHAT_IS_ASKED = Task(
+    question="which digit is left, right, top or bottom, and how many sevens are there?",
+    scene=_some_sevens,
+    truth=_answers,
+    figures=_answers_right,
+    told="{right:.2%} of the questions answered right, {sevens:.2%} of those for the number of sevens",
+    least=0.95,
+    answers=asked.answered,
+)
+WHAT_IS_WRITTEN = Task(
+    question="which digits are there, from left to right?",
+    scene=side_by_side,
+    truth=_caption,
+    figures=_captions_right,
+    told="{right:.2%} of the captions right, {words:.2%} of the words",
+    least=0.9,
+    answers=asked.written,
 )

@@ -46,6 +46,7 @@ from camserve.types import (
     Text,
     Value,
     Vector,
+    Word,
     final_targets,
 )
 from camserve.types.model import OF_VECTORS
@@ -296,7 +297,7 @@ def _scored(target: AnyTarget, ranking: Sequence[int], info: ModelInfo) -> Expla
             score = said[0] - target.gamma * sum(said[1:]) / len(said[1:])
         case Region():
             score = _scored(target.of, ranking, info).score
-        case Vector() | Text() | BoxTarget(of=None):
+        case Vector() | Text() | Word() | BoxTarget(of=None):
             score = 0.25
         case Against():
             score = 1 - said[0]
