@@ -178,7 +178,7 @@ def test_versions_that_cannot_be_in_a_path_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", ["torchvision:resnet5", "resnet18", "torchvision:", "torchvision:fcn_resnet50", "x", "a b:c", "a:"]
+    "source", ["torchvision:resnet5", "resnet18", "torchvision:", "torchvision:raft_small", "x", "a b:c", "a:"]
 )
 def test_unknown_sources_are_refused(tmp_path, source):
     with pytest.raises(InvalidOption, match="a source is efficientnet-lite0, digits, torchvision:NAME of a classifier"):

@@ -405,6 +405,7 @@ class Homogeneous(nn.Sequential):
 TELLS_PLACES_APART = {
     "smooth_grad": "its noisy copies of the image are not constant",
     "rise": "its masks are not constant, and a few of them do not show all places alike",
+    "d_rise": "its masks are those of rise",
     "occlusion": "windows that the border cuts off hide less than the others",
     "recipro_cam-gaussian": "a place at the border has fewer neighbours that are shown with it",
     "attention_rollout": "patches have embeddings of their positions",
@@ -424,6 +425,7 @@ def test_a_constant_image_gives_zeros_and_says_so(spec):
 
 WEIGHS_PLACES = {
     "rise": "scores are all the same, and the map is how often each place was shown",
+    "d_rise": "its masks are those of rise",
     "attention_rollout": "it does not look at the logits",
 }
 """Methods that have a map where nothing behind a dead layer depends on the image, and why."""

@@ -133,7 +133,7 @@ function request() {
 // The methods that have negative evidence to show.
 const SIGNED = new Set([
   ...["cam", "grad_cam", "hires_cam", "xgrad_cam", "integrated_grad_cam", "integrated_gradients"],
-  ...["group_cam", "rise", "ablation_cam", "occlusion"],
+  ...["group_cam", "rise", "d_rise", "ablation_cam", "occlusion"],
 ]);
 
 async function run() {
