@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ import torch
 from PIL import Image
 
 from camserve import Engine
+from camserve.evaluation.digits import asked
 from camserve.evaluation.digits.scenes import Content, Scene, make_scene
 from camserve.evaluation.digits.shipped import load_engine
-from camserve.evaluation.digits.tasks import NUMBERS, SEVEN, size_px
-from camserve.evaluation.digits.towers import PROMPTS, TEXTS, digits_in, truths
+from camserve.evaluation.digits.tasks import NUMBERS, SEVEN, side_by_side, size_px
+from camserve.evaluation.digits.towers import NAMES, PROMPTS, TEXTS, digits_in, truths
 from camserve.evaluation.localisation import energy_inside, inside, points_into
 from camserve.evaluation.truth import TrueBox
 from camserve.finalise.render import Row as SheetRow
@@ -39,7 +41,9 @@ METHOD_NAMES = ("grad_cam", "group_cam")
 WITH_SCORE_CAM = (*METHOD_NAMES, "score_cam")
 SEED = 3
 """Seed of the scenes; the networks were trained on those of 0 and their answers measured on those of 1, and variants of
-the network of values were compared on those of 2."""
+some networks were compared on those of 2."""
+NEXT_SEED = 4
+"""Seed of the scenes of networks whose first versions were seen on those of 3."""
 PAGE, TABLE = common.ROOT / "docs" / "evaluation.md", "targets"
 PICTURE = common.ROOT / "docs" / "images" / "targets.png"
 
@@ -52,6 +56,8 @@ class Ask:
     """Text forms."""
     holds: Callable[[Sequence[np.ndarray]], bool]
     """Takes the maps (96, 96) of the targets."""
+    text: str = ""
+    """Text beside the scene."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,15 @@ class Row:
     digits: Callable[[int], int] = lambda index: 3 if index % 3 == 2 else 2
     """Returns how many digits scene `index` has: as in the benchmark, or always as many."""
     methods: tuple[str, ...] = METHOD_NAMES
+    seed: int = SEED
+    make: Callable[[int, int, int, Content], Scene] = lambda seed, index, digits, content: make_scene(
+        seed, index, digits, "test", content
+    )
+    """Returns the scene of a seed, an index, how many digits and what else."""
 
     def scene(self, index: int) -> Scene:
         """Returns scene `index` of those that the row asks about."""
-        return make_scene(SEED, index, self.digits(index), "test", self.content)
+        return self.make(self.seed, index, self.digits(index), self.content)
 
 
 def each_digit(scene: Scene) -> Iterator[Ask]:
@@ -119,6 +130,30 @@ def a_true_text(scene: Scene) -> str:
     return of_two[int(scene.pixels.sum()) % len(of_two)]
 
 
+def each_side(scene: Scene) -> Iterator[Ask]:
+    """Asks which digit is at each side of the scene, where one clearly is: does the map of the answer point at it?"""
+    for question in asked.QUESTIONS[: len(asked.SIDES)]:
+        found, boxes = asked.answer(question, scene.boxes)
+        if found is not None:
+            yield replace(pointing(f"text:{NAMES[found]}", *boxes), text=question)
+
+
+def number_of_sevens(scene: Scene) -> Iterator[Ask]:
+    """Asks how many sevens there are: does the map of their number point at one?"""
+    question = asked.QUESTIONS[-1]
+    found, boxes = asked.answer(question, scene.boxes)
+    assert found
+    yield replace(pointing(f"text:{NAMES[found]}", *boxes), text=question)
+
+
+def each_word(scene: Scene) -> Iterator[Ask]:
+    """Asks for each word of the caption, given those before it: does the map point at its digit?"""
+    boxes = asked.in_order(scene.boxes)
+    caption = " ".join(NAMES[int(box.label)] for box in boxes)
+    for at, box in enumerate(boxes, start=1):
+        yield pointing(f"word:{at}:{caption}", box)
+
+
 def each_digit_of_places(scene: Scene) -> Iterator[Ask]:
     """Asks for each digit of the scene, where the network finds it: does the map point at a pixel of it?"""
     for box in scene.boxes:
@@ -133,8 +168,8 @@ def each_digit_in_its_box(scene: Scene) -> Iterator[Ask]:
         yield Ask((f"region:{edges}:{box.label}",), lambda maps, own=own: points_into(maps[0], own))
 
 
-def pointing(target: str, box: TrueBox) -> Ask:
-    return Ask((target,), lambda maps: points_into(maps[0], region(box)))
+def pointing(target: str, *boxes: TrueBox) -> Ask:
+    return Ask((target,), lambda maps: points_into(maps[0], region(*boxes)))
 
 
 def one_over_the_other(scene: Scene) -> Iterator[Ask]:
@@ -213,6 +248,32 @@ ROWS = {
         digits=_three,
         methods=WITH_SCORE_CAM,
     ),
+    "answers": Row(
+        "the map of the answer to “which digit is left?” (right, top, bottom) points at that digit",
+        "digits-answers",
+        each_side,
+        0.9,
+        methods=WITH_SCORE_CAM,
+        seed=NEXT_SEED,
+    ),
+    "answers-number": Row(
+        "the map of the answer to “how many sevens?” points at the seven",
+        "digits-answers",
+        number_of_sevens,
+        0.9,
+        Content(present=SEVEN),
+        methods=WITH_SCORE_CAM,
+        seed=NEXT_SEED,
+    ),
+    "tokens": Row(
+        "the map of each word of the caption points at its digit",
+        "digits-tokens",
+        each_word,
+        0.8,
+        methods=WITH_SCORE_CAM,
+        seed=NEXT_SEED,
+        make=lambda seed, index, digits, _: side_by_side(seed, index, "test", digits),
+    ),
 }
 
 
@@ -230,22 +291,24 @@ def merged(path: Path, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(row: Row, scenes: int) -> dict[str, Any]:
     engine = load_engine(row.network)
-    asked = [(scene, list(row.asks(scene))) for scene in map(row.scene, range(scenes))]
-    number = sum(len(asks) for _, asks in asked)
+    asked_of = [(scene, list(row.asks(scene))) for scene in map(row.scene, range(scenes))]
+    number = sum(len(asks) for _, asks in asked_of)
     found = {"what": row.what, "network": row.network, "goal": row.goal, "scenes": scenes, "asked": number}
-    return found | {"methods": {method: _counted(engine, method, asked) for method in row.methods}}
+    return found | {"methods": {method: _counted(engine, method, asked_of) for method in row.methods}}
 
 
-def _counted(engine: Engine, method: str, asked: Sequence[tuple[Scene, Sequence[Ask]]]) -> dict[str, Any]:
+def _counted(engine: Engine, method: str, asked_of: Sequence[tuple[Scene, Sequence[Ask]]]) -> dict[str, Any]:
     held = empty = 0
-    for scene, asks in asked:
-        targets = list(dict.fromkeys(target for ask in asks for target in ask.targets))
-        answer = engine.explain(scene.pixels, [method], targets)  # masked queries serve all of them
-        maps = {target: one.array for target, one in zip(targets, answer.maps, strict=True)}
-        for ask in asks:
-            held += ask.holds([maps[target] for target in ask.targets])
-            empty += sum(not maps[target].any() for target in ask.targets)
-    return {"held": held, "share": held / sum(len(asks) for _, asks in asked), "empty_maps": empty}
+    for scene, asks in asked_of:
+        for text, some in groupby(asks, key=lambda ask: ask.text):
+            beside = list(some)
+            targets = list(dict.fromkeys(target for ask in beside for target in ask.targets))
+            answer = engine.explain(scene.pixels, [method], targets, text=text)  # masked queries serve all of them
+            maps = {target: one.array for target, one in zip(targets, answer.maps, strict=True)}
+            for ask in beside:
+                held += ask.holds([maps[target] for target in ask.targets])
+                empty += sum(not maps[target].any() for target in ask.targets)
+    return {"held": held, "share": held / sum(len(asks) for _, asks in asked_of), "empty_maps": empty}
 
 
 def table(content: dict[str, Any]) -> str:
@@ -298,6 +361,8 @@ class Question:
     content: Content = field(default_factory=Content)
     index: int = 0
     methods: tuple[str, ...] = METHOD_NAMES
+    beside: str = ""
+    """Text beside the scene."""
 
 
 def first(scene: Scene) -> str:
@@ -334,6 +399,26 @@ QUESTIONS = (
         "text-image: where is the {0}?", "digits-text-image", lambda scene: next(each_text(scene)).targets[0], index=3
     ),
     Question("text-image: where is what is said?", "digits-text-image", lambda s: f"text:{a_true_text(s)}", index=14),
+    Question(
+        "answers: which digit is left?",
+        "digits-answers",
+        lambda scene: f"text:{NAMES[int(asked.in_order(scene.boxes)[0].label)]}",
+        index=9,
+        beside=asked.QUESTIONS[0],
+    ),
+    Question(
+        "answers: which digit is right?",
+        "digits-answers",
+        lambda scene: f"text:{NAMES[int(asked.in_order(scene.boxes)[-1].label)]}",
+        index=9,
+        beside=asked.QUESTIONS[1],
+    ),
+    Question(
+        "tokens: why the second word?",
+        "digits-tokens",
+        lambda scene: [ask.targets[0] for ask in each_word(scene)][1],
+        index=9,
+    ),
     Question("segmentation: why are places of the {0}?", "digits-segmentation", first, index=9),
     Question("finer: the {0}, not what is nearest?", "digits", lambda scene: f"finer:{first(scene)}", index=12),
     Question("against: what speaks against the {0}?", "digits", lambda scene: f"against:{first(scene)}", index=12),
@@ -347,7 +432,10 @@ def picture() -> Image.Image:
         scene = make_scene(SEED, question.index, 2, "test", question.content)
         engine, target = load_engine(question.network), question.target(scene)
         seen = Image.fromarray(scene.pixels)
-        maps = [engine.explain(scene.pixels, [method], [target]).maps[0].array for method in question.methods]
+        maps = [
+            engine.explain(scene.pixels, [method], [target], text=question.beside).maps[0].array
+            for method in question.methods
+        ]
         titles = " and ".join(METHODS[method].title for method in question.methods)
         by = "" if question.methods == METHOD_NAMES else f"; {titles}"
         caption = question.text.format(*(box.label for box in scene.boxes)) + f" ({target}{by})"

@@ -47,6 +47,12 @@ ABSENT = 10.0
 """Weight of the squares of cosines that are to be 0."""
 LOOKS = 0.3
 """Weight of how much of a look lies on what it is about."""
+TOLD = 0.5
+"""Weight of what the maps of cells say of digits."""
+QUIET = 1.0
+"""Weight of what maps have where no digit is."""
+FAINT = (0.0, 0.1, 0.2, 0.3)
+"""Shares of what masks hide that stay visible, where a text is beside the scene: those of methods rarely hide all."""
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
 
 
@@ -92,7 +98,11 @@ def texts(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Te
     A pair that is neither is in neither; texts of one digit weigh as much as those of two. Cosines of digits that are
     not there, and all where nothing is, are to be 0: what masks leave over then fits no text by chance.
     """
-    x, truths = partly_shown(x, truths, scenes)
+    x, boxes = partly_shown(x, scenes)
+    truths = truths.clone()
+    for number, scene in enumerate(scenes):
+        if boxes[number] != scene.boxes:
+            truths[number] = torch.tensor(texts_true(boxes[number])) if boxes[number] else 0
     cosines = module.similarity(x, TEXTS)
     logits = module.text_encoder.log_scale.exp() * cosines
     false = logits.masked_fill(truths != 0, -torch.inf)
@@ -104,55 +114,103 @@ def texts(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Te
     return contrast + ABSENT * cosines[nothing | ((truths == 0) & of_one)].square().mean()
 
 
-def partly_shown(x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """Returns the scenes, of every fourth one digit alone, of every eighth none, as masks of cells show them."""
-    x, truths = x.clone(), truths.clone()
+def partly_shown(
+    x: Tensor, scenes: Sequence[Scene], faint: Sequence[float] = (0.0,)
+) -> tuple[Tensor, list[tuple[TrueBox, ...]]]:
+    """Returns the scenes, of every fourth one digit alone, of every eighth none, as masks of cells show them.
+
+    The boxes are those of the digits that each shows. What is hidden stays visible as faintly as `faint` says, which
+    one scene after another takes.
+    """
+    x, shown = x.clone(), [scene.boxes for scene in scenes]
     for number, scene in enumerate(scenes):
         cells = torch.stack([cells_of(box, CELLS) for box in scene.boxes])
         if number % 4 == 0:
             kept = number // 4 % len(cells)
-            mask, truths[number] = cells[kept], torch.tensor(texts_true(scene.boxes[kept : kept + 1]))
+            mask, shown[number] = cells[kept], scene.boxes[kept : kept + 1]
         elif number % 8 == 1:
-            mask, truths[number] = ~cells.any(dim=0), 0
+            mask, shown[number] = ~cells.any(dim=0), ()
         else:
             continue
-        x[number] *= functional.interpolate(mask[None, None].float(), SIZE_PX, mode="bilinear")[0]
-    return x, truths
+        shown_share = functional.interpolate(mask[None, None].float(), SIZE_PX, mode="bilinear")[0]
+        left = faint[number // 8 % len(faint)]
+        x[number] *= left + (1 - left) * shown_share
+    return x, shown
+
+
+Asking = tuple[int, str, int | None, Sequence[TrueBox]]
+"""Which scene is asked, with which text, the answer, None where nothing tells it, and the boxes that it is about."""
 
 
 def asked_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Returns how wrong the answers to all questions about scenes are, and how far the network looks elsewhere.
+    """Returns how wrong the answers to all questions about scenes are, beside what `looking` adds.
 
-    Of the answers alone a network learns as well, but what it looks at is then wider than the digit.
+    Where a mask hides all digits, every answer is to be as likely: what masks leave over then answers nothing by
+    chance.
     """
-    asks = [
-        (row, question, *answer(question, scene.boxes)) for row, scene in enumerate(scenes) for question in QUESTIONS
-    ]
-    return looking(module, x, [(row, said, found, boxes) for row, said, found, boxes in asks if found is not None])
+    x, shown = partly_shown(x, scenes, FAINT)
+    asks = [(row, question, *answer(question, boxes)) for row, boxes in enumerate(shown) for question in QUESTIONS]
+    return looking(module, x, shown, [ask for ask in asks if ask[2] is not None or not shown[ask[0]]])
 
 
 def written_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Returns how wrong each next word of the captions is, and how far the network looks elsewhere."""
-    asks = []
-    for row, scene in enumerate(scenes):
-        boxes = in_order(scene.boxes)
+    """Returns how wrong each next word of the captions is, beside what `looking` adds."""
+    x, shown = partly_shown(x, scenes, FAINT)
+    asks: list[Asking] = []
+    for row, boxes in enumerate(map(in_order, shown)):
         for at in range(len(boxes) + 1):
             so_far = " ".join(NAMES[int(box.label)] for box in boxes[:at])
             asks.append((row, so_far, int(boxes[at].label) if at < len(boxes) else END, boxes[at : at + 1]))
-    return looking(module, x, asks)
+    return looking(module, x, shown, asks)
 
 
-def looking(module: Any, x: Tensor, asks: Sequence[tuple[int, str, int, Sequence[TrueBox]]]) -> Tensor:
-    """Returns the loss of what is asked: of which scene, with which text, the answer, and the boxes it is about."""
-    rows, said, found, boxes = zip(*asks, strict=True)
+def looking(module: Any, x: Tensor, shown: Sequence[Sequence[TrueBox]], asks: Sequence[Asking]) -> Tensor:
+    """Returns the loss of what is asked, of where the network looks, and of what its maps say of each cell.
+
+    Of the answers alone a network learns as well, but what it looks at is then wider than the digit, and maps that say
+    a digit are not only on it. Maps are to have nothing where no digit is: what shows the background alone, or with all
+    digits, tells nothing of any.
+    """
+    rows, said, found, about = zip(*asks, strict=True)
     words = [module.words(torch.tensor(module.tokeniser.tokens(text), dtype=torch.long)).sum(dim=0) for text in said]
-    numbers, looks = module.looked(module.features(x)[list(rows)], torch.stack(words))
-    everywhere = torch.ones(CELLS, CELLS, dtype=torch.bool)
-    about = torch.stack(
-        [torch.stack([cells_of(box, CELLS) for box in some]).any(dim=0) if some else everywhere for some in boxes]
+    maps = module.features(x)
+    numbers, looks = module.looked(maps[list(rows)], torch.stack(words))
+    told = torch.tensor([one is not None for one in found])
+    wrong = functional.cross_entropy(
+        numbers[told], torch.tensor([one for one in found if one is not None]), label_smoothing=0.05
     )
-    inside = (looks * about.flatten(1)[:, None]).sum(dim=2).clamp(min=1e-6)
-    return functional.cross_entropy(numbers, torch.tensor(found), label_smoothing=0.05) - LOOKS * inside.log().mean()
+    untold = -numbers[~told].log_softmax(dim=1).mean(dim=1)
+    on = torch.stack([cells_of_all(boxes) if boxes else torch.ones(CELLS, CELLS, dtype=torch.bool) for boxes in about])
+    inside = (looks * on.flatten(1)).sum(dim=1).clamp(min=1e-6)
+    return (
+        (wrong * told.sum() + untold.sum()) / len(asks)
+        - LOOKS * inside.log().mean()
+        + TOLD * cells_wrong(module.head(maps.movedim(1, 3)), shown)
+        + QUIET * maps.movedim(1, 3)[free(shown)].mean()
+    )
+
+
+def free(shown: Sequence[Sequence[TrueBox]]) -> Tensor:
+    """Returns which cells (n, 12, 12) are of no digit."""
+    none = torch.ones(CELLS, CELLS, dtype=torch.bool)
+    return torch.stack([~cells_of_all(boxes) if boxes else none for boxes in shown])
+
+
+def cells_wrong(numbers: Tensor, shown: Sequence[Sequence[TrueBox]]) -> Tensor:
+    """Returns how wrong numbers (n, 12, 12, outputs) of cells are as logits of each digit being there.
+
+    Where a digit is counts as much as where it is not.
+    """
+    there = torch.zeros(*numbers.shape[:3], len(NAMES), dtype=torch.bool)
+    for row, boxes in enumerate(shown):
+        for box in boxes:
+            there[row, :, :, int(box.label)] |= cells_of(box, CELLS)
+    of_digits = numbers[..., : len(NAMES)]
+    return functional.softplus(-of_digits[there]).mean() + functional.softplus(of_digits[~there]).mean()
+
+
+def cells_of_all(boxes: Sequence[TrueBox]) -> Tensor:
+    return torch.stack([cells_of(box, CELLS) for box in boxes]).any(dim=0)
 
 
 def error(found: Tensor, truths: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from camserve import cli
 from camserve.cli.bulk import COLUMNS, JOURNAL, TABLE
 from camserve.client import AsyncClient, Client
 from camserve.errors import InvalidImage
+from camserve.gateway.pool.fake import MODEL, FakeBackend
+from camserve.types.model import TextInput
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -51,6 +54,26 @@ async def test_clients_answer_many_images_and_keep_a_broken_one_apart():
         assert isinstance(by_index[1].error, InvalidImage)
         assert [by_index[index].explanation.maps[0].target_text for index in (0, 2)] == ["tabby", "tabby"]
     assert 'class="batch"' in classes, "many images wait behind those of people"
+
+
+async def test_each_image_is_asked_with_the_text(folder, tmp_path):
+    asked = FakeBackend(
+        [replace(MODEL, outputs="answers", text=TextInput("question", "is it a cat?", required=True, most_tokens=8))]
+    )
+    images = [photo(0), photo(1)]
+    async with serving(asked) as server, AsyncClient(server.gateway.address) as client:
+        many = client.explain_many(images, "grad_cam", ["tabby"], text="is it a dog?")
+        assert [answer.error async for answer in many] == [None, None]
+
+        def in_threads():
+            with Client(server.gateway.address) as plain:
+                return [answer.error for answer in plain.explain_many(images, targets=["cup"], text="is it a cup?")]
+
+        assert await asyncio.to_thread(in_threads) == [None, None]
+        arguments = ["--address", server.gateway.address, "--text", "is it a boat?", "--out", tmp_path / "out"]
+        assert await run("explain", folder, *arguments) == 0
+    texts = [item.text for step in asked.steps for item in step]
+    assert texts == ["is it a dog?"] * 2 + ["is it a cup?"] * 2 + ["is it a boat?"] * 3
 
 
 async def test_a_folder_becomes_pictures_and_a_table(folder, tmp_path, capsys):

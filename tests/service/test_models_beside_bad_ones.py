@@ -27,6 +27,7 @@ from camserve.archive import build_archive, ensure_archive
 from camserve.archive.package import WEIGHTS
 from camserve.client import AsyncClient
 from camserve.errors import Internal, InvalidOption, Unavailable, Unsupported
+from camserve.evaluation.digits.asked import NAMES, QUESTIONS, in_order
 from camserve.evaluation.digits.scenes import make_scene
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed, torchserves
@@ -141,6 +142,7 @@ WHY = {
 
 SOME = ["grad_cam", "score_cam"]
 KINDS = {
+    "digits-answers": (SOME, ["text:seven", "contrast:seven>two", "top2"]),
     "digits-boxes": ([("d_rise", {"masks": 200}), "occlusion"], ["detection:0", "box:10,10,60,60", "top2"]),
     "digits-segmentation": (
         SOME,
@@ -153,6 +155,8 @@ KINDS = {
     "digits-text-image": (SOME, ["text:a seven left of a two", "a three"]),
 }
 """Models of the package whose targets no other model takes, with methods and such targets, served beside the others."""
+TEXTS = {"digits-answers": "which digit is left?"}
+"""Texts beside the image, of models that take one."""
 
 
 @pytest.fixture
@@ -240,10 +244,12 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
             assert not any(one.degenerate for one in served.maps)
             for one, other in zip(served.maps, local.maps, strict=True):
                 np.testing.assert_allclose(one.array, other.array, atol=1e-4)  # sums in float32, in another order
-        scene = make_scene(7, 0, 2, "test").pixels
+        whole = make_scene(7, 0, 2, "test")
+        scene = whole.pixels
         for name, (methods, targets) in KINDS.items():
-            served = await client.explain(scene, methods, targets, model=name)
-            local = Engine.load(name, store, device="cpu").explain(scene, methods, targets)
+            text = TEXTS.get(name, "")
+            served = await client.explain(scene, methods, targets, model=name, text=text)
+            local = Engine.load(name, store, device="cpu").explain(scene, methods, targets, text=text)
             assert [one.label for one in served.predictions] == [one.label for one in local.predictions]
             assert [one.box for one in served.predictions] == [one.box for one in local.predictions]
             assert len(served.maps) == len(local.maps) >= 2 * len(methods)
@@ -255,6 +261,11 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
             await client.explain(scene, ["d_rise"], "detection:40", model="digits-boxes")
         with pytest.raises(Unsupported, match="the methods that work: rise, d_rise, occlusion"):
             await client.explain(scene, ["grad_cam"], model="digits-boxes")
+        with pytest.raises(InvalidOption, match="digits-answers needs a question beside the image, such as 'which"):
+            await client.explain(scene, ["grad_cam"], model="digits-answers")
+        for question, box in zip(QUESTIONS[:2], (in_order(whole.boxes)[0], in_order(whole.boxes)[-1]), strict=True):
+            answer = await client.explain(scene, ["grad_cam"], model="digits-answers", text=question)
+            assert answer.predictions[0].label == answer.maps[0].target.label == NAMES[int(box.label)]
         empty = await client.explain(np.full((96, 96, 3), 40, np.uint8), ["occlusion"], model="digits-boxes")
         assert not empty.predictions
         assert empty.maps[0].degenerate

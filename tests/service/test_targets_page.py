@@ -15,6 +15,7 @@ from torch import nn
 
 from camserve import Engine, cli
 from camserve.codecs import texts
+from camserve.evaluation.digits.scenes import SIZE_PX, Content, make_scene
 from camserve.evaluation.digits.shipped import SHIPPED, load_engine
 from camserve.images import mask_file
 from camserve.types import OUTPUTS, Preprocessing, SaliencyMap
@@ -62,11 +63,11 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 @pytest.fixture
 def at_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("scene.png", "other.png"):
-        Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
+    Path("scene.png").write_bytes(tiny.png(make_scene(2, 2, 3, "test", Content(present=7)).pixels))
+    Path("other.png").write_bytes(tiny.png(tiny.pixels(9)))
     Path("prompts.json").write_text('{"seven": ["a seven"], "even": ["a two", "a four"]}')
     np.save("face.npy", np.array([0.5, -1.0, 2.0]))
-    Path("mask.png").write_bytes(mask_file(np.eye(*tiny.TINY_SIZE, dtype=bool)))
+    Path("mask.png").write_bytes(mask_file(np.eye(SIZE_PX, dtype=bool)))
     for name in ("people/ann.png", "people/bob/1.png", "people/bob/2.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(tiny.png(tiny.pixels(len(name))))
@@ -111,20 +112,14 @@ def test_the_python_example_makes_targets(tmp_path, monkeypatch):
     (example,) = blocks("python")
     names: dict[str, list[object]] = {}
     exec(example, names)  # the page's own text
-    assert [len(names[each]) for each in ("targets", "ages", "faces", "texts", "regions", "boxes")] == [
-        7,
-        2,
-        2,
-        2,
-        3,
-        3,
-    ]
+    counts = {"targets": 7, "ages": 2, "faces": 2, "texts": 2, "words": 3, "regions": 3, "boxes": 3}
+    assert {name: len(names[name]) for name in counts} == counts
 
 
 def test_the_json_example_is_read():
     (example,) = blocks("json")
     found = texts.request(b"", {"targets": "targets"}, {"targets": json.loads(example)}, UNBOUNDED).targets
-    assert len(found) == 15
+    assert len(found) == 17
     assert found == texts.request(b"", {"targets": "targets"}, {"targets": example}, UNBOUNDED).targets
 
 

@@ -23,6 +23,7 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.web import server as web_server
 from camserve.gateway.web.problems import HTTP_STATUS, PROBLEM_TYPE
+from camserve.types.model import TextInput
 from camserve.v1 import explain_pb2 as pb
 
 IMAGE = base64.b64encode(photo()).decode()
@@ -95,6 +96,18 @@ async def test_a_text_is_a_target_here_too():
         found = (await client.post("/v1/explain", json=body)).json()
     assert found["maps"][0]["targetText"] == "text:a cat; asleep, 3"
     assert [(one["probability"], one["similarity"]) for one in found["predictions"]] == [(0.5, 0.5), (0.25, 0.25)]
+
+
+async def test_a_text_beside_the_image_reaches_the_network():
+    asked = replace(MODEL, outputs="answers", text=TextInput("question", "is it a cat?", required=True, most_tokens=8))
+    async with door(FakeBackend([asked])) as (server, client):
+        body = {"image": {"encoded": IMAGE}, "targets": [{"index": 1}]}
+        assert "is it a cat?" in problem(await client.post("/v1/explain", json=body))[2]
+        for text in ("is it a dog?", "is it a boat?"):
+            assert (await client.post("/v1/explain", json=body | {"text": text})).status_code == 200
+        described = (await client.get("/v1/models/fake")).json()["text"]
+    assert [item.text for step in server.upstream.steps for item in step] == ["is it a dog?", "is it a boat?"]
+    assert (described["what"], described["example"]) == ("question", "is it a cat?")
 
 
 async def test_a_stream_has_news_and_then_the_reply():

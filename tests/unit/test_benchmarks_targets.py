@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Scene
 from camserve.evaluation.digits.tasks import size_px
@@ -110,6 +112,49 @@ def test_a_text_of_two_digits_is_true_and_must_point_at_one_of_them(program):
         boxes = {"three": LEFT, "five": RIGHT, "nine": third}
         for name, box in boxes.items():
             assert ask.holds([on(box)]) == (name in ask.targets[0])
+
+
+def test_each_question_has_the_digit_at_its_side(program):
+    third = TrueBox("9", 60, 4, 80, 30)
+    asks = {ask.text: ask for ask in program.each_side(Scene(SCENE.pixels, (LEFT, RIGHT, third), OWNERS))}
+    found = {text: ask.targets for text, ask in asks.items()}
+    assert found == {  # the right and the top ones are nearly as far out as another
+        "which digit is left?": ("text:three",),
+        "which digit is bottom?": ("text:five",),
+    }
+    assert asks["which digit is left?"].holds([on(LEFT)])
+    assert not asks["which digit is left?"].holds([on(RIGHT)])
+    assert asks["which digit is bottom?"].holds([on(RIGHT)])
+
+
+def test_the_number_of_sevens_is_of_any_of_them(program):
+    sevens = (TrueBox("7", 8, 8, 24, 40), TrueBox("7", 56, 56, 88, 80))
+    (ask,) = program.number_of_sevens(Scene(SCENE.pixels, (*sevens, TrueBox("9", 60, 4, 80, 30)), OWNERS))
+    assert (ask.targets, ask.text) == (("text:two",), "how many sevens?")
+    assert [ask.holds([on(box)]) for box in (*sevens, TrueBox("9", 60, 4, 80, 30))] == [True, True, False]
+
+
+def test_each_word_is_of_the_digit_at_its_place(program):
+    first, second = program.each_word(Scene(SCENE.pixels, (RIGHT, LEFT), OWNERS))
+    assert (first.targets, second.targets) == (("word:1:three five",), ("word:2:three five",))
+    assert first.holds([on(LEFT)])
+    assert not first.holds([on(RIGHT)])
+    assert second.holds([on(RIGHT)])
+
+
+def test_each_question_is_asked_with_its_own_targets(program, monkeypatch):
+    given = []
+
+    class Blind:
+        def explain(self, pixels, methods, targets, text):
+            given.append((text, tuple(targets)))
+            return SimpleNamespace(maps=[SimpleNamespace(array=on()) for _ in targets])
+
+    monkeypatch.setattr(program, "load_engine", lambda name: Blind())
+    found = program.measure(["answers"], 2, program.common.environment(torch.device("cpu")))["answers"]
+    asks = [ask for index in range(2) for ask in program.each_side(program.ROWS["answers"].scene(index))]
+    assert given == [(ask.text, ask.targets) for ask in asks] * 3
+    assert {**found["methods"]["grad_cam"]} == {"held": 0, "share": 0, "empty_maps": len(asks)}
 
 
 def test_every_row_asks_of_scenes_that_have_an_answer(program):

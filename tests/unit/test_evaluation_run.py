@@ -17,6 +17,7 @@ from camserve import Engine, cli
 from camserve.errors import InvalidInput, InvalidOption
 from camserve.evaluation import run as running
 from camserve.evaluation.curves import PROTOCOLS, faithfulness
+from camserve.evaluation.digits.shipped import load_engine
 from camserve.evaluation.examples import Example
 from camserve.evaluation.figures import write_figures
 from camserve.evaluation.localisation import localise
@@ -349,6 +350,17 @@ def test_the_command(loaded, tmp_path, capsys):
 def test_misuse_of_the_command(loaded, arguments, message, tmp_path, capsys):
     assert cli.run(["evaluate", *arguments, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "what"), [("digits-answers", "question"), ("digits-tokens", "caption so far")])
+def test_a_network_that_takes_a_text_is_refused_with_what_measures_it(name, what, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: load_engine(name, device="cpu"))
+    out = tmp_path / "out"
+    assert cli.run(["evaluate", "--benchmark", "digits", "--model", name, "--limit", "1", "--out", str(out)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"takes a {what} beside the image, and examples have images alone" in said
+    assert "camserve explain --evaluate --text" in said
+    assert not out.exists()
 
 
 def test_the_digits_benchmark(tmp_path):

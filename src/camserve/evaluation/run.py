@@ -109,8 +109,14 @@ def evaluate(
 
     Raises:
         InvalidOption: the folder has a journal with other settings.
+        Unsupported: the model takes a text beside the image, which examples do not have.
         InvalidInput: a broken image, which the text names; boxes of which no label is a class of the network.
     """
+    if engine.info.text is not None:
+        raise Unsupported(
+            f"model {engine.info.name} takes a {engine.info.text.what} beside the image, and examples have images "
+            "alone; the curves of a map are measured by `camserve explain --evaluate --text`"
+        )
     unknown_labels(examples, engine.info.labels)
     ledger = _Ledger(Journal(out / JOURNAL, plan.settings(engine)), plan.methods, on_progress)
     ledger.total = len(plan.methods) * (len(examples) + bool(plan.sanity_images))

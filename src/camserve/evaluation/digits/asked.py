@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from camserve.evaluation.digits.towers import APART_PX, NAMES
 from camserve.evaluation.truth import TrueBox
@@ -29,21 +28,25 @@ END = len(NAMES)
 MOST_WORDS = 3
 """Number of digits in a scene, at most."""
 
-_WIDTHS = ((3, 16, 2), (16, 24, 2), (24, 32, 2), (32, 32, 1), (32, 32, 1))
-"""Channels in, channels out and stride of each convolution: those of the text-image network."""
-_MAPS, _TEXT, _LOOKS, _HIDDEN = 32, 32, 2, 48
-"""Maps, numbers that a text has, looks at the scene, and numbers before the last layer."""
+_WIDTHS = ((3, 16, 2), (16, 32, 2), (32, 32, 2), (32, 32, 1), (32, 40, 1))
+"""Channels in, channels out and stride of each convolution."""
+_MAPS, _TEXT = 40, 32
+"""Maps, and numbers that a text has."""
 _PLACE = 4.0
-"""Weight of a place's coordinates, -1 to 1, in a look."""
+"""Weight of a place's coordinates, -1 to 1, in the look."""
+_RARE = 2.0
+"""Logit against a place's being counted."""
 _CELLS_OF_A_DIGIT = 16.0
 
 
 class AskedNet(nn.Module):
-    """Makes numbers (n, outputs) of scenes (n, 3, 96, 96) and tokens (n, T), from 32 maps of 12 x 12 cells.
+    """Makes numbers (n, outputs) of scenes (n, 3, 96, 96) and tokens (n, T), from 40 maps of 12 x 12 cells.
 
-    The text decides where the network looks: a look is a mean over places, weighted by a softmax of what is there and
-    where it is. Beside two looks there is a sum over places. A text is the sum of its words' vectors: their order does
-    not matter here.
+    The text decides where the network looks: the look is a mean over places, weighted by a softmax of what is there and
+    where it is. Beside the look there is a number of places, of what the text counts, and the text decides how much of
+    each it takes. Both are taken linearly: what the maps say of a place is what they say of the scene. A larger number
+    speaks for each answer, for some more than for others: nothing that is counted speaks against all. A text is the sum
+    of its words' vectors: their order does not matter here.
 
     Args:
         tokeniser: what turns texts into tokens.
@@ -55,9 +58,12 @@ class AskedNet(nn.Module):
         self.tokeniser = tokeniser
         self.features = nn.Sequential(*(_block(*widths) for widths in _WIDTHS))
         self.words = nn.Embedding(len(tokeniser.words), _TEXT)
-        self.looks = nn.Linear(_TEXT, _LOOKS * (_MAPS + 2))
-        self.hidden = nn.Linear((_LOOKS + 1) * _MAPS + _TEXT, _HIDDEN)
-        self.head = nn.Linear(_HIDDEN, outputs)
+        self.look = nn.Linear(_TEXT, _MAPS + 2)
+        self.counts = nn.Linear(_TEXT, _MAPS + 1)
+        self.takes = nn.Linear(_TEXT, 2)
+        self.head = nn.Linear(_MAPS, outputs)
+        self.counted = nn.Parameter(torch.zeros(outputs))
+        self.said = nn.Linear(_TEXT, outputs, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Returns the numbers."""
@@ -65,18 +71,19 @@ class AskedNet(nn.Module):
         return numbers
 
     def looked(self, maps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the numbers (n, outputs) of maps (n, 32, 12, 12) and texts (n, 32), and the looks (n, 2, 144)."""
-        asked = self.looks(text).view(-1, _LOOKS, _MAPS + 2)
+        """Returns the numbers (n, outputs) of maps (n, 40, 12, 12) and texts (n, 32), and the looks (n, 144)."""
+        asked, counts = self.look(text), self.counts(text)
         sides = (torch.linspace(-1, 1, size, dtype=maps.dtype, device=maps.device) for size in maps.shape[2:])
         down, across = torch.meshgrid(*sides, indexing="ij")
         places, flat = torch.stack([across, down]).flatten(1), maps.flatten(2)
-        wanted = torch.einsum("nlc,ncp->nlp", asked[..., :_MAPS], flat)
-        wanted = wanted + _PLACE * torch.einsum("nlk,kp->nlp", asked[..., _MAPS:], places)
-        looks = wanted.softmax(dim=2)
-        seen = torch.einsum("nlp,ncp->nlc", looks, flat).flatten(1)
-        total = torch.einsum("np,ncp->nc", wanted[:, 0].sigmoid(), flat) / _CELLS_OF_A_DIGIT
-        numbers: Tensor = self.head(functional.relu(self.hidden(torch.cat([seen, total, text], dim=1))))
-        return numbers, looks
+        wanted = torch.einsum("nc,ncp->np", asked[:, :_MAPS], flat) + _PLACE * (asked[:, _MAPS:] @ places)
+        look = wanted.softmax(dim=1)
+        found = torch.einsum("nc,ncp->np", counts[:, :_MAPS], flat) + counts[:, _MAPS:] - _RARE
+        number = found.sigmoid().sum(dim=1, keepdim=True) / _CELLS_OF_A_DIGIT
+        seen = torch.einsum("np,ncp->nc", look, flat)
+        takes = self.takes(text).sigmoid()
+        numbers: Tensor = takes[:, :1] * self.head(seen) + takes[:, 1:] * number * self.counted.exp() + self.said(text)
+        return numbers, look
 
 
 def answers_net() -> AskedNet:
@@ -91,14 +98,14 @@ def caption_net() -> AskedNet:
 
 
 def answer(question: str, boxes: Sequence[TrueBox]) -> tuple[int | None, tuple[TrueBox, ...]]:
-    """Returns the answer, None where two digits are nearly as far out, and the boxes that it is about."""
+    """Returns the answer, None where no digit or two nearly as far out decide it, and the boxes that it is about."""
     if question == QUESTIONS[-1]:
         sevens = tuple(box for box in boxes if box.label == "7")
         return len(sevens), sevens
     side = QUESTIONS.index(question)
     axis, sign = side // 2, 1 - 2 * (side % 2)
     ordered = sorted(boxes, key=lambda box: sign * centre(box)[axis])
-    if len(ordered) > 1 and abs(centre(ordered[0])[axis] - centre(ordered[1])[axis]) < APART_PX:
+    if not ordered or (len(ordered) > 1 and abs(centre(ordered[0])[axis] - centre(ordered[1])[axis]) < APART_PX):
         return None, ()
     return int(ordered[0].label), (ordered[0],)
 

@@ -212,10 +212,10 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _some_sevens(seed: int, index: int, split: Split) -> Scene:
-    """Returns a scene of one to three digits; in every fourth any number of them are sevens."""
+    """Returns a scene of one to three digits; in every fifth any number of them are sevens."""
     rng = np.random.default_rng([seed, index, split == "test"])
     digits, sevens = (int(number) for number in rng.integers((1, 0), (4, 4)))
-    if index % 4:
+    if index % 5:
         return make_scene(seed, index, digits, split)
     content = Content(present=SEVEN, copies=sevens) if sevens else Content(absent=SEVEN)
     return make_scene(seed, index, max(digits, sevens), split, content)
