@@ -126,7 +126,7 @@ def added(executor: Executor, spec: MethodSpec, image: np.ndarray) -> dict[str, 
     targets = [explained.target for explained in outcome.targets]
     with network.evaluating():
         digest, seen = forward.seen(b"", image, Counter())
-        (passed,) = forward.passed(layer.name, [Wanted(digest, seen, lambda _: targets, True)], Counter())
+        (passed,) = forward.passed(network, layer.name, [Wanted(digest, seen, lambda _: targets, True)], Counter())
     return {
         "sums": np.stack(sums),
         "activations": passed.activations.detach().numpy(),
