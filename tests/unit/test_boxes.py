@@ -189,7 +189,9 @@ def test_all_ways_to_a_detection_give_the_same_map(text, engine):
     image, spec = picture(CAT, DOG), [FEW]
     pinned = engine.explain(image, spec, ["detection:1"]).maps[0]
     found = {one.target_text: one.array for one in engine.explain(image, spec, [text]).maps}
-    np.testing.assert_array_equal(found[pinned.target_text], pinned.array)
+    np.testing.assert_allclose(
+        found[pinned.target_text], pinned.array, atol=1e-5
+    )  # sums of other shapes round otherwise
     again = engine.explain(image, spec, [pinned.target_text]).maps[0]  # with the ten digits that a text has
     np.testing.assert_allclose(again.array, pinned.array, atol=1e-5)
 
@@ -210,7 +212,7 @@ def test_a_box_without_a_class_takes_whatever_is_there(engine):
     image = picture(CAT, DOG)
     targets = [BoxTarget(DOG, of) for of in (None, Target(1), Target(2))]
     of_any, of_cat, of_dog = engine.explain(image, [FEW], targets).maps
-    np.testing.assert_array_equal(of_any.array, of_dog.array)
+    np.testing.assert_allclose(of_any.array, of_dog.array, atol=1e-5)
     assert of_cat.degenerate
     assert of_cat.score == 0
     assert of_any.classes == ()

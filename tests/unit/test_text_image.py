@@ -214,7 +214,10 @@ def test_a_text_without_a_vector_is_its_own_error_and_its_neighbour_is_unharmed(
     assert "secret" not in str(bad)
     for one in (first, last):
         assert isinstance(one, ItemResult)
-        assert one.targets == alone.targets
+        assert [each.target for each in one.targets] == [each.target for each in alone.targets]
+        assert one.targets[0].score == pytest.approx(
+            alone.targets[0].score, abs=1e-6
+        )  # float32, in passes of other sizes
         for found, expected in zip(one.partials, alone.partials, strict=True):
             np.testing.assert_allclose(found.sums, expected.sums, rtol=0, atol=1e-5)  # other micro-batches
 
