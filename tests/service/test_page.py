@@ -27,7 +27,14 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 expect = playwright.expect
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 DONE = re.compile("^Done in")
 
 
