@@ -260,6 +260,21 @@ async def test_a_deadline_is_kept():
         assert problem(response)[:2] == (504, "DeadlineExceeded")
 
 
+async def test_a_stream_that_has_begun_ends_with_the_problem():
+    async with door() as (server, client):
+        server.upstream.hold()
+        server.upstream.release(1)
+        body = {"image": {"encoded": IMAGE}, "methods": [{"scoreCam": {}}]}
+        headers = {"request-timeout": "1.5"}
+        response = await client.post("/v1/explain:stream", json=body, headers=headers)
+        found = events(response.text)
+    assert response.status_code == 200, "it was said before anybody knew"
+    assert [name for name, _ in found] == ["progress", "problem"]
+    told = found[-1][1]
+    assert (told["status"], told["kind"]) == (504, "DeadlineExceeded")
+    assert told["request_id"] == response.headers["x-request-id"]
+
+
 async def test_a_client_that_goes_ends_its_call():
     async with door() as (server, client):
         server.upstream.hold()

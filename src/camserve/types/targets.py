@@ -278,8 +278,30 @@ class Value(_OfOneClass):
         return f"{self.direction}:{self.of.text(labels)}"
 
 
+class _OfNoClass:
+    """Gives a target that names no class what follows from that: it is of one map, and there is nothing to resolve."""
+
+    @property
+    def classes(self) -> tuple[Target, ...]:
+        """No class is inside."""
+        return ()
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that the target stands for."""
+        return 1
+
+    def resolved(self, labels: Sequence[str]) -> Self:
+        """Returns the target: no label is in it."""
+        return self
+
+    def each(self, ranked: Sequence[int]) -> tuple[Self, ...]:
+        """Returns the target: it is of one map."""
+        return (self,)
+
+
 @dataclass(frozen=True, eq=False)
-class Vector:
+class Vector(_OfNoClass):
     """Asks what makes an embedding similar to a vector, or to the embedding of a reference image.
 
     Args:
@@ -315,31 +337,13 @@ class Vector:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    @property
-    def classes(self) -> tuple[Target, ...]:
-        """No class is inside."""
-        return ()
-
-    @property
-    def maps(self) -> int:
-        """Number of maps that the target stands for."""
-        return 1
-
-    def resolved(self, labels: Sequence[str]) -> Vector:
-        """Returns the target: no label is in it."""
-        return self
-
-    def each(self, ranked: Sequence[int]) -> tuple[Vector, ...]:
-        """Returns the target: it is of one vector."""
-        return (self,)
-
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns what tells the vector from others; it cannot be read back."""
         return f"{'vector' if self.image is None else 'reference'}:{self.key.hex()[:8]}"
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(_OfNoClass):
     """Asks what makes the image fit a text: a description, an answer or a caption, by the kind of outputs.
 
     Two texts of the same words are equal, whatever was made of them.
@@ -363,31 +367,13 @@ class Text:
             raise InvalidOption(f"a text target has words, such as {EXAMPLES['text']!r}; got an empty text")
         check_utf8(self.words)
 
-    @property
-    def classes(self) -> tuple[Target, ...]:
-        """No class is inside."""
-        return ()
-
-    @property
-    def maps(self) -> int:
-        """Number of maps that the target stands for."""
-        return 1
-
-    def resolved(self, labels: Sequence[str]) -> Text:
-        """Returns the target: no label is in it."""
-        return self
-
-    def each(self, ranked: Sequence[int]) -> tuple[Text, ...]:
-        """Returns the target: it is of one text."""
-        return (self,)
-
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns the text form."""
         return f"text:{self.words}"
 
 
 @dataclass(frozen=True)
-class Word:
+class Word(_OfNoClass):
     """Asks for one word of a caption, given the words before it, of a network that writes.
 
     Args:
@@ -409,24 +395,6 @@ class Word:
             raise InvalidOption(f"the words of a caption are a text, got {shown(self.words)}")
         object.__setattr__(self, "words", self.words.strip())
         check_utf8(self.words)
-
-    @property
-    def classes(self) -> tuple[Target, ...]:
-        """No class is inside."""
-        return ()
-
-    @property
-    def maps(self) -> int:
-        """Number of maps that the target stands for."""
-        return 1
-
-    def resolved(self, labels: Sequence[str]) -> Word:
-        """Returns the target: no label is in it."""
-        return self
-
-    def each(self, ranked: Sequence[int]) -> tuple[Word, ...]:
-        """Returns the target: it is of one word."""
-        return (self,)
 
     def text(self, labels: Sequence[str] = ()) -> str:
         """Returns the text form."""
