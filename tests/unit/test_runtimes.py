@@ -305,6 +305,21 @@ def test_a_first_pass_that_sets_things_up_does_not_count():
     assert only == Measured("slow to start", 4, pytest.approx(0.01))
 
 
+def test_the_masks_of_each_pass_are_blended_within_its_time():
+    """A runtime whose own threads wait for PyTorch's is judged by what it does beside them."""
+    on, seen = world(), []
+
+    class Watching(Timed):
+        def outputs(self, x):
+            seen.append(x)
+            return super().outputs(x)
+
+    (only,) = measure(Watching("r", on, lambda size: 0.01), torch.ones(1, 3, 8, 8), (4,), 60, on.clock)
+    assert only.seconds == pytest.approx(0.01 / 4)
+    assert len({x.data_ptr() for x in seen}) == len(seen) >= 4
+    assert all(x.shape == (4, 3, 8, 8) and len(x.flatten(1).unique(dim=0)) == 4 for x in seen)
+
+
 def test_larger_passes_are_tried_as_long_as_they_pay():
     on = world()
     per_query = {1: 0.010, 2: 0.008, 4: 0.006, 8: 0.009, 16: 0.001}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from camserve.runtimes.kept import Kept
 from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.runtime import Eager, Runtime
 from camserve.saliency.layers import FoundLayer
+from camserve.saliency.masks import upsample
 from camserve.saliency.opening import Opening
 from camserve.wording import shown
 
@@ -32,8 +34,12 @@ BUDGET_S = 20.0
 """Seconds that measuring may take."""
 SIZES = (1, 2, 4, 8, 16)
 """Queries of a pass that are measured on CPUs."""
-ROUNDS = 3
-"""Passes of a size that are timed; the fastest counts, since whatever else runs can only add."""
+ROUNDS, MOST_ROUNDS = 3, 10
+"""Passes of a size that are timed, at least and at most; the fastest counts, since whatever else runs can only add."""
+ROUNDS_S = 0.25
+"""Seconds after which no more than the least number of passes of a size are timed."""
+MASK_PX = 7
+"""Sides of the masks that are blended for each pass: those of the last layer of most networks."""
 EQUAL = 1.05
 """Times as long that a query may take in a smaller pass that is preferred: a small pass takes less memory and lets
 others go first."""
@@ -64,7 +70,10 @@ def measure(
     budget_s: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Measured]:
-    """Yields how long a query takes in passes of each size, as long as the time suffices and larger passes are faster.
+    """Yields how long a masked query takes in passes of each size, as long as time suffices and larger ones are faster.
+
+    Masks are blended anew for each pass, as they are when queries are asked: PyTorch's threads, which do that, stay on
+    the cores for a while, and a runtime with threads of its own is slower there than by itself.
 
     Args:
         runtime: the runtime.
@@ -77,8 +86,8 @@ def measure(
     for size in sizes:
         if last * size * (1 + ROUNDS) > end - clock():
             return
-        x = image.expand(size, -1, -1, -1).contiguous(memory_format=runtime.memory_format)
-        best = min(list(_timed(runtime, x, end, clock))[-ROUNDS:])  # the first pass sets things up
+        first, *further = _timed(runtime, image, size, end, clock)
+        best = min(further, default=first)  # the first pass sets things up
         last = best / size
         yield Measured(runtime.name, size, last)
         if last > least * EQUAL:
@@ -86,14 +95,17 @@ def measure(
         least = min(least, last)
 
 
-def _timed(runtime: Runtime, x: Tensor, end: float, clock: Callable[[], float]) -> Iterator[float]:
-    for _ in range(1 + ROUNDS):
+def _timed(runtime: Runtime, image: Tensor, size: int, end: float, clock: Callable[[], float]) -> Iterator[float]:
+    masks = torch.linspace(0, 1, size * MASK_PX**2).reshape(size, MASK_PX, MASK_PX).to(image)
+    begin = clock()
+    for done in itertools.count():
         start = clock()
-        with torch.inference_mode():
-            runtime.outputs(x)
-        yield clock() - start
-        if clock() > end:
+        late = done > ROUNDS and start > begin + ROUNDS_S
+        if done and (start > end or late or done > MOST_ROUNDS):
             return
+        with torch.inference_mode():
+            runtime.outputs(image * upsample(masks, image.shape[-2:])[:, None])
+        yield clock() - start
 
 
 def fastest(measured: Sequence[Measured]) -> Measured:

@@ -18,6 +18,8 @@ import torch
 
 from camserve.runtimes import onnx
 
+MEASURES = "passes with masks blended"
+"""What the seconds in a file are of; those of others are not read."""
 CPU = Path("/proc/cpuinfo")
 _CPU_DEVICE = torch.device("cpu")
 
@@ -40,7 +42,7 @@ class Kept:
         if folder is not None and weights:
             name_of_gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
             computes = (device.type, name_of_gpu, processor(), torch.__version__, onnx.version())
-            about = (weights, layer, threads, *computes)
+            about = (MEASURES, weights, layer, threads, *computes)
             name = hashlib.blake2b(repr(about).encode(), digest_size=16).hexdigest()
             self._file = folder / f"runtime-{name}.json"
 
