@@ -18,6 +18,7 @@ mix         how long steps take against their target while methods of unlike cos
             steps of each kind of work; and a SS-CAM of 1000 samples, which has to end, in many steps.
 beside      Grad-CAM beside each of these methods.
 image       bytes of a 5 MB photo that travel to the worker for one Score-CAM.
+steps       a Grad-CAM in steps of one photo and of four, without a service: files of a step are decoded side by side.
 
 The photos are scikit-image's, enlarged and with a grain like a camera's, as JPEGs of 150 KB (1.2 megapixels) and 5 MB
 (12 megapixels). Each has another grain, so that nothing is remembered.
@@ -35,9 +36,10 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,11 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.torchserve import TorchServeBackend
 from camserve.gateway.server import Gateway
-from camserve.images import size_bytes
+from camserve.images import digest, size_bytes
+from camserve.methods import GradCam
 from camserve.supervisor import TorchServe, WorkerSettings
-from camserve.types import Item, StepResult
+from camserve.types import Item, StepResult, Task
+from camserve.worker.executor import MEMORY_BYTES, Executor
 
 MODEL = "lite0"
 SCORE_LAYER = "_blocks.10"
@@ -424,6 +428,26 @@ async def image(store: Path, rounds: int) -> dict[str, Any]:
     return {"photo_bytes": len(photo), "sent_bytes": sent, "steps": answer.cost.steps, "goal": goal}
 
 
+async def steps(store: Path, rounds: int) -> dict[str, Any]:
+    """Measures the seconds of a Grad-CAM in a step of one photo that is not remembered, and in one of four."""
+    executor = Executor(Engine.load(MODEL, store).network, MEMORY_BYTES, own_process=True)
+    found = {}
+    for name, camera in CAMERAS.items():
+        photos = iter(camera.photos((1 + rounds) * sum(STEPS)))
+
+        def step(size: int, photos: Iterator[bytes] = photos) -> None:
+            some = [next(photos) for _ in range(size)]
+            executor.execute([Item(photo, (), (Task(0, GradCam(), 0, 0),), digest=digest(photo)) for photo in some])
+
+        seconds = common.in_turns({str(size): partial(step, size) for size in STEPS}, rounds, torch.device("cpu"))
+        found[name] = {size: statistics.median(taken) / int(size) for size, taken in seconds.items()}
+    return {"photos": found}
+
+
+STEPS = (1, 4)
+"""Photos of a step."""
+
+
 WAYS = {
     "overhead": (overhead, 100, 2),
     "latency": (latency, 150, 5),
@@ -434,6 +458,7 @@ WAYS = {
     "mix": (mix, 2, 1),
     "beside": (beside, 100, 3),
     "image": (image, 1, 1),
+    "steps": (steps, 5, 1),
 }
 """What is measured, how often, and how often for a quick look."""
 
@@ -467,6 +492,10 @@ def report(content: Mapping[str, Any]) -> str:
         lines += [f"| {name} | {rate:.1f} |" for name, rate in results["throughput"]["queries_per_s"].items()]
     if "overhead" in results:
         lines += ["", overheads(results["overhead"])]
+    if "steps" in results:
+        lines += ["", "| Grad-CAM of a photo | in a step of 1 | in a step of 4 |", "| --- | ---: | ---: |"]
+        for name, row in results["steps"]["photos"].items():
+            lines.append(f"| {name} | " + " | ".join(f"{1000 * row[str(size)]:.1f} ms" for size in STEPS) + " |")
     lines += ["", "| goal | figure | wanted | met |", "| --- | ---: | ---: | --- |"]
     for name, result in results.items():
         if (goal := result.get("goal")) is None:

@@ -65,3 +65,26 @@ def test_what_the_way_through_the_service_adds_is_judged(serving, monkeypatch, a
     page = serving.report({"environment": environment, "results": {"overhead": found}})
     assert f"| photo of 150 KB | {20 + 1000 * added_s:.1f} ms | 20.0 ms | {1000 * added_s:.1f} ms |" in page
     assert f"| overhead: added p50 s | {added_s:.3f} | 0.010 | {'yes' if met else '**no**'} |" in page
+
+
+def test_photos_of_a_step_are_counted_each(serving, monkeypatch, tmp_path):
+    """The clock is the test's: a step takes 10 ms and 20 ms for each of its photos, of which none comes twice."""
+    now_s, seen = [0.0], []
+
+    class Slow:
+        def __init__(self, *_, **__):
+            pass
+
+        def execute(self, items):
+            seen.extend(item.image for item in items)
+            now_s[0] += 0.010 + 0.020 * len(items)
+
+    monkeypatch.setattr(serving, "Executor", Slow)
+    monkeypatch.setattr(serving, "CAMERAS", {serving.SMALL: serving.Camera(9_000, (128, 96), 3.0)})
+    monkeypatch.setattr(serving.Engine, "load", lambda *_, **__: SimpleNamespace(network=None))
+    monkeypatch.setattr(serving.time, "perf_counter", lambda: now_s[0])
+    found = asyncio.run(serving.steps(tmp_path, 2))
+    assert found["photos"][serving.SMALL] == {"1": pytest.approx(0.030), "4": pytest.approx(0.0225)}
+    assert len(set(seen)) == len(seen) == 3 * (1 + 4)
+    environment = {"cpu": "a processor", "cpu_cores": 2, "commit": "0" * 40}
+    assert "| 150 KB | 30.0 ms | 22.5 ms |" in serving.report({"environment": environment, "results": {"steps": found}})

@@ -59,7 +59,7 @@ from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
 from camserve.types.targets import network_made
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
-from camserve.worker.forward import Forward, Wanted
+from camserve.worker.forward import Decoding, Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch
 from camserve.worker.modes import exact_float32, one_thread
@@ -171,7 +171,8 @@ class Executor:
         seconds: dict[str, float] = {}
         with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
             with self._stage("decode", seconds):
-                self._each(jobs, self._prepare, smaller=False)
+                decoding = self._images.decoding(items)
+                self._each(jobs, lambda job: self._prepare(job, decoding), smaller=False)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
                     with self._threads(self.network.is_light(layer)):
@@ -275,7 +276,7 @@ class Executor:
         for features in (features for job in jobs for features in job.features.values()):
             features.passes.micro_batch = self.micro_batch.size
 
-    def _prepare(self, job: _Job) -> None:
+    def _prepare(self, job: _Job, decoding: Decoding) -> None:
         if job.item.expires_s < time.monotonic():
             raise DeadlineExceeded("the deadline passed before the worker came to this")
         info = self.network.info
@@ -290,7 +291,7 @@ class Executor:
             for target in job.item.targets or (DEFAULT_TARGETS if job.item.tasks else ())
         ]
         whole = job.item.precision == "exact"
-        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole)
+        job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole, decoding)
         self._read(job, [self.network.score.placed(target, job.seen.view) for target in wanted])
 
     def _read(self, job: _Job, wanted: Sequence[AnyTarget]) -> None:

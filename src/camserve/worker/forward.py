@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from camserve import images
-from camserve.errors import ImageMissing
+from camserve.errors import ImageMissing, InvalidImage, Unavailable
 from camserve.images import ImageContent
 from camserve.methods.work import Kind, decoded_units
 from camserve.scores import Targets
-from camserve.types import AnyTarget
+from camserve.types import AnyTarget, InputView, Item
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
+
+DECODERS = 4
+"""Files of a step that are decoded at the same time at most; fewer where PyTorch has fewer threads."""
+
+BESIDE_PIXELS = images.MAX_PIXELS // DECODERS
+"""Pixels up to which a file is decoded beside others: all of these take no more memory than one of the largest."""
+
+Decoding = dict[bytes, Future[tuple[np.ndarray, InputView]]]
+"""Files that threads decode, by the name of what the network sees of them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,35 @@ class Forward:
     def __init__(self, network: Network, memory: Memory) -> None:
         self._preprocessing = network.preprocessing
         self._memory = memory
+        # It starts a thread where there is a file for one.
+        self._decoders = ThreadPoolExecutor(max(1, min(DECODERS, torch.get_num_threads())), "decode")
+
+    def decoding(self, items: Sequence[Item]) -> Decoding:
+        """Has the files of several items decoded in threads, which Pillow lets run side by side.
+
+        Left to `seen` are large files, which side by side would take much memory, and those that are broken.
+        """
+        files = {
+            _name_seen(item.digest, item.precision == "exact"): (item.image, item.precision == "exact")
+            for item in items
+            if isinstance(item.image, bytes) and item.digest and item.expires_s > time.monotonic()
+        }
+        fresh = {name: file for name, file in files.items() if self._memory.get(name, counted=False) is None}
+        if len(fresh) < 2:
+            return {}
+        return {
+            name: self._decoders.submit(images.seen, image, self._preprocessing, whole)
+            for name, (image, whole) in fresh.items()
+            if _is_small(image)
+        }
 
     def seen(
-        self, name: bytes, image: ImageContent | None, work: Counter[Kind], whole: bool = True
+        self,
+        name: bytes,
+        image: ImageContent | None,
+        work: Counter[Kind],
+        whole: bool = True,
+        decoding: Decoding | None = None,
     ) -> tuple[bytes, Seen]:
         """Returns the name of what the network sees of an image, and that itself; what is decoded is added to `work`.
 
@@ -58,6 +97,7 @@ class Forward:
             work: units by kind.
             whole: whether a file is decoded in full, see `images.KEPT_REDUCTION`. What is made of it then is kept apart
                 from what is made of a reduced one, so that a map does not depend on what was asked before.
+            decoding: files that threads decode; the image's is taken out, so that another try decodes it anew.
 
         Raises:
             InvalidImage: the image is broken.
@@ -65,12 +105,19 @@ class Forward:
         """
         if image is not None and self._memory.keeps:
             name = name or images.digest(image)
-        name = name if whole else name + b" reduced"
+        name = _name_seen(name, whole)
         seen: Seen | None = self._memory.get(name)
         if seen is None:
             if image is None:
                 raise ImageMissing("the image of this digest is not here")
-            pixels, view = images.seen(image, self._preprocessing, whole)
+            started = (decoding or {}).pop(name, None)
+            decode = partial(images.seen, image, self._preprocessing, whole)
+            try:
+                pixels, view = decode() if started is None else started.result()
+            except Unavailable:
+                if started is None:
+                    raise
+                pixels, view = decode()  # by itself it may have the memory that was not there beside others
             if units := decoded_units(view.original_size):
                 work["decode"] += units
             seen = Seen(torch.from_numpy(pixels), view)
@@ -121,3 +168,17 @@ class Forward:
             self._memory.put((one.digest, network.asked, layer), passed)
             made.append(passed)
         return made
+
+
+def _name_seen(name: bytes, whole: bool) -> bytes:
+    """Returns the name of what the network sees of an image."""
+    return name if whole else name + b" reduced"
+
+
+def _is_small(file: bytes) -> bool:
+    """Returns whether a file may be decoded beside others."""
+    try:
+        height, width = images.probe(file)
+    except InvalidImage:
+        return False
+    return height * width <= BESIDE_PIXELS
