@@ -301,8 +301,14 @@ class Run:
             return {RATIOS: ratios(bench, self.rounds)}
         return measure_row(bench, row, network, self.rounds, self.bound_s)
 
+    def begun(self, now: Content) -> Content:
+        """Returns what was around when the first row was measured, which is now where none has been."""
+        if self.find("environment", "first") is None:
+            self._add("environment", "first", now)
+        return self.find("environment", "first") or now
+
     def find(self, kind: str, name: str) -> Content | None:
-        """Returns what was measured of a network or a row."""
+        """Returns what the journal has, of a network or a row."""
         record = self.journal.find({"kind": kind, "method": name})
         return None if record is None else record["figures"]
 
@@ -332,9 +338,10 @@ def measured(
     rows: Mapping[str, Sequence[str]], device: torch.device, rounds: int, bound_s: float, work: Path
 ) -> Content:
     """Returns the content of the results file."""
-    around = environment(device)
-    settings = {"device": around["device"], "threads": around["torch_threads"], "rounds": rounds, "bound_s": bound_s}
+    now = environment(device)
+    settings = {"device": now["device"], "threads": now["torch_threads"], "rounds": rounds, "bound_s": bound_s}
     run = Run(Journal(work / f"{device.type}.jsonl", settings), device, rounds, bound_s)
+    around = run.begun(now)
     for line in run.measure(rows):
         print(line, flush=True)
     content = {"environment": around, "settings": settings, **run.results()}

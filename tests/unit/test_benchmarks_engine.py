@@ -116,7 +116,9 @@ def test_operations_and_limits_are_those_of_the_passes(result, programs):
 def test_a_second_run_goes_on_from_the_journal(result, programs, out, capsys):
     again = out.with_name("again.json")
     run(programs["engine"], "--quick", "--work", out.parent / "engine-journal", "--out", again)
-    assert json.loads(again.read_text())["rows"] == result["rows"]
+    found = json.loads(again.read_text())
+    assert found["rows"] == result["rows"]
+    assert found["environment"] == result["environment"]  # that of the first, in which the rows were measured
     with pytest.raises(InvalidOption, match="bound_s"):
         run(programs["engine"], "--quick", "--work", out.parent / "engine-journal", "--bound", 7, "--out", again)
 
