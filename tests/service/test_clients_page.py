@@ -7,7 +7,10 @@ import base64
 import dataclasses
 import json
 import re
+import shutil
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import trustme
 from gateway_harness import photo, serving
 from google.protobuf.json_format import Parse
 from PIL import Image
+from tools import GRPCURL, needs_node, run, run_node, with_programs
 
 from camserve.codecs import oip as oip_codec
 from camserve.codecs import plain as plain_codec
@@ -45,8 +49,9 @@ def table(heading: str) -> dict[str, list[str]]:
     return {name: rest for first, *rest in cells for name in re.findall(r"`(\w+)`", first)}
 
 
-@pytest.mark.parametrize("example", blocks("python"), ids=lambda text: re.findall(r"\w+", text)[-1])
-async def test_each_python_example_runs(example: str, tmp_path: Path):
+@asynccontextmanager
+async def servers(example: str, folder: Path, upstream: FakeBackend) -> AsyncIterator[str]:
+    """The example with the addresses of two servers, of which one has TLS and tokens; its files are in the folder."""
     ca, secret, entry = trustme.CA(), *new_token("reader")
     pair = ca.issue_cert("127.0.0.1")
     for name, content in {
@@ -57,18 +62,29 @@ async def test_each_python_example_runs(example: str, tmp_path: Path):
         "tokens.toml": entry.encode(),
         "cat.jpg": photo(kind="JPEG"),
     }.items():
-        (tmp_path / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     names = {"tls_cert": "tls.crt", "tls_key": "tls.key", "tokens": "tokens.toml"}
-    secured = {setting: tmp_path / name for setting, name in names.items()}
+    secured = {setting: folder / name for setting, name in names.items()}
+    async with serving(upstream, web_listen="127.0.0.1:0") as plain, serving(**secured) as safe:
+        for named, served in (
+            ("127.0.0.1:8500", plain.gateway.address),
+            ("127.0.0.1:8080", plain.gateway.web_address),
+            ("camserve.example:8500", safe.gateway.address),
+            ("lite0", "fake"),
+        ):
+            example = example.replace(named, served)
+        yield example
+
+
+@pytest.mark.parametrize("example", blocks("python"), ids=lambda text: re.findall(r"\w+", text)[-1])
+async def test_each_python_example_runs(example: str, tmp_path: Path):
     seed = np.random.default_rng(0)
     grey = Image.fromarray(seed.integers(0, 2**16, (60, 80), dtype=np.uint16))
     for name in ("xray.png", "xray.tiff"):
         grey.save(tmp_path / name)
     np.save(tmp_path / "fields.npy", seed.integers(0, 2**16, (*FIELDS.input_size, 5), dtype=np.uint16))
     upstream = FakeBackend([XRAY, FIELDS] if '"fields"' in example else [MODEL])
-    async with serving(upstream) as plain, serving(**secured) as safe:
-        program = example.replace("127.0.0.1:8500", plain.gateway.address).replace('"lite0"', '"fake"')
-        program = program.replace("camserve.example:8500", safe.gateway.address)
+    async with servers(example, tmp_path, upstream) as program:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", program, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
         )
@@ -77,9 +93,54 @@ async def test_each_python_example_runs(example: str, tmp_path: Path):
     assert printed
 
 
+SHELL = {
+    "list": ("grpcurl", "jq"),
+    '"bytes_contents"': ("grpcurl",),
+    "/v2/models/": ("curl",),
+}
+"""Programs that the examples for a shell need, by a part of each."""
+
+
+@pytest.mark.parametrize("part", SHELL)
+async def test_each_example_for_a_shell_runs(part: str, tmp_path: Path):
+    ours = [text for text in blocks("sh") if "127.0.0.1:8500" in text or "127.0.0.1:8080" in text]
+    assert len(ours) == len(SHELL), "one of the page's is not run here"
+    (example,) = [text for text in ours if part in text]
+    for program in SHELL[part]:
+        if not (GRPCURL if program == "grpcurl" else shutil.which(program)):
+            pytest.skip(f"there is no {program}: the example is not run")
+    async with servers(example, tmp_path, FakeBackend()) as script:
+        done = await run("bash", "-euo", "pipefail", folder=tmp_path, given=script, **with_programs())
+    assert (done.code, done.complained) == (0, "")
+    if part == "list":
+        assert "camserve.v1.ExplanationService\n" in done.printed
+        assert '"status": "SERVING"' in done.printed
+        assert done.printed.count('"name": "fake"') == 2, "in plain text, and by TLS with a token"
+        assert (tmp_path / "cat-group_cam.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        outputs = json.loads(done.printed)["outputs"]
+        assert [output["name"] for output in outputs] == (["labels"] if "v2" in part else ["labels", "probabilities"])
+
+
+@needs_node
+async def test_the_example_for_node_runs(tmp_path: Path):
+    (example,) = [text for text in blocks("js") if text.startswith("// cat.mjs")]
+    async with servers(example, tmp_path, FakeBackend()) as program:
+        done = await run_node(program, tmp_path)
+        assert (done.code, done.complained) == (0, "")
+        *news, last = done.printed.splitlines()
+        assert all(re.fullmatch(r"\d+ of \d+ queries", line) for line in news), "none where all was answered at once"
+        assert re.fullmatch(r"\w+ 16", last)
+        assert (tmp_path / "cat-group_cam.png").read_bytes().startswith(b"\x89PNG")
+        failed = await run_node(program.replace('"tabby"', '"no such class"'), tmp_path)
+    assert failed.code == 1
+    assert failed.complained.startswith("INVALID_ARGUMENT ")
+    assert "no such class" in failed.complained
+
+
 async def test_the_messages_of_the_grpcurl_examples_are_answered():
     image = base64.b64encode(photo()).decode()
-    explain, infer = re.findall(r"printf '(\{.*\})'", PAGE)
+    explain, infer, _ = re.findall(r"printf '(\{.*\})'", PAGE)
     async with serving() as server:
         request = Parse(explain % image, pb.ExplainRequest())
         reply = await server.stub.Explain(request)
@@ -132,7 +193,7 @@ def test_every_key_of_a_token_has_its_row():
 
 async def test_the_curl_example_is_answered_and_the_status_table_is_the_servers(tmp_path):
     (tmp_path / "cat.jpg").write_bytes(photo(kind="JPEG"))
-    (command,) = re.findall(r"^    (curl .*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^    (curl .*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)  # the one that is indented
     async with serving(web_listen="127.0.0.1:0") as server:
         command = command.replace("127.0.0.1:8080", server.gateway.web_address)
         process = await asyncio.create_subprocess_shell(command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)

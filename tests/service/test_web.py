@@ -211,7 +211,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read():
 
 async def test_paths_and_methods_that_there_are_not():
     async with door() as (_, client):
-        code, _, detail = problem(await client.get("/v2"))
+        code, _, detail = problem(await client.get("/v3"))
         assert code == 404
         assert "/v1/explain" in detail
         assert problem(await client.get("/v1/explain"))[0] == 405

@@ -321,6 +321,7 @@ def _changed(change) -> oip.ModelInferRequest:
         (infer("UINT8", (1, 1, 3), contents=oip.InferTensorContents(uint_contents=[1])), "has 3 bytes, got 1"),
         (infer("FP32", (1, 1, 3), contents=oip.InferTensorContents(uint_contents=[1, 2, 3])), "has 12 bytes, got 0"),
         (infer(raw=b""), "raw BYTES are the image's length in 4 bytes.* got 0 bytes$"),
+        (infer(raw=b"abc"), "raw BYTES are the image's length in 4 bytes.* got 3 bytes$"),
         (infer(raw=PHOTO), "got 14 bytes that begin with the length"),
         (infer(raw=raw_bytes(PHOTO, PHOTO)), "raw BYTES are the image's length"),
         (infer(contents=oip.InferTensorContents()), r"has one element, got 0"),

@@ -1,6 +1,8 @@
 """Speaks the Open Inference Protocol: reads inference requests, and writes explanations as responses.
 
-Clients of this protocol are others' (tritonclient, for instance), so only the server's direction is here.
+What a request says is read here for both transports, as is what a response says; the messages of gRPC are here too, and
+`oip_json` has those of HTTP. Clients of this protocol are others' (tritonclient, for instance), so only the server's
+direction is here.
 """
 
 from __future__ import annotations
@@ -8,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +67,57 @@ class Inference:
     """Whether arrays come and go as raw contents."""
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """Names a tensor of a request, and says what its elements are."""
+
+    name: str
+    datatype: str = ""
+    shape: Sequence[int] = ()
+    parameters: Collection[str] = ()
+    """Names of its parameters that the transport itself does not read."""
+
+
+class Contents(Protocol):
+    """Holds the elements of the input, as one transport brings them."""
+
+    def element(self, limits: RequestLimits) -> bytes | memoryview:
+        """Returns the only element of a BYTES tensor; raises InvalidInput where there is another number of them."""
+
+    def numbers(self, dtype: np.dtype[Any], limits: RequestLimits) -> bytes | memoryview:
+        """Returns the memory of the numbers, row by row; raises InvalidInput where one does not fit."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Holds what a request says beside its elements."""
+
+    model: str
+    version: str
+    id: str
+    parameters: Mapping[str, Any]
+    """Values by name: texts, numbers, true or false; None where there is none."""
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+
+
+def read(asked: Asked, contents: Contents, raw: bool, limits: RequestLimits = UNBOUNDED) -> Inference:
+    """Returns what a request asks, however it came.
+
+    Raises:
+        InvalidInput: what is wrong, what was allowed and what came, as far as that shows without the model.
+    """
+    limits.check_names((asked.model, asked.version, asked.id, *asked.parameters))
+    values = dict(asked.parameters)
+    timeout_s = _timeout_s(values.pop("timeout", 0))
+    request = _request(_image(asked.inputs, contents, limits), values, limits)
+    request = replace(request, model=asked.model, version=asked.version)
+    outputs = _outputs(asked.outputs)
+    if outputs and SALIENCY not in outputs:
+        request = request.without_maps()
+    return Inference(request, timeout_s, outputs, asked.id, raw)
+
+
 def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     """Returns what the bytes of a ModelInferRequest ask.
 
@@ -73,15 +126,15 @@ def decode(data: bytes, limits: RequestLimits = UNBOUNDED) -> Inference:
     """
     cut = bulk.parse(pb.ModelInferRequest, data, _BULK, limits)
     message = cut.message
-    limits.check_names((message.model_name, message.model_version, message.id, *message.parameters))
-    values: dict[str, Any] = {name: _value(parameter) for name, parameter in message.parameters.items()}
-    timeout_s = _timeout_s(values.pop("timeout", 0))
-    request = _request(_image(cut, limits), values, limits)
-    request = replace(request, model=message.model_name, version=message.model_version)
-    outputs = _outputs(message.outputs)
-    if outputs and SALIENCY not in outputs:
-        request = request.without_maps()
-    return Inference(request, timeout_s, outputs, message.id, bool(message.raw_input_contents))
+    asked = Asked(
+        message.model_name,
+        message.model_version,
+        message.id,
+        {name: _value(parameter) for name, parameter in message.parameters.items()},
+        [Tensor(each.name, each.datatype, list(each.shape), list(each.parameters)) for each in message.inputs],
+        [Tensor(each.name, parameters=list(each.parameters)) for each in message.outputs],
+    )
+    return read(asked, _Message(cut), bool(message.raw_input_contents), limits)
 
 
 def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
@@ -95,16 +148,51 @@ def model_name(data: bytes, limits: RequestLimits = UNBOUNDED) -> str:
 def encode(explanation: Explanation, inference: Inference) -> bytes:
     """Returns the bytes of the ModelInferResponse to a request."""
     message = pb.ModelInferResponse(model_name=explanation.model, model_version=explanation.version, id=inference.id)
-    outputs = _outputs_of(explanation, inference.outputs)
-    for name in outputs:
-        _add_output(message, inference.raw, name, _OUTPUTS[name].values(explanation))
-    described = {"cost": json.dumps(texts.cost_json(explanation.cost)), "request_id": explanation.request_id}
-    if SALIENCY in outputs:
-        described["maps"] = json.dumps([texts.map_json(saliency) for saliency in explanation.maps])
-    for key, text in described.items():
-        message.parameters[key].string_param = text
-    message.parameters["complete"].bool_param = all(saliency.complete for saliency in explanation.maps)
+    for output in outputs_of(explanation, inference):
+        _add_output(message, inference.raw, output)
+    for key, value in described(explanation, inference).items():
+        if isinstance(value, bool):
+            message.parameters[key].bool_param = value
+        else:
+            message.parameters[key].string_param = value
     return message.SerializeToString()
+
+
+def described(explanation: Explanation, inference: Inference) -> dict[str, str | bool]:
+    """Returns the parameters of a response: what an explanation took, and what its maps are of."""
+    found: dict[str, str | bool] = {
+        "cost": json.dumps(texts.cost_json(explanation.cost)),
+        "request_id": explanation.request_id,
+    }
+    if SALIENCY in _names_of(explanation, inference.outputs):
+        found["maps"] = json.dumps([texts.map_json(saliency) for saliency in explanation.maps])
+    return found | {"complete": all(saliency.complete for saliency in explanation.maps)}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Holds one tensor of a response."""
+
+    name: str
+    datatype: str
+    values: np.ndarray | list[bytes]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each dimension."""
+        return self.values.shape if isinstance(self.values, np.ndarray) else (len(self.values),)
+
+    def packed(self) -> bytes:
+        """Returns the elements in binary: row by row, little-endian; each of BYTES behind its length in 4 bytes."""
+        if isinstance(self.values, list):
+            return b"".join(struct.pack("<I", len(value)) + value for value in self.values)
+        return self.values.tobytes()
+
+
+def outputs_of(explanation: Explanation, inference: Inference) -> Iterator[Output]:
+    """Yields the tensors of the response to a request, in their order."""
+    for name in _names_of(explanation, inference.outputs):
+        yield Output(name, _OUTPUTS[name].datatype, _OUTPUTS[name].values(explanation))
 
 
 def check_outputs(inference: Inference, info: ModelInfo) -> None:
@@ -165,7 +253,7 @@ def _priority(value: object) -> object:
     return _PRIORITIES[number]
 
 
-def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+def _outputs(wanted: Sequence[Tensor]) -> tuple[str, ...]:
     names = [tensor.name for tensor in wanted]
     if not set(names) <= set(OUTPUTS) or len(set(names)) < len(names):
         raise InvalidInput(f"outputs are {', '.join(OUTPUTS)}, each once; got {shown(names)}")
@@ -175,27 +263,24 @@ def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) 
     return tuple(names)
 
 
-def _outputs_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
+def _names_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the outputs of a response; `check_outputs` has seen that the model has those that are wanted."""
     said = [*explanation.predictions, *(saliency.target for saliency in explanation.maps)][:1]
     figures = [name for name, of in _FIGURES.items() if said and of(said[0]) is not None] or ["probabilities"]
     return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name in figures)
 
 
-def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageContent:
-    """Returns the image, from the contents or the raw contents."""
-    request = cut.message
-    names = [tensor.name for tensor in request.inputs]
+def _image(inputs: Sequence[Tensor], contents: Contents, limits: RequestLimits) -> ImageContent:
+    """Returns the image, whose elements are in `contents`."""
+    names = [tensor.name for tensor in inputs]
     if names != [_IMAGE]:
         raise InvalidInput(f"there must be one input, {_IMAGE!r}, got {shown(names)}")
-    tensor, raw = request.inputs[0], cut.bulk.get("raw")
+    (tensor,) = inputs
     if tensor.parameters:
         raise InvalidInput(f"the input {_IMAGE!r} has no parameters, got {shown(sorted(tensor.parameters))}")
-    if raw and (len(raw) != 1 or tensor.contents.ByteSize()):
-        raise InvalidInput(f"data is in `contents` or in one entry of `raw_input_contents`, got {len(raw)} entries")
     shape = list(tensor.shape)
     if tensor.datatype == "BYTES" and shape in ([1], [1, 1]):
-        element = _one_element(raw[0]) if raw else _one_of(cut.bulk.get("bytes", []))
+        element = contents.element(limits)
         limits.check_image(len(element))
         return bytes(element)
     size = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
@@ -204,12 +289,10 @@ def _image(cut: bulk.Cut[pb.ModelInferRequest], limits: RequestLimits) -> ImageC
             f"the input {_IMAGE!r} must be {_ALLOWED}, got {shown(tensor.datatype)[1:-1]} {shown(shape)}"
         )
     dtype = _PIXELS[tensor.datatype]
-    limits.check_image(_bytes(raw or cut.bulk.get("fp32", [])))
-    limits.check_image(_bytes(cut.bulk.get("uint", [])) // 2)  # an element takes up to two bytes
-    data = raw[0] if raw else _from_numbers(cut, tensor.contents, dtype)
-    expected = dtype.itemsize * math.prod(size)
-    if len(data) != expected:
-        raise InvalidImage(f"an image tensor of shape {shown(size)} has {expected} bytes, got {len(data)}")
+    data = contents.numbers(dtype, limits)
+    expected, came = dtype.itemsize * math.prod(size), memoryview(data).nbytes
+    if came != expected:
+        raise InvalidImage(f"an image tensor of shape {shown(size)} has {expected} bytes, got {came}")
     return np.frombuffer(data, dtype).reshape(size)
 
 
@@ -217,17 +300,50 @@ def _is_image(datatype: str, size: Sequence[int]) -> bool:
     return len(size) in (2, 3) and min(size) > 0 and (datatype == "FP32" or size[2:] in ([], [1], [3]))
 
 
+class _Message:
+    """Holds the elements of a message of gRPC: in the contents of its input, or raw."""
+
+    def __init__(self, cut: bulk.Cut[pb.ModelInferRequest]) -> None:
+        self._bulk, self._request = cut.bulk, cut.message
+
+    def element(self, limits: RequestLimits) -> bytes | memoryview:
+        raw = self._raw()
+        return one_element(raw) if raw is not None else _one_of(self._bulk.get("bytes", []))
+
+    def numbers(self, dtype: np.dtype[Any], limits: RequestLimits) -> bytes | memoryview:
+        raw = self._raw()
+        limits.check_image(_bytes(self._bulk.get("fp32", [])) if raw is None else len(raw))
+        limits.check_image(_bytes(self._bulk.get("uint", [])) // 2)  # an element takes up to two bytes
+        return self._from_contents(dtype) if raw is None else raw
+
+    def _raw(self) -> memoryview | None:
+        """Returns the raw contents; None where the elements are in the contents of the input."""
+        raw = self._bulk.get("raw", [])
+        if raw and (len(raw) != 1 or self._request.inputs[0].contents.ByteSize()):
+            raise InvalidInput(f"data is in `contents` or in one entry of `raw_input_contents`, got {len(raw)} entries")
+        return raw[0] if raw else None
+
+    def _from_contents(self, dtype: np.dtype[Any]) -> bytes | memoryview:
+        """Returns the elements of a tensor, flat; packed ones are read by numpy, single ones were parsed."""
+        contents = self._request.inputs[0].contents
+        if dtype.kind == "f":
+            return b"".join(self._bulk.get("fp32", ())) or np.array(contents.fp32_contents, dtype).data
+        if "uint" in self._bulk:
+            return _small_numbers(b"".join(self._bulk["uint"])).data
+        return small(np.array(contents.uint_contents, np.uint32)).data
+
+
 def _bytes(contents: Sequence[memoryview]) -> int:
     return sum(len(each) for each in contents)
 
 
-def _one_element(raw: memoryview) -> memoryview:
-    """Returns the only element of a raw BYTES tensor, which has its length before it."""
-    length = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else -1
-    if length != len(raw) - 4:
+def one_element(raw: memoryview) -> memoryview:
+    """Returns the only element of a BYTES tensor in binary, which has its length before it."""
+    length = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else None
+    if length is None or length != len(raw) - 4:
         raise InvalidImage(
             f"raw BYTES are the image's length in 4 bytes, little-endian, then the image; got {len(raw)} bytes"
-            + (f" that begin with the length {length}" if length >= 0 else "")
+            + ("" if length is None else f" that begin with the length {length}")
         )
     return raw[4:]
 
@@ -238,18 +354,12 @@ def _one_of(elements: Sequence[memoryview]) -> memoryview:
     return elements[0]
 
 
-def _from_numbers(
-    cut: bulk.Cut[pb.ModelInferRequest], contents: pb.InferTensorContents, dtype: np.dtype[Any]
-) -> bytes | np.ndarray:
-    """Returns the elements of a tensor, flat; packed ones are read by numpy, single ones were parsed."""
-    if dtype.kind == "f":
-        return b"".join(cut.bulk.get("fp32", ())) or np.array(contents.fp32_contents, dtype).tobytes()
-    if "uint" in cut.bulk:
-        return _small_numbers(b"".join(cut.bulk["uint"]))
-    values = np.array(contents.uint_contents, np.uint32)
-    if values.size and values.max() > 255:
-        raise _not_uint8(int(values.max()))
-    return values.astype(dtype).tobytes()
+def small(values: np.ndarray) -> np.ndarray:
+    """Returns whole numbers as uint8; raises InvalidImage where one is not 0..255."""
+    for extreme in (values.max(), values.min()) if values.size else ():
+        if not 0 <= extreme <= 255:
+            raise _not_uint8(int(extreme))
+    return values.astype(np.uint8)
 
 
 def _small_numbers(packed: bytes) -> np.ndarray:
@@ -309,21 +419,12 @@ _OUTPUTS = {
 OUTPUTS = tuple(_OUTPUTS)
 
 
-def _add_output(message: pb.ModelInferResponse, raw: bool, name: str, values: np.ndarray | list[bytes]) -> None:
+def _add_output(message: pb.ModelInferResponse, raw: bool, output: Output) -> None:
     """Appends an output to a response, its elements raw or in the contents."""
-    datatype = _OUTPUTS[name].datatype
-    output = message.outputs.add(
-        name=name, datatype=datatype, shape=values.shape if isinstance(values, np.ndarray) else [len(values)]
-    )
+    added = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
     if raw:
-        message.raw_output_contents.append(_packed(values))
-    elif isinstance(values, list):
-        output.contents.bytes_contents.extend(values)
+        message.raw_output_contents.append(output.packed())
+    elif isinstance(output.values, list):
+        added.contents.bytes_contents.extend(output.values)
     else:
-        getattr(output.contents, f"{datatype.lower()}_contents").extend(values.ravel().tolist())
-
-
-def _packed(values: np.ndarray | list[bytes]) -> bytes:
-    if isinstance(values, list):
-        return b"".join(struct.pack("<I", len(value)) + value for value in values)
-    return values.tobytes()
+        getattr(added.contents, f"{output.datatype.lower()}_contents").extend(output.values.ravel().tolist())

@@ -10,13 +10,14 @@ import binascii
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import python_multipart
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from camserve.codecs.json_text import read_object, url_safe
 from camserve.errors import InvalidInput
 from camserve.v1 import explain_pb2 as pb
 from camserve.wording import close_to, shown
@@ -58,33 +59,12 @@ def to_json(message: Message) -> bytes:
 
 
 def _parsed(text: bytes) -> pb.ExplainRequest:
-    try:
-        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"the body is no JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"the body is no JSON: byte {error.start} is no UTF-8") from None
-    except (RecursionError, ValueError) as error:  # brackets in brackets; a number of 5000 digits
-        raise InvalidInput(f"the body is no JSON that is taken: {shown(str(error))}") from None
-    if not isinstance(values, dict):
-        raise InvalidInput(f"the body is a JSON object, got {shown(values)}")
+    values = read_object(text)
     _check(pb.ExplainRequest.DESCRIPTOR, values, "")
     try:
         return json_format.ParseDict(values, pb.ExplainRequest())
     except (json_format.ParseError, RecursionError) as error:
         raise InvalidInput(f"the body is no request: {_reason(error)}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise InvalidInput(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice")
-    return found
-
-
-def _no_number(text: str) -> NoReturn:
-    raise InvalidInput(f"{text} is no number of JSON")
 
 
 def _check(kind: Any, values: dict[str, Any], path: str) -> None:
@@ -108,13 +88,9 @@ def _check_value(field: FieldDescriptor, value: Any, where: str) -> None:
         _check(field.message_type, value, f"{where}.")
     if field.type == FieldDescriptor.TYPE_BYTES and value is not None:
         try:
-            standard = value.translate(_URL_SAFE)
-            base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+            base64.b64decode(url_safe(value), validate=True)
         except (AttributeError, binascii.Error, ValueError):
             raise InvalidInput(f"{where} is no base64: {shown(value)}") from None
-
-
-_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def _reason(error: Exception) -> str:

@@ -137,6 +137,7 @@ class Gateway:
         self.explainer = Explainer(self._registry, self._settings, self.metrics)
         self.calls = Calls(self._registry, self.explainer, self._settings, self.metrics, self._tracing)
         self._typed = explanation.ExplanationService(self._registry, self.calls, self._settings.request_limits())
+        self._inference = inference.InferenceService(self._registry, self.calls, self._settings.request_limits())
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
         self._server = self._grpc_server()
         host = self._settings.listen.rpartition(":")[0]
@@ -220,11 +221,10 @@ class Gateway:
                 *_age_options(self._settings.max_connection_age_s),
             ],
         )
-        open_inference = inference.InferenceService(self._registry, self.calls, self._settings.request_limits())
         server.add_generic_rpc_handlers(
             (
                 handlers(explanation.SERVICE, self._typed, explanation.RAW),
-                handlers(inference.SERVICE, open_inference, inference.RAW),
+                handlers(inference.SERVICE, self._inference, inference.RAW),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -244,7 +244,7 @@ class Gateway:
         settings = self._settings
         refused = self.metrics.refusals.labels(UNKNOWN, "unauthenticated").inc
         limits, size = settings.request_limits(), settings.max_request_bytes
-        web = Web(self._registry, self.calls, self._typed, limits, size, self._tokens, refused)
+        web = Web(self._registry, self.calls, self._typed, self._inference, limits, size, self._tokens, refused)
         tls = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         return WebServer(web, settings.web_listen, tls if settings.tls_cert else None)  # type: ignore[arg-type]  # both or none
 

@@ -22,6 +22,7 @@ from camserve.types.model import (
 )
 from camserve.types.options import (
     COLORMAPS,
+    DECIMAL_BYTES,
     DEFAULT_CURVE_STEPS,
     ENCODINGS,
     FUSIONS,
@@ -72,6 +73,7 @@ from camserve.types.work import (
 
 __all__ = [
     "COLORMAPS",
+    "DECIMAL_BYTES",
     "DEFAULT_CURVE_STEPS",
     "ENCODINGS",
     "FUSIONS",

@@ -55,6 +55,9 @@ class StreamOptions:
 ENCODINGS: Mapping[str, int] = {"float32": 4, "float16": 2, "uint8": 1, "png": 0, "overlay_png": 0, "overlay_jpeg": 0}
 """Number of bytes of one pixel by encoding of a map; 0 for files, which compress."""
 
+DECIMAL_BYTES = 16
+"""Number of bytes of a float32 as a decimal number at most: nine digits, sign, point, exponent and comma."""
+
 COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma")
 """The colours that an overlay can have."""
 

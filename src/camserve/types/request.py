@@ -21,6 +21,7 @@ from camserve.errors import InvalidImage, InvalidOption, NotFound
 from camserve.images import ImageContent, ImageLike, read_image
 from camserve.methods import SIGNED, Auto, GradCam, MethodLike, MethodSpec, as_method
 from camserve.types import (
+    DECIMAL_BYTES,
     DEFAULT_CURVE_STEPS,
     ENCODINGS,
     FUSIONS,
@@ -67,6 +68,8 @@ class OutputOptions:
     """Whether maps have negative evidence as well, in [-1, 1], scaled by the largest absolute value."""
     stacked: bool = False
     """Whether all maps must have one size, because they travel as one array."""
+    decimal: bool = False
+    """Whether the pixels of float32 maps travel as decimal numbers, as they do in JSON."""
 
     def __post_init__(self) -> None:
         _check_choice("size", self.size, MAP_SIZES)
@@ -81,6 +84,11 @@ class OutputOptions:
     def overlay(self) -> bool:
         """Tells whether the map is laid over the image."""
         return self.encoding.startswith("overlay")
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Number of bytes of one pixel in the reply; 0 for files, which compress."""
+        return DECIMAL_BYTES if self.decimal else ENCODINGS[self.encoding]
 
 
 @dataclass(frozen=True)
@@ -358,12 +366,14 @@ class FittedRequest:
                 f"all maps together may have at most {self.limits.map_pixels} pixels; {what} have {self.map_pixels}: "
                 "ask for fewer classes, or for size input or layer"
             )
-        encoding = self.request.output.encoding
-        size = self.map_pixels * ENCODINGS[encoding]
+        output = self.request.output
+        size = self.map_pixels * output.pixel_bytes
         if size > self.limits.message_bytes:
+            how = f"as {'numbers in JSON' if output.decimal else output.encoding}"
             raise InvalidOption(
-                f"a reply may have at most {self.limits.message_bytes} bytes; {what} as {encoding} have {size}: "
-                "ask for uint8 or png, for fewer classes, or for size input or layer"
+                f"a reply may have at most {self.limits.message_bytes} bytes; {what} {how} have {size}: "
+                f"ask for {'binary data' if output.decimal else 'uint8 or png'}, for fewer classes, "
+                "or for size input or layer"
             )
         if self.sums_bytes > self.limits.message_bytes:  # a worker's answer has a bound as well
             layers = ", ".join(f"{layer.name!r} of {layer.height} x {layer.width}" for layer in self.parts.layers)

@@ -19,6 +19,8 @@ from camserve.wording import shown
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
+NAME, EXTENSIONS = "camserve", ("explain",)
+
 RAW = ("ModelInfer",)
 """Methods that read and write serialized messages by themselves."""
 
@@ -42,7 +44,7 @@ class InferenceService:
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:  # noqa: N802
         """Answers whether a model is ready; an unknown one is not, so that clients ask again until it is there."""
         try:
-            return oip.ModelReadyResponse(ready=self._model(request.name, request.version).ready)
+            return oip.ModelReadyResponse(ready=self.model(request.name, request.version).ready)
         except CamserveError:
             return oip.ModelReadyResponse(ready=False)
 
@@ -50,14 +52,14 @@ class InferenceService:
         self, request: oip.ServerMetadataRequest, context: Context
     ) -> oip.ServerMetadataResponse:
         """Answers with the name and the version of the server."""
-        return oip.ServerMetadataResponse(name="camserve", version=__version__, extensions=["explain"])
+        return oip.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(  # noqa: N802  # gRPC's name
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
         """Answers with a model's name, version and tensors; the tensors are the same for all models."""
         try:
-            return codec.metadata(self._model(request.name, request.version).required())
+            return codec.metadata(self.model(request.name, request.version).required())
         except Exception as error:
             await abort(context, error)
 
@@ -65,7 +67,7 @@ class InferenceService:
         """Answers with an explanation of an image."""
         await self._calls.explain(context, self._door)
 
-    def _model(self, name: str, version: str) -> ServedModel:
+    def model(self, name: str, version: str) -> ServedModel:
         """Returns the model of a name; raises NotFound where it is served in another version than asked for."""
         model = self._registry.get(name)
         if version not in ("", model.required().version):

@@ -12,7 +12,6 @@ import math
 from collections import deque
 
 from camserve.errors import Overloaded
-from camserve.types import ENCODINGS
 from camserve.types.request import FittedRequest
 
 MESSAGE_COPIES = 2
@@ -43,7 +42,7 @@ def answer_bytes(fitted: FittedRequest, news: bool = False) -> int:
         news: whether its caller gets news, whose maps are made all at once.
     """
     encoding = fitted.request.output.encoding
-    pixel = ENCODINGS[encoding] or _FILE_BYTES[encoding]
+    pixel = fitted.request.output.pixel_bytes or _FILE_BYTES[encoding]
     reply = min(fitted.map_pixels * pixel, fitted.limits.message_bytes)
     maps = _MAP_BYTES * fitted.map_pixels if news and fitted.request.stream.max_maps else 0
     return fitted.sums_bytes + maps + REPLY_COPIES * math.ceil(reply)

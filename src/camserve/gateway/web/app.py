@@ -1,4 +1,4 @@
-"""Serves the paths of the HTTP door: explanations, as JSON and as events, models, health."""
+"""Serves the paths of the HTTP door: explanations, as JSON and as events, models, health, and Open Inference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from camserve.gateway.api.access import Token, set_caller
 from camserve.gateway.api.auth import caller_of
 from camserve.gateway.api.calls import Calls, Decoded, Door, Write
 from camserve.gateway.api.explanation import SERVICE, ExplanationService
+from camserve.gateway.api.inference import InferenceService
 from camserve.gateway.api.status import abort
 from camserve.gateway.ops.watched_files import Reloaded
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import OnProgress
-from camserve.gateway.web import openapi
+from camserve.gateway.web import open_inference, openapi
 from camserve.gateway.web.exchange import Ended, Exchange, Message, Receive, Send, event
 from camserve.gateway.web.problems import MethodNotAllowed, UnknownPath, UnsupportedMediaType
 from camserve.types import Explanation, InputView, Progress, SaliencyMap
@@ -63,7 +64,7 @@ class _Path:
     method: str = ""
     """The one method that the path takes; "" where it takes any."""
     name: str = ""
-    """Name of the method of the typed service that it stands for."""
+    """Full name of the gRPC method that it stands for; "" where there is none."""
     content_type: str = JSON
     """Type of an answer that is no problem."""
     open_to_all: bool = False
@@ -81,6 +82,7 @@ class Web:
         registry: the models.
         calls: the explain calls of every door.
         typed: the typed service, which lists models.
+        inference: the service of the Open Inference Protocol.
         limits: the bounds of a request and its reply.
         most_bytes: bound of a body as it would come by gRPC; base64 may have a third more.
         tokens: the tokens that are let in; None: nobody needs one.
@@ -92,6 +94,7 @@ class Web:
         registry: Registry,
         calls: Calls,
         typed: ExplanationService,
+        inference: InferenceService,
         limits: RequestLimits,
         most_bytes: int,
         tokens: Reloaded[tuple[Token, ...]] | None,
@@ -103,10 +106,14 @@ class Web:
         """Whether the server is about to end, and takes nothing new."""
         self._router = Router(
             [
-                self._route("/v1/explain", "POST", self._explain, "Explain"),
-                self._route("/v1/explain:stream", "POST", self._stream, "StreamExplain", EVENTS),
-                self._route("/v1/models", "GET", self._models, "ListModels"),
-                self._route("/v1/models/{name}", "GET", self._model, "GetModel"),
+                self._route("/v1/explain", "POST", self._explain, f"{SERVICE.full_name}/Explain"),
+                self._route("/v1/explain:stream", "POST", self._stream, f"{SERVICE.full_name}/StreamExplain", EVENTS),
+                self._route("/v1/models", "GET", self._models, f"{SERVICE.full_name}/ListModels"),
+                self._route("/v1/models/{name}", "GET", self._model, f"{SERVICE.full_name}/GetModel"),
+                *(
+                    self._route(each.path, each.method, each.answer, each.name, open_to_all=each.open_to_all)
+                    for each in open_inference.OpenInference(inference, calls, limits, self._ready_models).answers()
+                ),
                 *(self._static(path, name) for path, name in PAGE.items()),
                 self._route("/openapi.json", "GET", self._described, "", open_to_all=True),
                 self._route("/healthz", "GET", self._healthy, "", open_to_all=True),
@@ -139,8 +146,16 @@ class Web:
         if scope["type"] != "http":  # a websocket: its handshake is refused by closing
             await send({"type": "websocket.close"})
             return
-        exchange = Exchange(scope, receive, send, content_type=path.content_type, most_bytes=self._bound(scope))
-        request_ids.begin(exchange.headers.get(request_ids.KEY), f"{SERVICE.full_name}/{path.name}")
+        is_oip = f"{scope['path']}/".startswith(f"{open_inference.PREFIX}/")
+        exchange = Exchange(
+            scope,
+            receive,
+            send,
+            content_type=path.content_type,
+            most_bytes=self._bound(scope),
+            detail_also=open_inference.DETAIL if is_oip else "",
+        )
+        request_ids.begin(exchange.headers.get(request_ids.KEY), path.name)
         answering = asyncio.ensure_future(self._answered(exchange, scope, path))
         watching = asyncio.ensure_future(self._watched(exchange, answering))
         try:
@@ -161,6 +176,8 @@ class Web:
             if self.draining and not path.open_to_all:
                 raise Unavailable("the server is shutting down")
             exchange.allow(_timeout_s(exchange))
+            if (coding := exchange.headers.get("content-encoding", "identity").lower()) != "identity":
+                raise UnsupportedMediaType(f"a body is taken as it is, without compression, got {shown(coding)}")
             await path.answer(exchange, scope)
         except Exception as error:
             if isinstance(error, Ended):
@@ -183,9 +200,9 @@ class Web:
 
     def _bound(self, scope: Message) -> int:
         """Returns the most bytes of a body: base64 makes four of three."""
-        content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-        is_form = content_type.lower().startswith(v1_json.MULTIPART)
-        return self._most_bytes if is_form else self._most_bytes * 4 // 3 + 4
+        content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").lower()
+        is_binary = content_type.startswith((v1_json.MULTIPART, open_inference.BINARY))
+        return self._most_bytes if is_binary else self._most_bytes * 4 // 3 + 4
 
     async def _explain(self, exchange: Exchange, scope: Message) -> None:
         await self._calls.explain(exchange, self._door(exchange, lambda reply: v1_json.to_json(reply)))  # type: ignore[arg-type]
@@ -245,10 +262,14 @@ class Web:
         await exchange.write(b'{"status":"SERVING"}')
 
     async def _ready(self, exchange: Exchange, scope: Message) -> None:
+        await exchange.write(json.dumps({"status": "SERVING", "models": self._ready_models()}).encode())
+
+    def _ready_models(self) -> list[str]:
+        """Returns the names of the models that are ready; raises Unavailable where none is, or the server ends."""
         ready = [model.name for model in self._registry.models if model.ready]
         if self.draining or not ready:
             raise Unavailable("the server is shutting down" if self.draining else "no model is ready")
-        await exchange.write(json.dumps({"status": "SERVING", "models": ready}).encode())
+        return ready
 
     async def _unknown(self, exchange: Exchange, scope: Message) -> None:
         paths = ", ".join(route.path for route in self._router.routes if isinstance(route, Route))

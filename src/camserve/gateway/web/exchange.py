@@ -57,6 +57,7 @@ class Exchange:
         send: ASGI's function that sends parts of the response.
         content_type: type of a response that is no problem.
         most_bytes: bound of the body.
+        detail_also: further name of the detail in a problem document; "": none.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Exchange:
         *,
         content_type: str,
         most_bytes: int,
+        detail_also: str = "",
     ) -> None:
         self.headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         self._scope, self._receive, self._send = scope, receive, send
-        self._content_type, self._most_bytes = content_type, most_bytes
+        self._content_type, self._most_bytes, self._detail_also = content_type, most_bytes, detail_also
+        self._headers: tuple[tuple[str, str], ...] = ()
         self._until_s: float | None = None
         self._began = self._over = False
         self._read = asyncio.Event()
@@ -115,9 +118,13 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def head(self, content_type: str, *headers: tuple[str, str]) -> None:
+        """Sets the type of a response of status 200, and further headers of it, before its first part is sent."""
+        self._content_type, self._headers = content_type, headers
+
     async def write(self, data: bytes) -> None:
         """Sends a part of a response of status 200."""
-        await self._begin(200, self._content_type, [])
+        await self._begin(200, self._content_type, self._headers)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self) -> None:
@@ -128,7 +135,7 @@ class Exchange:
 
     async def refuse(self, status: int, detail: str, kind: str, headers: Sequence[tuple[str, str]] = ()) -> None:
         """Answers with a problem document; as an event of a stream that has begun."""
-        document = problem(status, detail, kind, request_ids.request_id())
+        document = problem(status, detail, kind, request_ids.request_id(), self._detail_also)
         if self._began:
             await self._send({"type": "http.response.body", "body": event("problem", document), "more_body": True})
             await self.finish()

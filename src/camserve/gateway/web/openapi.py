@@ -1,4 +1,4 @@
-"""Describes the HTTP door by OpenAPI 3.1, made of the descriptors of the proto file."""
+"""Describes the HTTP door by OpenAPI 3.1, made of the descriptors of the proto file; Open Inference has its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 
 from camserve import __version__
+from camserve.codecs.oip_json import HEADER_LENGTH
 from camserve.codecs.v1_json import IMAGE_PART, JSON, MULTIPART, REQUEST_PART
+from camserve.gateway.web.open_inference import BINARY, DETAIL, PREFIX
 from camserve.gateway.web.problems import PROBLEM_TYPE
 from camserve.v1 import explain_pb2 as pb
 
@@ -34,6 +36,10 @@ _PROBLEM = {
         "detail": {"type": "string"},
         "kind": {"type": "string", "description": "Name of the class in camserve.errors."},
         "request_id": {"type": "string"},
+        DETAIL: {
+            "type": "string",
+            "description": f"The detail again, under {PREFIX}: what clients of the protocol read.",
+        },
     },
 }
 _HEADERS = [
@@ -45,11 +51,84 @@ _HEADERS = [
     },
     {"name": "X-Request-Id", "in": "header", "description": "Id for the log.", "schema": {"type": "string"}},
 ]
+_JSON_LENGTH = {
+    "name": HEADER_LENGTH.title(),
+    "in": "header",
+    "description": "Bytes of the body that are JSON; binary elements of tensors follow them.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+
+
+def _tensor(**further: Any) -> dict[str, Any]:
+    """Returns the schema of a tensor of the Open Inference Protocol."""
+    properties = {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+    }
+    return {"type": "object", "required": list(properties), "properties": properties | further}
+
+
+_OPEN_INFERENCE: Mapping[str, dict[str, Any]] = {
+    "InferenceRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "parameters": _PARAMETERS,
+            "inputs": {"type": "array", "items": _tensor(parameters=_PARAMETERS, data={"type": "array"})},
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
+                },
+            },
+        },
+    },
+    "InferenceResponse": {
+        "type": "object",
+        "required": ["model_name", "model_version", "parameters", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "parameters": _PARAMETERS,
+            "outputs": {"type": "array", "items": _tensor(parameters=_PARAMETERS, data={"type": "array"})},
+        },
+    },
+    "InferenceServer": {
+        "type": "object",
+        "required": ["name", "version", "extensions"],
+        "properties": {
+            "name": {"type": "string"},
+            "version": {"type": "string"},
+            "extensions": {"type": "array", "items": {"type": "string"}},
+        },
+    },
+    "InferenceModel": {
+        "type": "object",
+        "required": ["name", "versions", "platform", "inputs", "outputs"],
+        "properties": {
+            "name": {"type": "string"},
+            "versions": {"type": "array", "items": {"type": "string"}},
+            "platform": {"type": "string"},
+            "inputs": {"type": "array", "items": _tensor()},
+            "outputs": {"type": "array", "items": _tensor()},
+        },
+    },
+}
+"""Schemas of the Open Inference Protocol, whose JSON is its own and not protobuf's."""
 
 
 def document() -> dict[str, Any]:
     """Returns the document."""
-    schemas: dict[str, Any] = {"Problem": _PROBLEM}
+    schemas: dict[str, Any] = {"Problem": _PROBLEM, **_OPEN_INFERENCE}
     for message in (pb.ExplainRequest, pb.ExplainReply, pb.Progress, pb.ListModelsReply, pb.Model):
         _add(message.DESCRIPTOR, schemas)
     events = (
@@ -69,6 +148,7 @@ def document() -> dict[str, Any]:
             "/openapi.json": {"get": _operation("Returns this document.", {JSON: {}}) | {"security": []}},
             "/healthz": {"get": _operation("Tells that the server runs.", {JSON: {}}) | {"security": []}},
             "/readyz": {"get": _operation("Tells whether a model is ready.", {JSON: {}}) | {"security": []}},
+            **_inference_paths(),
         },
         "components": {
             "schemas": schemas,
@@ -76,6 +156,27 @@ def document() -> dict[str, Any]:
         },
         "security": [{"token": []}, {}],
     }
+
+
+def _inference_paths() -> dict[str, Any]:
+    """Returns the paths of the Open Inference Protocol."""
+    paths: dict[str, Any] = {
+        PREFIX: {"get": _operation("Describes the server.", {JSON: _schema("InferenceServer")})},
+        f"{PREFIX}/health/live": {"get": _operation("Tells that the server runs.", {JSON: {}}) | {"security": []}},
+        f"{PREFIX}/health/ready": {"get": _operation("Tells whether a model is ready.", {JSON: {}}) | {"security": []}},
+    }
+    both = {kind: _schema("InferenceResponse") for kind in (JSON, BINARY)}
+    asked = {"required": True, "content": {kind: _schema("InferenceRequest") for kind in (JSON, BINARY)}}
+    for path, names in (("/models/{name}", ["name"]), ("/models/{name}/versions/{version}", ["name", "version"])):
+        of_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+        infer = _operation("Explains an image.", both) | {"parameters": [*_HEADERS, _JSON_LENGTH], "requestBody": asked}
+        of_model = {
+            "": {"get": _operation("Describes a model.", {JSON: _schema("InferenceModel")})},
+            "/ready": {"get": _operation("Tells whether a model is ready.", {JSON: {}})},
+            "/infer": {"post": infer},
+        }
+        paths |= {f"{PREFIX}{path}{end}": {"parameters": of_path, **found} for end, found in of_model.items()}
+    return paths
 
 
 def _explain(description: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ STATUS_OF_KIND: Mapping[str, int] = {kind.__name__: kind.status for kind in Http
 """The HTTP status of each error that has one of its own, by the name of its class."""
 
 
-def problem(status: int, detail: str, kind: str, request_id: str) -> bytes:
+def problem(status: int, detail: str, kind: str, request_id: str, detail_also: str = "") -> bytes:
     """Returns a problem document.
 
     Args:
@@ -74,8 +74,10 @@ def problem(status: int, detail: str, kind: str, request_id: str) -> bytes:
         detail: what is wrong, for people.
         kind: name of the class in `camserve.errors`, for programs.
         request_id: id under which the server's log has the call.
+        detail_also: name of a further member with the detail, for clients of another API; "": there is none.
     """
     document: dict[str, Any] = {"title": title(status), "status": status, "detail": detail, "kind": kind}
+    document |= {detail_also: detail} if detail_also else {}
     return json.dumps(document | ({"request_id": request_id} if request_id else {})).encode()
 
 
@@ -85,7 +87,9 @@ def title(status: int) -> str:
 
 
 def headers_of(status: int, retry_ms: str | None) -> list[tuple[str, str]]:
-    """Returns the headers that a status asks for: when to try again, and how to say who one is."""
+    """Returns the headers that a status asks for: when to try again, how to say who one is, what a body may be."""
     if status == 401:
         return [("www-authenticate", 'Bearer realm="camserve"')]
+    if status == 415:
+        return [("accept-encoding", "identity")]  # RFC 9110, 15.5.16: so a client knows whether it was the compression
     return [("retry-after", str(math.ceil(int(retry_ms) / 1000)))] if retry_ms else []
