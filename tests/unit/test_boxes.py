@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
+from typing import Any
 
 import detectors
 import numpy as np
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from camserve.codecs import target_json, v1
 from camserve.engine import Engine
 from camserve.errors import InvalidOption, Unsupported
+from camserve.evaluation.curves import PROTOCOLS
 from camserve.evaluation.digits.shipped import load_engine
-from camserve.evaluation.examples import digits_examples
-from camserve.evaluation.run import Plan, measured, subject_of
+from camserve.evaluation.examples import Example, digits_examples
+from camserve.evaluation.report import make_report
+from camserve.evaluation.run import Plan, evaluate, measured, subject_of
+from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
 from camserve.methods import DRise, Occlusion
 from camserve.scores.detections import MOST
@@ -408,6 +412,53 @@ def test_a_class_that_is_not_detected_is_left_out_and_an_image_without_detection
     dark = png(np.full((96, 96, 3), 40, np.uint8))
     nothing = subject_of(digits, with_absent, dark, Plan(methods=(DRise(),)), None)
     assert measured(nothing, DRise(masks=4)) == {"unsupported": "nothing is detected"}
+
+
+def test_images_without_detections_are_left_out_of_the_report(engine, tmp_path):
+    bright, dark = ((picture(*some) * 255).astype(np.uint8) for some in ((CAT, DOG), ()))
+    examples = [Example("dark.png", png(dark)), Example("bright.png", png(bright))]
+    plan = Plan((DRise(masks=20, grid=4),), protocols=(PROTOCOLS["rise"],), sanity_images=2, dataset="two")
+    records = evaluate(engine, examples, plan, tmp_path)
+    report = make_report(plan.settings(engine), records, plan.methods)
+    (row,) = report.rows
+    assert (row["images"], row["unsupported"], row["left_out"]) == (1, None, {"nothing is detected": 1})
+    text = report.as_markdown()
+    assert "D-RISE (masks=20, grid=4): 1 of 2 images left out. nothing is detected." in text
+    assert "not served" not in text
+    assert "model model 1.0, input 32 x 32 px" in text
+    (check,) = (one for one in records if one["kind"] == "sanity")
+    assert check["unsupported"] == "nothing is detected in an image, so that there is no map to be compared"
+
+
+class Scaled(Windows):
+    """Looks through a layer whose weights are other ones once they are random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.eye_(self.look.weight.data[:, :, 0, 0])
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.look(x))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_the_sanity_check_of_a_detector_keeps_the_box_that_was_detected(times, monkeypatch):
+    """In pixels of the sent image, whatever its size."""
+    engine = made(Scaled)
+    image = np.kron((picture(DOG) * 255).astype(np.uint8), np.ones((times, times, 1), np.uint8))
+    (dog,) = engine.explain(image, []).predictions
+    asked, explain = [], Engine.explain
+
+    def listen(self, content, methods=(), targets=(), **options):
+        asked.extend(targets)
+        return explain(self, content, methods, targets, **options)
+
+    monkeypatch.setattr(Engine, "explain", listen)
+    found = cascading_randomisation(engine, [image], [DRise(masks=40, grid=4)], stages=2)
+    assert [(target.of.index, target.box) for target in asked] == [(2, pytest.approx(dog.box))] * 2
+    (stages,) = found[DRise(masks=40, grid=4)]
+    assert [stage.down_to for stage in stages] == ["look", ""]
 
 
 def test_a_box_is_named_in_pixels_of_the_sent_image_whatever_its_size(engine):

@@ -14,9 +14,11 @@ from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 from torch.nn import functional as F
 
 from camserve import Engine
-from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unsupported
 from camserve.evaluation import variants
-from camserve.evaluation.augment import Recipe, binary_masks, blurred, variant, wanted_targets
+from camserve.evaluation.augment import Recipe, binary_masks, blurred, variant, wanted_target
+from camserve.evaluation.digits.scenes import benchmark_scenes
+from camserve.evaluation.digits.shipped import load_engine
 from camserve.evaluation.variants import JOURNAL, VariantPlan, augment, check
 from camserve.scores import Targets, make_score
 from camserve.types import Preprocessing, Target
@@ -129,7 +131,7 @@ def test_a_map_without_positive_evidence_has_no_mask(images):
 
 def test_classes_that_are_wanted_else_the_most_probable():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-    found = wanted_targets(make_score("softmax"), logits, [None, 2])
+    found = [wanted_target(make_score("softmax"), *each) for each in zip(logits, (None, 2), strict=True)]
     assert [one.each for one in found] == [(Target(index=1),), (Target(index=2),)]
 
 
@@ -191,7 +193,7 @@ def test_every_image_has_its_variant_in_the_same_folder(engine, folder, tmp_path
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {f"{n}.png" for n in outcome.written}
     assert list(outcome.failed) == ["tiger_cat/broken.png"]
     assert progress == [(0, 5, "lynx/a.png"), (3, 5, "tiger_cat/broken.png"), (5, 5, "")]
-    with pytest.raises(InvalidInput, match=r"no variant: 1 \(tiger_cat/broken\.png: the PNG file is broken"):
+    with pytest.raises(InvalidInput, match=r"without variant: 1 \(tiger_cat/broken\.png: the PNG file is broken"):
         check(outcome)
 
 
@@ -252,6 +254,45 @@ def test_settings_are_not_mixed(engine, folder, tmp_path):
     augment(engine, folder, PLAN, tmp_path / "out")
     with pytest.raises(InvalidOption, match="begun with groups 4, got 3"):
         augment(engine, folder, VariantPlan(Recipe(3)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("digits-answers", "takes a question beside the image, and here are images alone"),
+        ("digits-tokens", "takes a caption so far beside the image, and here are images alone"),
+        (
+            "digits-boxes",
+            "variants are made of the activations of a layer: which boxes a detector keeps depends on all",
+        ),
+    ],
+)
+def test_a_network_without_maps_of_images_alone_is_refused_with_the_reason(name, said, folder, tmp_path):
+    with pytest.raises(Unsupported, match=said):
+        augment(load_engine(name, device="cpu"), folder, PLAN, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_vectors_without_references_is_refused(folder, tmp_path):
+    engine = Engine(tiny_module(), preprocessing=PREPROCESSING, outputs="embedding")
+    with pytest.raises(Unsupported, match="has no predictions"):
+        augment(engine, folder, PLAN, tmp_path / "out")
+
+
+def test_an_image_without_a_place_of_its_folders_class_fails_alone(tmp_path):
+    engine, (scene, other) = load_engine("digits-segmentation", device="cpu"), benchmark_scenes(2)
+    there = scene.boxes[0].label
+    absent = next(str(digit) for digit in range(10) if all(str(digit) != box.label for box in other.boxes))
+    for label, pixels_ in ((there, scene.pixels), (absent, other.pixels)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        (tmp_path / "images" / label / "one.png").write_bytes(png(pixels_))
+    outcome = augment(engine, tmp_path / "images", VariantPlan(Recipe(4), classes="folder"), tmp_path / "out")
+    assert outcome.written == [f"{there}/one.png"]
+    assert list(outcome.failed) == [f"{absent}/one.png"]
+    with pytest.raises(InvalidInput, match=f"images without variant: 1 .*no place of this image is of class {absent}"):
+        check(outcome)
+    second = augment(engine, tmp_path / "images", VariantPlan(Recipe(4), classes="folder"), tmp_path / "out")
+    assert (second.there, list(second.failed)) == (outcome.written, list(outcome.failed))
 
 
 def test_folders_that_do_not_do(engine, folder, tmp_path):

@@ -14,15 +14,18 @@ from PIL import Image
 from tiny import TINY_LABELS, TINY_SIZE, pixels, png, tiny_module
 
 from camserve import Engine, cli
-from camserve.errors import InvalidInput, InvalidOption
+from camserve.errors import InvalidInput, InvalidOption, Unsupported
 from camserve.evaluation import run as running
 from camserve.evaluation.curves import PROTOCOLS, faithfulness
+from camserve.evaluation.digits.scenes import benchmark_scenes
 from camserve.evaluation.digits.shipped import load_engine
+from camserve.evaluation.digits.towers import PROMPTS
 from camserve.evaluation.examples import Example
 from camserve.evaluation.figures import write_figures
 from camserve.evaluation.localisation import localise
 from camserve.evaluation.report import make_report
 from camserve.evaluation.run import Plan, evaluate
+from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
 from camserve.finalise.maps import into_original
 from camserve.methods import METHODS, parse_method
@@ -358,9 +361,47 @@ def test_a_network_that_takes_a_text_is_refused_with_what_measures_it(name, what
     out = tmp_path / "out"
     assert cli.run(["evaluate", "--benchmark", "digits", "--model", name, "--limit", "1", "--out", str(out)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert f"takes a {what} beside the image, and examples have images alone" in said
-    assert "camserve explain --evaluate --text" in said
+    assert f"takes a {what} beside the image, and here are images alone" in said
+    assert "camserve explain --text --evaluate" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["digits-answers", "digits-tokens"])
+def test_a_network_that_takes_a_text_has_no_sanity_check_of_images_alone(name):
+    with pytest.raises(Unsupported, match="beside the image, and here are images alone"):
+        cascading_randomisation(load_engine(name, device="cpu"), [pixels(0)], ["grad_cam"])
+
+
+def test_prompts_are_the_classes_of_the_digits_benchmark(monkeypatch, tmp_path):
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: load_engine("digits-text-image", device="cpu"))
+    arguments = ["--benchmark", "digits", "--model", "digits-text-image", "--limit", "1", "--methods", "grad_cam"]
+    assert cli.run(["evaluate", *arguments, "--protocol", "rise", "--out", str(tmp_path)]) == 0
+    image, check = (json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()[1:])
+    boxes = {PROMPTS[int(box.label)]: box for box in benchmark_scenes(1)[0].boxes}
+    assert {one["label"] for one in image["maps"]} == set(boxes)
+    content = load_engine("digits-text-image", device="cpu").explain(benchmark_scenes(1)[0].pixels, [], list(boxes))
+    cosines = {one.label: one.similarity for one in content.predictions}
+    for one in image["maps"]:
+        assert one["score"] == pytest.approx(cosines[one["label"]], abs=1e-5)
+        assert one["curves"]["rise"]["deletion"][0] == pytest.approx(cosines[one["label"]], abs=1e-5)
+        assert one["localisation"]["energy"] > 0.3
+    assert image["contrast"]["most_likely"]["energy"] > image["contrast"]["least_likely"]["energy"]
+    (stages,) = check["stages"]
+    assert [stage["down_to"] for stage in stages] == ["head", *(f"features.{block}.0" for block in (4, 3, 2, 1, 0))]
+    assert stages[0]["correlation"] < 0.9, "the weights of the text encoder stay, and no stage is spent on them"
+
+
+def test_a_model_without_predictions_is_refused_with_what_to_do(tmp_path):
+    engine = Engine(tiny_module(), preprocessing=PREPROCESSING, outputs="embedding")
+    with pytest.raises(Unsupported, match=r"has no predictions, since no references are packed .*--references"):
+        evaluate(engine, EXAMPLES, PLAN, tmp_path / "out")
+
+
+def test_boxes_of_a_model_of_numbers_are_refused_with_what_to_do(tmp_path):
+    engine = load_engine("digits-value", device="cpu")
+    said = "whose first is 'sum': coffee mug, lynx, person; without boxes, what it predicts itself is explained"
+    with pytest.raises(InvalidInput, match=said):
+        evaluate(engine, EXAMPLES, PLAN, tmp_path / "out")
 
 
 def test_the_digits_benchmark(tmp_path):

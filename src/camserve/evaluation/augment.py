@@ -136,14 +136,16 @@ def _binary(masks: Masks, scores: Tensor, recipe: Recipe) -> np.ndarray | None:
     return np.asarray(saliency > threshold)
 
 
-def wanted_targets(score: Score, outputs: Tensor, wanted: Sequence[int | None]) -> list[Targets]:
-    """Returns a target for each of B images: the class that is wanted, and where none is the most probable one.
+def wanted_target(score: Score, outputs: Tensor, wanted: int | None) -> Targets:
+    """Returns the target of an image: the class that is wanted, and where none is the most probable one.
 
     Args:
         score: score of the network.
-        outputs: outputs (B, numbers) of the images.
-        wanted: class indices.
+        outputs: outputs (numbers,) of the image.
+        wanted: class index.
+
+    Raises:
+        InvalidOption: no place of the image is of the class, for a network of places.
     """
-    classes = [Target(top_k=1) if index is None else Target(index=index) for index in wanted]
-    found = [score.resolved(target, one) for target, one in zip(classes, outputs, strict=True)]
-    return [score.targets(targets, outputs.device) for targets in found]
+    target = Target(top_k=1) if wanted is None else Target(index=wanted)
+    return score.targets(score.resolved(target, outputs), outputs.device)

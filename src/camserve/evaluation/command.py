@@ -101,7 +101,8 @@ def _subject(
 
         engine = load_engine() if model is None else Engine.load(model, store, micro_batch=MICRO_BATCH)
         of_places = "share" in engine.info.says
-        return engine, digits_examples(limit or DIGITS_SCENES, masks=of_places), "the digits benchmark"
+        examples = digits_examples(limit or DIGITS_SCENES, of_places, engine.info.labels)
+        return engine, examples, "the digits benchmark"
     examples = folder_examples(images, None if boxes is None else read_boxes(boxes))[:limit]
     known = f", boxes of {boxes.name}" if boxes is not None else ""
     return Engine.load(model or DEFAULT_MODEL, store), examples, f"folder {images.resolve().name}{known}"

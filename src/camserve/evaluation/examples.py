@@ -6,18 +6,18 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from camserve.errors import InvalidInput, InvalidOption, NotFound
+from camserve.errors import InvalidInput, InvalidOption, NotFound, Unsupported
 from camserve.evaluation.truth import BoxesByImage, TrueBox
 from camserve.folders import SUFFIXES
 from camserve.images import read_image
 from camserve.labels import resolve_label
-from camserve.types import InputView
+from camserve.types import InputView, ModelInfo
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,35 @@ def folder_examples(folder: Path, boxes: BoxesByImage | None = None) -> list[Exa
     return [Example(path.name, path, (boxes or {}).get(path.name, ())) for path in paths]
 
 
-def digits_examples(count: int, masks: bool = False) -> list[Example]:
-    """Returns the first scenes of the digits benchmark, with the pixels of each digit where masks are wanted."""
-    from camserve.evaluation.digits.scenes import benchmark_scenes
+def digits_examples(count: int, masks: bool = False, labels: Sequence[str] = ()) -> list[Example]:
+    """Returns the first scenes of the digits benchmark.
 
+    Args:
+        count: how many.
+        masks: whether the pixels of each digit are wanted.
+        labels: of the network: where "a three" is one of them, a 3 is called so.
+    """
+    from camserve.evaluation.digits.scenes import benchmark_scenes
+    from camserve.evaluation.digits.towers import PROMPTS
+
+    names = {str(digit): text if text in labels else str(digit) for digit, text in enumerate(PROMPTS)}
     examples = []
     for number, scene in enumerate(benchmark_scenes(count)):
         file = io.BytesIO()
         Image.fromarray(scene.pixels).save(file, "PNG")
-        pixels = {box.label: scene.owners == int(box.label) for box in scene.boxes} if masks else {}
-        examples.append(Example(f"scene-{number:03}.png", file.getvalue(), scene.boxes, pixels))
+        boxes = tuple(replace(box, label=names[box.label]) for box in scene.boxes)
+        pixels = {names[box.label]: scene.owners == int(box.label) for box in scene.boxes} if masks else {}
+        examples.append(Example(f"scene-{number:03}.png", file.getvalue(), boxes, pixels))
     return examples
+
+
+def check_images_alone(model: ModelInfo) -> None:
+    """Raises Unsupported where a model takes a text beside the image, which a folder of images does not have."""
+    if model.text is not None:
+        raise Unsupported(
+            f"model {model.name} takes a {model.text.what} beside the image, and here are images alone; maps of its "
+            "answers, with their curves, are made by `camserve explain --text --evaluate`"
+        )
 
 
 def classes_of(boxes: Iterable[TrueBox], labels: Sequence[str]) -> Mapping[int, tuple[TrueBox, ...]]:
@@ -94,7 +112,10 @@ def unknown_labels(examples: Iterable[Example], labels: Sequence[str]) -> list[s
     known = {box.label for example in examples for some in classes_of(example.boxes, labels).values() for box in some}
     if every and not known:
         some = ", ".join(sorted(every)[:5])
-        raise InvalidInput(f"no label of the boxes is a class of the network, whose first is {labels[0]!r}: {some}")
+        raise InvalidInput(
+            f"no label of the boxes is a class of the network, whose first is {labels[0]!r}: {some}; "
+            "without boxes, what it predicts itself is explained"
+        )
     return sorted(every - known)
 
 

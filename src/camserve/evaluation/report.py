@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class Report:
             cells = [column.show(row[column.name]) if _has(row, column.name) else "" for column in columns]
             lines.append("| " + " | ".join([row["title"], *cells]) + " |")
         lines += [f"\n{row['title']}: not served by this network. {row['unsupported']}." for row in _refused(self.rows)]
+        lines += [
+            f"\n{row['title']}: {number} of {row['images'] + sum(row['left_out'].values())} images left out. {reason}."
+            for row in self.rows
+            for reason, number in row["left_out"].items()
+        ]
         return "\n".join(lines) + "\n"
 
     def write(self, out: Path) -> list[Path]:
@@ -96,7 +102,16 @@ def _row(spec: MethodSpec, records: Sequence[Record], settings: Record) -> Row:
         **_sanity_figures(records),
         "queries": _mean(record["queries"] for record in served),
         "median_s": median(seconds) if (seconds := [record["seconds"] for record in served]) else None,
-        "unsupported": next((record["unsupported"] for record in images if "unsupported" in record), None),
+        **_refusals(images, bool(served)),
+    }
+
+
+def _refusals(images: Sequence[Record], is_served: bool) -> Row:
+    """Returns why the network cannot serve the method, or of images left out how many there are for each reason."""
+    reasons = Counter(record["unsupported"] for record in images if "unsupported" in record)
+    return {
+        "unsupported": None if is_served else next(iter(reasons), None),
+        "left_out": dict(reasons) if is_served else {},
     }
 
 
@@ -182,9 +197,10 @@ def _caption(settings: Record, images: int) -> str:
         for name, protocol in settings["protocols"].items()
     )
     height, width = settings["input_px"]
+    layer = f"layer {settings['layer']}, " if settings["layer"] else ""
     return (
         f"{settings['dataset']}, {images} images; model {settings['model']} {settings['version']}, "
-        f"layer {settings['layer']}, input {width} x {height} px, precision {settings['precision']}; "
+        f"{layer}input {width} x {height} px, precision {settings['precision']}; "
         f"score: {settings['score']}; "
         f"protocols: {protocols}; {versions}; "
         f"{settings['machine']}."

@@ -25,7 +25,7 @@ from camserve.engine import Engine
 from camserve.errors import InvalidImage, InvalidOption, Unsupported
 from camserve.evaluation.confidence import confidence
 from camserve.evaluation.curves import PROTOCOLS, Faithfulness, Protocol, faithfulness
-from camserve.evaluation.examples import Example, classes_of, seen_boxes, unknown_labels
+from camserve.evaluation.examples import Example, check_images_alone, classes_of, seen_boxes, unknown_labels
 from camserve.evaluation.localisation import class_contrast, localise
 from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
@@ -36,6 +36,7 @@ from camserve.methods import MethodSpec
 from camserve.saliency.registry import REGISTRY, Perturbation
 from camserve.scores import Targets
 from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap, Target
+from camserve.types.target_forms import check_predicts
 from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
 
@@ -109,14 +110,11 @@ def evaluate(
 
     Raises:
         InvalidOption: the folder has a journal with other settings.
-        Unsupported: the model takes a text beside the image, which examples do not have.
+        Unsupported: the model takes a text beside the image, which examples do not have, or has no predictions.
         InvalidInput: a broken image, which the text names; boxes of which no label is a class of the network.
     """
-    if engine.info.text is not None:
-        raise Unsupported(
-            f"model {engine.info.name} takes a {engine.info.text.what} beside the image, and examples have images "
-            "alone; the curves of a map are measured by `camserve explain --evaluate --text`"
-        )
+    check_images_alone(engine.info)
+    check_predicts(engine.info)
     unknown_labels(examples, engine.info.labels)
     ledger = _Ledger(Journal(out / JOURNAL, plan.settings(engine)), plan.methods, on_progress)
     ledger.total = len(plan.methods) * (len(examples) + bool(plan.sanity_images))

@@ -8,7 +8,7 @@ stays alike only finds edges. Adebayo et al., Sanity Checks for Saliency Maps, h
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from camserve.engine import Engine
+from camserve.errors import Unsupported
+from camserve.evaluation.examples import check_images_alone
 from camserve.images import ImageLike, read_image, seen
 from camserve.methods import MethodLike, MethodSpec, as_method
 from camserve.types import AnyTarget, Target
@@ -71,17 +73,21 @@ def cascading_randomisation(
         For each method and image the stages, from the logits down.
 
     Raises:
-        Unsupported: a method that the network cannot serve.
+        Unsupported: a method that the network cannot serve, a network that takes a text beside the image, or an image
+            in which it detects nothing.
     """
+    check_images_alone(engine.info)
     specs = [as_method(method) for method in methods]
     answers = [engine.explain(image, specs, layer=layer, top_predictions=1) for image in images]
+    if not all(answer.predictions for answer in answers):
+        raise Unsupported("nothing is detected in an image, so that there is no map to be compared")
     targets = [
         _pinned(engine, image, answer.predictions[0].index) for image, answer in zip(images, answers, strict=True)
     ]
     original = [[saliency.array for saliency in answer.maps] for answer in answers]
     copied = _copy(engine)
     found: dict[MethodSpec, list[list[Stage]]] = {spec: [[] for _ in images] for spec in specs}
-    for name in randomise(copied.network.module, stages, seed):
+    for name in randomise(copied.network.module, stages, seed, beside=copied.network.text_encoder):
         for number, (image, target) in enumerate(zip(images, targets, strict=True)):
             maps = copied.explain(image, specs, [target], layer=layer).maps
             for spec, before, after in zip(specs, original[number], maps, strict=True):
@@ -90,12 +96,15 @@ def cascading_randomisation(
 
 
 def _pinned(engine: Engine, image: ImageLike, index: int) -> AnyTarget:
-    """Returns the target that a map of a class explains: of places, those that the network finds before it changes."""
+    """Returns the target that a map of a class explains, as the network finds it before it changes.
+
+    That is the class over the places that are of it, or the box of its best detection.
+    """
     network = engine.network
-    pixels = torch.from_numpy(seen(read_image(image), network.preprocessing)[0])
+    pixels, view = seen(read_image(image), network.preprocessing)
     with network.evaluating():
-        outputs = network.scores(network.normalise(pixels[None]), "exact")[0].detach()
-    (target,) = network.score.resolved(Target(index=index), outputs)
+        outputs = network.scores(network.normalise(torch.from_numpy(pixels[None])), "exact")[0].detach()
+    (target,) = network.score.resolved(network.score.placed(Target(index=index), view), outputs)
     return target
 
 
@@ -114,8 +123,15 @@ def _copy(engine: Engine) -> Engine:
     )
 
 
-def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0) -> Iterator[str]:
+def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0, beside: object = None) -> Iterator[str]:
     """Gives the layers of a module new weights in place, the last ones first.
+
+    Args:
+        module: the network.
+        stages: how many stages, of about as many layers each.
+        seed: of the random weights.
+        beside: a module inside of it that keeps its weights, for no image goes through it: the encoder of texts, which
+            says what is explained.
 
     A layer is a module with parameters of its own, with the norms and other modules without weight matrix that follow
     it. Modules count in the order in which they are registered. Those with `reset_parameters` are initialised as
@@ -124,7 +140,8 @@ def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0) -> Iterato
     Yields:
         After each stage the name of the lowest module that has new weights.
     """
-    layers = _layers(module)[::-1]
+    kept = set(beside.modules()) if isinstance(beside, nn.Module) else set()
+    layers = _layers(module, kept)[::-1]
     for part in np.array_split(np.arange(len(layers)), min(stages, len(layers))):
         # Each stage draws from a seed of its own, and the caller's generator goes on as if nothing had been drawn.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -135,11 +152,11 @@ def randomise(module: nn.Module, stages: int = STAGES, seed: int = 0) -> Iterato
         yield layers[part[-1]][0][0]
 
 
-def _layers(module: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+def _layers(module: nn.Module, kept: Collection[nn.Module]) -> list[list[tuple[str, nn.Module]]]:
     layers: list[list[tuple[str, nn.Module]]] = []
     for name, child in module.named_modules():
         own = list(child.parameters(recurse=False))
-        if not own:
+        if not own or child in kept:
             continue
         if layers and all(parameter.ndim < 2 for parameter in own):
             layers[-1].append((name, child))

@@ -19,14 +19,16 @@ import torch
 from PIL import Image
 
 from camserve.engine import Engine
-from camserve.errors import InvalidImage, InvalidInput, InvalidOption
-from camserve.evaluation.augment import Recipe, binary_masks, variant, wanted_targets
+from camserve.errors import InvalidImage, InvalidInput, InvalidOption, Unsupported
+from camserve.evaluation.augment import Recipe, binary_masks, variant, wanted_target
+from camserve.evaluation.examples import check_images_alone
 from camserve.evaluation.run import asking
 from camserve.folders import image_names
 from camserve.images import as_picture, pixels, read_image, sent_view
 from camserve.journal import Journal, Record
 from camserve.labels import resolve_label
 from camserve.types import Precision
+from camserve.types.target_forms import check_predicts
 
 JOURNAL = "augment.jsonl"
 Classes = Literal["predicted", "folder"]
@@ -64,7 +66,7 @@ class Outcome:
     empty: list[str] = field(default_factory=list)
     """Images without variant, because their maps have no positive evidence."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Broken images, and why each cannot be read."""
+    """Images without variant because they are broken, or not of the class that is wanted, and why."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ def augment(
         NotFound: no such folder, or no image in it.
         InvalidOption: `out` lies in the folder, or has variants that were made with other settings; folders that are
             no classes of the network, where they should be.
-        Unsupported: a network that Group-CAM cannot serve.
+        Unsupported: a network that Group-CAM cannot serve, or one that takes a text beside the image.
     """
+    check_images_alone(engine.info)
+    check_predicts(engine.info)
+    if "layer" in engine.info.lacks:
+        raise Unsupported(f"variants are made of the activations of a layer: {engine.info.lacks['layer']}")
     names = image_names(folder, out)
     wanted = _wanted_classes(folder, names, engine.info.labels) if plan.classes == "folder" else {}
     journal, outcome = Journal(out / JOURNAL, plan.settings(engine)), Outcome()
@@ -161,10 +167,19 @@ def make_variants(
     with asking(network) as micro_batch:
         x = torch.cat([network.normalise(torch.from_numpy(source.pixels[None])) for source in batch])
         captured = network.capture(x, engine.info.layer(plan.layer).name)
-        targets = wanted_targets(network.score, captured.logits, [source.wanted for source in batch])
-        scores = partial(network.scores, precision=plan.precision)
-        masks = binary_masks(scores, x, captured.activations, targets, plan.recipe, micro_batch)
-    for source, target, mask in zip(batch, targets, masks, strict=True):
+        targets = {}
+        for number, source in enumerate(batch):
+            try:
+                targets[number] = wanted_target(network.score, captured.logits[number], source.wanted)
+            except InvalidOption as error:  # of a network of places, no place is of the class
+                outcome.failed[source.name] = str(error)
+        if not targets:
+            return
+        scores, kept = partial(network.scores, precision=plan.precision), list(targets)
+        asked = x[kept], captured.activations[kept], list(targets.values())
+        masks = binary_masks(scores, *asked, plan.recipe, micro_batch)
+    for (number, target), mask in zip(targets.items(), masks, strict=True):
+        source = batch[number]
         if mask is not None:
             _save(as_picture(variant(source.pixels, mask)), _path(out, source.name))
         (outcome.empty if mask is None else outcome.written).append(source.name)
@@ -194,4 +209,4 @@ def check(outcome: Outcome) -> None:
     """
     if outcome.failed:
         some = "; ".join(f"{name}: {why}" for name, why in list(outcome.failed.items())[:5])
-        raise InvalidInput(f"images that cannot be read and have no variant: {len(outcome.failed)} ({some})")
+        raise InvalidInput(f"images without variant: {len(outcome.failed)} ({some})")
