@@ -12,7 +12,7 @@ from torch import Tensor
 from camserve.methods import DRise, Occlusion
 from camserve.saliency.rise import RandomMasks
 from camserve.scores.boxes import intersection_over_union
-from camserve.types import BoxTarget, Item, Target, Task
+from camserve.types import BoxTarget, Detection, Item, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
@@ -59,6 +59,21 @@ def test_d_rise_is_its_definition(kind):
         np.testing.assert_allclose(sums, twin.d_rise(scores, list(some)), rtol=1e-6)  # sums travel as float32
 
 
+def test_a_detection_is_explained_with_the_probabilities_that_it_tells():
+    """P of the paper is the whole vector of the detection, not its best class alone."""
+    on, targets = network(Doubtful), (Detection(0), Detection(1))
+    _, result = Executor(on).answer(Item(IMAGE, targets, (Task(0, SPEC, 0, SPEC.masks),)))
+    image, some = torch.from_numpy(IMAGE).permute(2, 0, 1).double(), masks()
+    wanted = sorted(detected(Doubtful, image), key=lambda each: -each[1])[:2]
+    with torch.no_grad():
+        found = [detected(Doubtful, image * mask) for mask in some]
+    for (box, _, told), sums in zip(wanted, result.partials[0].sums, strict=True):
+        scores = [twin.similarity(box, told, one) for one in found]
+        np.testing.assert_allclose(sums, twin.d_rise(scores, list(some)), rtol=1e-6)  # sums travel as float32
+        of_best = [twin.similarity(box, [float(each == max(told)) for each in told], one) for one in found]
+        assert max(scores) > 1.01 * max(of_best)
+
+
 def test_occlusion_measures_the_same_similarity():
     on, spec = network(), Occlusion(positions=4)
     _, result = Executor(on).answer(Item(IMAGE, TARGETS[:1], (Task(0, spec, 0, 16),)))
@@ -88,7 +103,8 @@ def test_intersection_over_union_is_its_definition():
     assert intersection_over_union(empty, empty) == 0
 
 
-def test_d_rise_is_that_of_xaitk_saliency():
+@pytest.mark.parametrize("kind", [Windows, Doubtful])
+def test_d_rise_is_that_of_xaitk_saliency(kind):
     """It takes the edges of a box as pixels that belong to it: a box from 2 to 5 is 4 wide there, and 3 here.
 
     So it is given boxes that end a pixel earlier. Then its IoU is the same number. Its map is divided by how often
@@ -96,18 +112,21 @@ def test_d_rise_is_that_of_xaitk_saliency():
     """
     from xaitk_saliency.impls.gen_detector_prop_sal.drise_scoring import DRISEScoring
 
-    on, targets = network(), TARGETS[:2]  # it knows no target without a class
-    _, result = Executor(on).answer(Item(IMAGE, targets, (Task(0, SPEC, 0, SPEC.masks),)))
+    on = network(kind)
     image, some = torch.from_numpy(IMAGE).permute(2, 0, 1).double(), masks()
     with torch.no_grad():
-        found = [detected(Windows, image * mask) for mask in some]
+        found = [detected(kind, image * mask) for mask in some]
+    told = sorted(detected(kind, image), key=lambda each: -each[1])[:2]
+    named = [(target.box, 1.0, asked(target)) for target in TARGETS[:2]]  # it knows no target without a class
+    targets = (Detection(0), Detection(1), *TARGETS[:2])
+    _, result = Executor(on).answer(Item(IMAGE, targets, (Task(0, SPEC, 0, SPEC.masks),)))
 
     def row(box, score, probabilities) -> list[float]:
         return [box[0], box[1], box[2] - 1, box[3] - 1, score, *probabilities]
 
     nothing = row((0, 0, 1, 1), 0.0, [1.0, 0, 0, 0])
     detections = [[*(row(*each) for each in one), *[nothing] * (3 - len(one))] for one in found]
-    wanted = np.array([row(target.box, 1.0, asked(target)) for target in targets])
+    wanted = np.array([row(*each) for each in (*told, *named)])
     theirs = DRISEScoring().generate(wanted, np.array(detections), some.numpy())
     for sums, expected in zip(result.partials[0].sums, theirs, strict=True):
         kept = sums / some.sum(dim=0).numpy()

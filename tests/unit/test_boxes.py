@@ -26,6 +26,7 @@ from camserve.evaluation.run import Plan, evaluate, measured, subject_of
 from camserve.evaluation.sanity import cascading_randomisation
 from camserve.evaluation.truth import TrueBox
 from camserve.methods import DRise, Occlusion
+from camserve.scores import Targets
 from camserve.scores.detections import MOST
 from camserve.types import BoxTarget, Detection, InputView, Item, ModelInfo, Target, Task, as_target
 from camserve.types.request import known_targets, make_request
@@ -63,6 +64,96 @@ def test_probabilities_of_every_class_tell_class_and_count_by_their_cosine():
     of_cat, of_any = found.maps
     told = np.array([0.1, 0.8, 0.04, 0.06])
     assert of_cat.score / of_any.score == pytest.approx(told[1] / np.linalg.norm(told), rel=1e-5)
+
+
+def test_a_detection_that_tells_all_probabilities_is_explained_with_them():
+    """It is like itself: its cosine is 1, and the similarity its score. A class alone is not that detection."""
+    engine = made(detectors.Doubtful)
+    found = engine.explain(picture(CAT, DOG), [FEW], ["detection:0", "cat", "top1"])
+    for one, detection in zip(found.maps, (0, 1), strict=True):
+        assert one.score == pytest.approx(found.predictions[detection].probability, rel=1e-5)
+    (cat,) = (one for one in found.predictions if one.label == "cat")
+    named = engine.explain(picture(CAT, DOG), [FEW], [BoxTarget(cat.box, Target(label="cat"))]).maps[0]
+    told = np.array([0.1, 0.8, 0.04, 0.06])
+    assert named.score == pytest.approx(cat.probability * told[1] / np.linalg.norm(told), rel=1e-5)
+    given = engine.explain(picture(CAT, DOG), [FEW], [BoxTarget(cat.box, Target(1), probabilities=told)]).maps[0]
+    assert given.score == pytest.approx(cat.probability, rel=1e-5)
+
+
+def test_curves_of_several_detections_are_each_of_its_own_probabilities():
+    found = made(detectors.Doubtful).explain(picture(CAT, DOG), [FEW], ["top2"], evaluate=True, evaluation_steps=4)
+    assert len(found.maps) == 2
+    for one in found.maps:
+        assert one.faithfulness.deletion[0] == pytest.approx(one.score, rel=1e-5)
+
+
+def test_what_several_images_ask_is_each_of_its_own_probabilities():
+    """Methods ask those of a step in one pass; what is filled up is similar to nothing."""
+    network = made(detectors.Doubtful).network
+    x = network.normalise(torch.from_numpy(np.stack([picture(CAT, DOG), picture(BIRD)])))
+    outputs = network.scores(x, "exact").detach()
+    each = [network.score.targets(network.score.resolved(Detection(of=Target(top_k=3)), one)) for one in outputs]
+    assert [len(one) for one in each] == [2, 1]
+    found = Targets.stacked(each).query_value(outputs)
+    for row, (one, targets) in enumerate(zip(outputs, each, strict=True)):
+        alone = targets.query_value(one[None])[0]
+        np.testing.assert_allclose(found[row, : len(alone)], alone, rtol=1e-6)
+        assert not found[row, len(alone) :].any()
+
+
+def test_a_detection_with_probabilities_comes_back_from_the_wire_for_the_next_shard():
+    image, spec = picture(CAT, DOG), DRise(masks=40, grid=5)
+    whole, first = (
+        Executor(made(detectors.Doubtful).network).answer(Item(image, (Target(top_k=2),), (Task(0, spec, 0, stop),)))[1]
+        for stop in (40, 24)
+    )
+    pinned = tuple(v1.target_from_proto(v1.target_to_proto(one.target)) for one in first.targets)
+    assert all(len(target.probabilities) == 4 for target in pinned)
+    _, second = Executor(made(detectors.Doubtful, micro_batch=3).network).answer(
+        Item(image, pinned, (Task(0, spec, 24, 40),))
+    )
+    merged = sum(shard.partials[0].sums.astype(np.float64) for shard in (first, second))
+    np.testing.assert_allclose(merged, whole.partials[0].sums, rtol=1e-6)
+
+
+def test_images_of_a_step_have_probabilities_of_their_own():
+    network, spec = made(detectors.Doubtful).network, DRise(masks=6, grid=4)
+    items = [Item(picture(*some), (Target(top_k=3),), (Task(0, spec, 0, 6),)) for some in ((CAT, DOG), (BIRD,), ())]
+    together = Executor(network).execute(items).outcomes
+    for item, outcome in zip(items, together, strict=True):
+        _, alone = Executor(network).answer(item)
+        np.testing.assert_allclose(outcome.partials[0].sums, alone.partials[0].sums, rtol=1e-6)
+        assert [one.target for one in outcome.targets] == [one.target for one in alone.targets]
+
+
+@pytest.mark.parametrize("given", [(0.5, -0.1), (0.5, float("nan")), (0.0, 0.0), (float("inf"), 0.0), ("many",)])
+def test_probabilities_that_can_be_none_are_refused_at_once(given):
+    with pytest.raises(InvalidOption, match="a box has probabilities of at least 0, not all 0; got"):
+        BoxTarget(CAT, probabilities=given)
+
+
+def test_probabilities_of_other_classes_than_the_models_are_refused(engine):
+    some = BoxTarget(CAT, Target(index=1), probabilities=(0.5, 0.5))
+    with pytest.raises(InvalidOption, match="a box has the probabilities of all 4 classes, got 2"):
+        made(detectors.Doubtful).explain(picture(CAT), [FEW], [some])
+    with pytest.raises(Unsupported, match="gives a label of each detection, and no probabilities of all classes"):
+        engine.explain(picture(CAT), [FEW], [replace(some, probabilities=(0.25,) * 4)])
+
+
+class Single(Windows):
+    """Tells the probability of its only class."""
+
+    def found(self, image: Tensor) -> dict[str, Tensor]:
+        found = super().found(image)
+        labels = found.pop("labels")
+        return found | {"probabilities": torch.full((len(labels), 1), 0.9)}
+
+
+def test_a_single_class_is_the_class_of_all():
+    engine = Engine(Single().eval(), preprocessing=PREPROCESSING, labels=("thing",), outputs="boxes")
+    found = engine.explain(picture(CAT), [FEW], ["thing"])
+    assert [one.label for one in found.predictions] == ["thing"]
+    assert found.maps[0].score == pytest.approx(found.predictions[0].probability, rel=1e-5)
 
 
 class Numbers(nn.Module):
@@ -273,7 +364,8 @@ def test_the_forms_of_a_model_of_boxes_are_listed_with_examples_that_it_takes():
 
 
 @pytest.mark.parametrize(
-    "target", [BoxTarget((1, 2.5, 30, 40), Target(index=2)), BoxTarget((1, 2, 3, 4)), Detection(4)]
+    "target",
+    [BoxTarget((1, 2.5, 30, 40), Target(index=2)), BoxTarget((1, 2, 3, 4)), Detection(4)],
 )
 def test_targets_of_boxes_come_back_from_the_wire_and_from_their_text(target):
     assert v1.target_from_proto(v1.target_to_proto(target)) == target

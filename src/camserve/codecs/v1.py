@@ -400,7 +400,8 @@ def target_to_proto(target: AnyTarget) -> pb.Target:
             return pb.Target(region=_region_to_proto(target))
         case BoxTarget():
             of = None if target.of is None else _class_to_proto(pb.ClassTarget, target.of)
-            return pb.Target(box=pb.BoxTarget(box=_edges_to_proto(target.box), of=of))
+            edges = _edges_to_proto(target.box)
+            return pb.Target(box=pb.BoxTarget(box=edges, of=of, probabilities=target.probabilities))
         case Detection(of=Target() as of):
             return _class_to_proto(pb.Target, of)
         case Detection():
@@ -490,7 +491,7 @@ def _target(message: pb.Target, image: Callable[[pb.Image], ImageContent]) -> An
             return _region(message.region)
         case "box":
             of = _class_from_proto(message.box.of) if message.box.HasField("of") else None
-            return BoxTarget(_edges_from_proto(message.box.box), of)
+            return BoxTarget(_edges_from_proto(message.box.box), of, probabilities=tuple(message.box.probabilities))
         case "detection":
             return Detection(message.detection)
         case "word":

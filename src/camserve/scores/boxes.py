@@ -1,9 +1,10 @@
 """Scores of networks that detect objects: D-RISE's similarity to a box (https://arxiv.org/abs/2006.03204, eq. 2 to 5).
 
 For each masked image it is the largest, over what is detected there, of IoU(L, L_j) * O_j * cos(P, P_j): the share of
-the boxes' intersection in their union, the detection's score, and the cosine between the classes' probabilities. A
-target's P is 1 for its class and 0 for the others. A network that gives one label and score for each detection has the
-same for P_j, so that the cosine is 1 where the labels are equal and 0 elsewhere. It is 1 for a target of no class.
+the boxes' intersection in their union, the detection's score, and the cosine between the classes' probabilities. The P
+of a detection that is explained is what the network says of it, that of a named box 1 for its class and 0 for the
+others. A network that gives one label and score for each detection has the same for P and P_j, so that the cosine is 1
+where the labels are equal and 0 elsewhere. It is 1 for a target of no class.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Boxes:
     without area is similar to nothing."""
     classes: Tensor
     """Class indices (B or 1, K); `NO_CLASS`: any class will do."""
+    told: Tensor | None = None
+    """Probabilities (B or 1, K, C) of all classes, each of length 1; None for a network that gives labels."""
 
     def similarities(self, found: Tensor) -> Tensor:
         """Returns the similarity (n, K) to what is detected, (n, M, width); 0 where nothing is."""
@@ -48,26 +51,26 @@ class Boxes:
     def _cosines(self, found: Tensor) -> Tensor:
         """Returns the cosines (n, K, M) between the targets' classes and those of detections (n, M, width)."""
         classes = self.classes.expand(len(found), -1)
-        told = found[:, :, LABEL:]
-        if told.shape[2] == 1:
-            cosines = (told[:, None, :, 0] == classes[:, :, None]).to(found)
+        if self.told is None:
+            cosines = (found[:, None, :, LABEL] == classes[:, :, None]).to(found)
         else:
-            unit = nn.functional.normalize(told, dim=2).transpose(1, 2)  # (n, classes, M)
-            index = classes.clamp(min=0)[:, :, None].expand(-1, -1, unit.shape[2])
-            cosines = unit.gather(1, index)
+            unit = nn.functional.normalize(found[:, :, LABEL:], dim=2)
+            cosines = self.told.to(found) @ unit.transpose(1, 2)
         return cosines.masked_fill((classes == NO_CLASS)[:, :, None], 1)
 
     def column(self, number: int) -> Boxes:
         """Returns the box of one target."""
         one = slice(number, number + 1)
-        return Boxes(self.edges[:, one], self.classes[:, one])
+        return Boxes(self.edges[:, one], self.classes[:, one], None if self.told is None else self.told[:, one])
 
     @classmethod
     def stacked(cls, asked: Sequence[Boxes]) -> Boxes:
         """Returns the boxes of B images, filled up with boxes that are similar to nothing."""
         pad = torch.nn.utils.rnn.pad_sequence
         edges = pad([one.edges[0] for one in asked], batch_first=True)
-        return cls(edges, pad([one.classes[0] for one in asked], batch_first=True))
+        told = [one.told[0] for one in asked if one.told is not None]  # of all, or of none
+        classes = pad([one.classes[0] for one in asked], batch_first=True)
+        return cls(edges, classes, pad(told, batch_first=True) if told else None)
 
 
 def intersection_over_union(one: Tensor, other: Tensor) -> Tensor:
@@ -90,6 +93,8 @@ class Detected(Predictions):
     """Edges (M, 4) in pixels of the network's input, or of the sent image once `through` has brought them there."""
     classes: Tensor
     """Class indices (M,)."""
+    told: Tensor | None = None
+    """Probabilities (M, C) of all classes; None where the network gives labels."""
 
     def of(self, indices: Sequence[int]) -> tuple[Prediction, ...]:
         """Returns the detections of these numbers, without labels."""
@@ -146,7 +151,12 @@ class Detections(Score):
 
     def classes(self, numbers: int) -> int | None:
         """Returns the number of classes; None for a network that gives labels, and does not tell how many there are."""
-        return self.shape[1] - LABEL if self.shape[1] > LABEL + 1 else None
+        return self._classes_told or None
+
+    @property
+    def _classes_told(self) -> int:
+        """Number of classes of which each detection has the probability; 0 where it has a label."""
+        return self.shape[1] - LABEL if self.shape[1] > LABEL + 1 else 0
 
     def _found(self, outputs: Tensor) -> Tensor:
         return outputs.reshape(len(outputs), MOST, -1)
@@ -155,10 +165,10 @@ class Detections(Score):
         """Returns the detections of one image, that of the highest score first."""
         found = self._found(outputs[None])[0]
         found = found[found[:, SCORE] > 0]
-        told = found[:, LABEL:]
-        classes = told[:, 0].round().long() if told.shape[1] == 1 else told.argmax(dim=1)
+        told = found[:, LABEL:] if self._classes_told else None
+        classes = found[:, LABEL].round().long() if told is None else told.argmax(dim=1)
         order = torch.arange(len(found), device=found.device)
-        return Detected(order, {"probability": found[:, SCORE]}, found[:, :SCORE], classes)
+        return Detected(order, {"probability": found[:, SCORE]}, found[:, :SCORE], classes, told)
 
     def value(self, outputs: Tensor, asked: Boxes) -> Tensor:
         """Raises Unsupported: a similarity to detections has no gradient."""
@@ -182,7 +192,7 @@ class Detections(Score):
 
     def ask(self, targets: Sequence[AnyTarget], device: torch.device) -> Boxes:
         """Returns the targets' boxes; of an image without detections one that is similar to nothing."""
-        edges, classes = [], []
+        edges, classes, told = [], [], []
         for target in targets:
             if not isinstance(target, BoxTarget | Detection):
                 name = type(target).__name__.lower()
@@ -190,8 +200,24 @@ class Detections(Score):
             box, of = (target.seen or target.box, target.of) if isinstance(target, BoxTarget) else ((0.0,) * 4, None)
             edges.append(box)
             classes.append(NO_CLASS if of is None or of.index is None else of.index)
+            told.append(target.probabilities if isinstance(target, BoxTarget) else ())
         asked = torch.tensor(edges, dtype=torch.float64, device=device).reshape(1, -1, 4)
-        return Boxes(asked, torch.tensor(classes, dtype=torch.long, device=device)[None])
+        indices = torch.tensor(classes, dtype=torch.long, device=device)[None]
+        return Boxes(asked, indices, self._unit(classes, told, device))
+
+    def _unit(self, classes: Sequence[int], told: Sequence[Sequence[float]], device: torch.device) -> Tensor | None:
+        """Returns all classes' probabilities (1, K, C), each of length 1; None for a network that gives labels."""
+        if not self._classes_told:
+            if any(told):
+                raise Unsupported("this network gives a label of each detection, and no probabilities of all classes")
+            return None
+        each = torch.zeros(1, len(classes), self._classes_told, dtype=torch.float64, device=device)
+        for row, index, given in zip(each[0], classes, told, strict=True):
+            if given:
+                row += row.new_tensor(given)
+            elif index != NO_CLASS:
+                row[index] = 1
+        return nn.functional.normalize(each, dim=2)
 
     def placed(self, target: AnyTarget, view: InputView) -> AnyTarget:
         """Returns a target with what the network sees of the image; raises InvalidOption for a box outside of it."""
@@ -222,7 +248,8 @@ class Detections(Score):
     def _target(self, found: Detected, number: int, view: InputView | None) -> BoxTarget:
         box: Edges = tuple(found.boxes[number].tolist())
         index = int(found.classes[number])
-        return BoxTarget(box if view is None else view.sent(box), Target(index=index), seen=box)
+        told = () if found.told is None else tuple(found.told[number].tolist())
+        return BoxTarget(box if view is None else view.sent(box), Target(index=index), seen=box, probabilities=told)
 
 
 def _check_inside(box: Edges, view: InputView) -> None:

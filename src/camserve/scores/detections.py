@@ -127,6 +127,8 @@ def _checked(values: Mapping[str, Any], returned: Any) -> tuple[Tensor, Tensor, 
     )
     if not fits:
         raise Unsupported(f"{WANTED}; it returned {_described(returned)}")
+    if labels.shape[1:] == (1,):  # of a single class, which is the class of all
+        labels = torch.zeros_like(labels[:, 0])
     return cast("tuple[Tensor, Tensor, Tensor]", (boxes, scores, labels))
 
 

@@ -151,8 +151,8 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     region that is of it, and the text of an answer is that answer.
 
     Raises:
-        InvalidOption: the model takes no such target, a class does not exist, or a vector has another length than the
-            model's. The text says what it takes, with examples.
+        InvalidOption: the model takes no such target, a class does not exist, or there are more or fewer numbers in it
+            than the model's vectors, or its classes, have. The text says what it takes, with examples.
     """
     if model.outputs == "value" and isinstance(target, Target) and target.top_k is None:
         target = Value(target)
@@ -169,6 +169,9 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
         )
     if isinstance(target, Vector) and target.values is not None and len(target.values) != model.dimension:
         raise InvalidOption(f"a vector of this model has {model.dimension} numbers, got {len(target.values)}")
+    if isinstance(target, BoxTarget) and target.probabilities and len(target.probabilities) != len(model.labels):
+        count = len(target.probabilities)
+        raise InvalidOption(f"a box has the probabilities of all {len(model.labels)} classes, got {count}")
     try:
         return target.resolved(model.labels)
     except InvalidOption as error:

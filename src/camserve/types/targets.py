@@ -510,14 +510,18 @@ class BoxTarget:
         box: (x0, y0, x1, y1) in pixels of the sent image, after EXIF orientation.
         of: the class that is detected there; None: whatever the class is.
         seen: the same box in pixels of the network's input; a worker makes it of the other.
+        probabilities: the probability of each class, in place of 1 for `of`; a worker makes them of a detection that
+            tells them.
 
     Raises:
-        InvalidOption: on construction, when the box has no area or `of` is no class alone.
+        InvalidOption: on construction, when the box has no area, `of` is no class alone, or the probabilities are no
+            numbers of at least 0 that are not all 0.
     """
 
     box: Edges
     of: Target | None = None
     seen: Edges | None = field(default=None, repr=False, compare=False)
+    probabilities: tuple[float, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box", edges("a box", self.box))
@@ -525,6 +529,8 @@ class BoxTarget:
             _check_class("a box", self.of)
             if self.of.top_k is not None:
                 raise InvalidOption(f"a box is of a class by name or index, got {self.of.text()}")
+        if len(self.probabilities):
+            object.__setattr__(self, "probabilities", _probabilities("a box", self.probabilities))
 
     @property
     def classes(self) -> tuple[Target, ...]:
@@ -617,6 +623,13 @@ def edges(what: str, values: Any) -> Edges:
     if not (x0 < x1 and y0 < y1):
         raise InvalidOption(f"{what} has x0 < x1 and y0 < y1, got {_numbers((x0, y0, x1, y1))}")
     return x0, y0, x1, y1
+
+
+def _probabilities(what: str, values: Any) -> tuple[float, ...]:
+    found = tuple(map(_number, values))
+    if not all(each is not None and 0 <= each < math.inf for each in found) or not any(found):  # NaN fails as well
+        raise InvalidOption(f"{what} has probabilities of at least 0, not all 0; got {shown(values)}")
+    return cast("tuple[float, ...]", found)
 
 
 def _numbers(box: Edges) -> str:

@@ -509,12 +509,14 @@ class Finer(_message.Message):
     def __init__(self, of: _Optional[_Union[ClassTarget, _Mapping]] = ..., gamma: _Optional[float] = ..., nearest: _Optional[int] = ...) -> None: ...
 
 class BoxTarget(_message.Message):
-    __slots__ = ("box", "of")
+    __slots__ = ("box", "of", "probabilities")
     BOX_FIELD_NUMBER: _ClassVar[int]
     OF_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     box: Edges
     of: ClassTarget
-    def __init__(self, box: _Optional[_Union[Edges, _Mapping]] = ..., of: _Optional[_Union[ClassTarget, _Mapping]] = ...) -> None: ...
+    probabilities: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, box: _Optional[_Union[Edges, _Mapping]] = ..., of: _Optional[_Union[ClassTarget, _Mapping]] = ..., probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Against(_message.Message):
     __slots__ = ("of",)
