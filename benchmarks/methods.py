@@ -5,8 +5,9 @@
     python benchmarks/methods.py measure --scenes 2 --photos coffee --methods "cam group_cam" --out /tmp/methods.json
 
 Measuring is `camserve evaluate` on the digits benchmark and on photos of scikit-image with lite0, every method with its
-default parameters. It keeps its journals in build/methods/<commit> and goes on from there when it was stopped; delete
-that folder to start anew, also after changes that are not committed.
+default parameters. (On these networks of classes D-RISE is RISE with a finer grid.) It keeps its journals in
+build/methods/<commit> and goes on from there when it was stopped; delete that folder to start anew, also after changes
+that are not committed.
 
 Times are taken apart from that, one map of the first photo at a time, the methods taking turns. The time of a method of
 more than SLOW_QUERIES queries is that of its maps in the evaluation.
@@ -36,8 +37,6 @@ Content = dict[str, Any]
 MODEL = "lite0"
 PROTOCOL = "rise"
 SLOW_QUERIES = 2000
-MEASURED = tuple(name for name in METHODS if name != "d_rise")
-"""Names of the methods that are measured; D-RISE, which is RISE on a network of classes, is in `targets.py`."""
 TABLE = "methods table"
 """Name of the README's markers around the table."""
 ON_DIGITS = (
@@ -181,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
-    measuring.add_argument("--methods", default=" ".join(MEASURED), help="separated by spaces; default: all")
+    measuring.add_argument("--methods", default=" ".join(METHODS), help="separated by spaces; default: all")
     measuring.add_argument("--scenes", type=int, default=20, help="of the digits benchmark")
     measuring.add_argument("--photos", nargs="+", default=["chelsea", "coffee"], help="of skimage.data")
     measuring.add_argument("--rounds", type=int, default=3, help="timed calls of each method that is not slow")
