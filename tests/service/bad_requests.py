@@ -242,6 +242,18 @@ TARGETS = (
         {"target": "up:1"},
         "gives classes, and its targets are class ('tabby cat'), contrast ('contrast:tabby cat>tiger cat'), finer "
         "('finer:tabby cat'), against ('against:tabby cat'); got 'up:1'",
+        kind=Unsupported,
+    ),
+    BadRequest(
+        "a detection of a model of classes",
+        {"target": "detection:0"},
+        "('against:tabby cat'); got 'detection:0'",
+        kind=Unsupported,
+    ),
+    BadRequest(
+        "a form that is none",
+        {"target": "txet:a cat"},
+        "the targets of this model are class ('tabby cat'), contrast (",
     ),
     BadRequest("a contrast with nothing", {"target": "contrast:1>"}, "such as 'contrast:tabby>lynx', got", TEXTS),
     BadRequest("a contrast with the top", {"target": "contrast:1>top2"}, "named ones, got top2", TEXTS),

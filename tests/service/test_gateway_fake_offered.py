@@ -72,7 +72,6 @@ async def test_detections_and_boxes_come_through_the_typed_door():
         (pb.Target(detection=77), "there is no detection 77"),
         (pb.Target(box=pb.BoxTarget(box=pb.Edges(x0=5, y0=5, x1=5, y1=9))), "a box has x0 < x1 and y0 < y1"),
         (pb.Target(box=pb.BoxTarget()), "a box has x0 < x1 and y0 < y1"),
-        (pb.Target(text="a dog"), "this model gives boxes, and its targets are class"),
     ],
 )
 async def test_a_target_of_boxes_that_cannot_be_is_an_invalid_argument(target, said):

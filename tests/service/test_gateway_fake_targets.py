@@ -245,7 +245,6 @@ async def test_a_region_is_pinned_and_sent_to_every_step():
         (region(grid=mask_file(np.ones((3, 5), bool))), "size of the network's outputs, 16 x 12 pixels; got 5 x 3"),
         (region(of=pb.ClassTarget(label="unicorn")), "unicorn"),
         (region(of=pb.ClassTarget(index=10**6)), "class index must be"),
-        (pb.Target(text="a cat"), "this model gives classes of places, and its targets are class"),
     ],
 )
 async def test_a_region_that_cannot_be_is_an_invalid_argument_with_what_was_allowed(target, message):

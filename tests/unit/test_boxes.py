@@ -335,7 +335,6 @@ def test_an_image_without_detections_has_no_predictions_and_an_empty_map(engine)
         ("box:1,2,3", "box is x0,y0,x1,y1 in pixels of the sent image and perhaps a class, such as"),
         ("detection:one", "detection is a number among the predictions, such as 'detection:0'"),
         ("box:1,2,3,4:wolf", "unknown label 'wolf'"),
-        ("contrast:cat>dog", r"this model gives boxes, and its targets are class \('background'\), detection"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused_with_what_was_allowed(target, said, engine):

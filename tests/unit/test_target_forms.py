@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_request import MODEL, PHOTO
 
-from camserve.errors import InvalidImage, InvalidOption
+from camserve.errors import InvalidImage, InvalidOption, Unsupported
 from camserve.types import Against, Contrast, Finer, ModelInfo, Region, Target, Text, Value, Vector
 from camserve.types.request import ExplainRequest, RequestLimits, known_targets, make_request
 from camserve.types.target_forms import target_forms
@@ -18,6 +18,9 @@ KNOWN_FACES = replace(FACES, labels=("ann", "ben"))
 PROMPTS = replace(FACES, outputs="text-image", labels=("a cat", "a dog"))
 BINARY = replace(MODEL, name="seven", outputs="binary", labels=("no seven", "seven"))
 PLACES = replace(MODEL, name="places", outputs="segmentation")
+BOXES = replace(MODEL, name="boxes", outputs="boxes")
+ANSWERS = replace(MODEL, name="answers", outputs="answers")
+CAPTIONS = replace(MODEL, name="captions", outputs="tokens")
 ALONE = replace(MODEL, name="alone", outputs="sigmoid", labels=("cat",))
 
 
@@ -123,18 +126,13 @@ REFUSED = [
     (PLACES, Text("a cup"), "this model gives classes of places, and its targets are class ('tabby cat'), contrast ("),
     (PLACES, Vector([1.0]), "region ('region:10,20,90,80:tabby cat'); got 'vector:"),
     (PLACES, parse_target("up:cup"), "got 'up:cup'"),
-    (
-        MODEL,
-        parse_target("up:cup"),
-        "this model gives classes, and its targets are class ('tabby cat'), contrast (",
-    ),
+    (MODEL, parse_target("up:cup"), "this model gives classes, and its targets are class ('tabby cat'), contrast ("),
+    (MODEL, parse_target("box:1,2,3,4"), "got 'box:1,2,3,4'"),
+    (MODEL, parse_target("detection:0"), "got 'detection:0'"),
+    (MODEL, parse_target("word:1:cup"), "got 'word:1:cup'"),
     (MODEL, Vector([1.0]), "against ('against:tabby cat'); got 'vector:"),
     (MODEL, Vector(image=PHOTO), "; got 'reference:"),
-    (
-        VALUES,
-        parse_target("contrast:0>1"),
-        "this model gives numbers, and its targets are value ('up:age'); got 'con",
-    ),
+    (VALUES, parse_target("contrast:0>1"), "this model gives numbers, and its targets are value ('up:age'); got 'con"),
     (VALUES, parse_target("finer:age"), "got 'finer:age'"),
     (VALUES, parse_target("against:age"), "got 'against:age'"),
     (VALUES, Target(top_k=1), "got 'top1'"),
@@ -145,6 +143,26 @@ REFUSED = [
     (FACES, parse_target("up:0"), "reference ('reference:face.jpg'); got 'up:0'"),
     (KNOWN_FACES, parse_target("up:ann"), "against ('against:ann'); got 'up:ann'"),
     (PROMPTS, parse_target("up:a cat"), "this model gives vectors, and its targets are text ('text:a cat'), vector ("),
+    (ALONE, parse_target("finer:cat"), "got 'finer:cat'"),
+    (ALONE, parse_target("contrast:cat>0"), "are class ('cat'), against ('against:cat'); got 'contrast:cat>0'"),
+    (BOXES, parse_target("contrast:cup>boat"), "('box:10,20,90,80:tabby cat'); got 'contrast:cup>boat'"),
+    (BOXES, Region(box=(1, 2, 3, 4)), "this model gives boxes, and its targets are class ('tabby cat'), detection"),
+    (
+        ANSWERS,
+        parse_target("word:1:cup"),
+        "this model gives answers, and its targets are class ('tabby cat'), contrast",
+    ),
+    (ANSWERS, parse_target("up:cup"), "text ('text:tabby cat'); got 'up:cup'"),
+    (
+        CAPTIONS,
+        parse_target("detection:0"),
+        "this model gives words, and its targets are class ('tabby cat'), contrast",
+    ),
+    (CAPTIONS, Vector([1.0]), "word ('word:1'); got 'vector:"),
+]
+"""Targets that the outputs of a model cannot have."""
+
+WRONG = [
     (
         PROMPTS,
         parse_target("a cow"),
@@ -156,12 +174,6 @@ REFUSED = [
         "this model gives vectors, and no prompts are packed with it: say what to be similar to, by text "
         "('text:a seven left of a two'), vector",
     ),
-    (ALONE, parse_target("finer:cat"), "got 'finer:cat'"),
-    (
-        ALONE,
-        parse_target("contrast:cat>0"),
-        "are class ('cat'), against ('against:cat'); got 'contrast:cat>0'",
-    ),
     (KNOWN_FACES, Target(index=2), "class index must be 0..1, got 2"),
     (BINARY, parse_target("contrast:seven>1"), "contrast names each class once, got seven twice"),
     (FACES, Vector([1.0, 2.0]), "a vector of this model has 3 numbers, got 2"),
@@ -171,11 +183,38 @@ REFUSED = [
         "this model gives vectors, and no references are packed with it: say what to be similar to, by vector "
         "('vector:face.npy'), reference",
     ),
+    (
+        MODEL,
+        parse_target("txet:a cup"),
+        "unknown label 'txet:a cup'; the targets of this model are class ('tabby cat')",
+    ),
+    (MODEL, parse_target("against:bx:1"), "unknown label 'bx:1'; the targets of this model are class ('tabby cat')"),
+    (
+        PROMPTS,
+        parse_target("vektor:a"),
+        "the targets of this model are text ('text:a cat'), vector ('vector:face.npy')",
+    ),
+    (
+        BOXES,
+        parse_target("detektion:0"),
+        "the targets of this model are class ('tabby cat'), detection ('detection:0')",
+    ),
+    (BOXES, parse_target("box:1,2,3,4:wolf"), "unknown label 'wolf'"),
+    (ANSWERS, parse_target("text:a cow"), "unknown label 'a cow'"),
+    (CAPTIONS, Target(index=6), "class index must be 0..5, got 6"),
 ]
+"""Targets of a kind that a model takes, which say what cannot be, and what is of no kind at all."""
 
 
 @pytest.mark.parametrize(("model", "target", "text"), REFUSED)
 def test_what_a_model_does_not_take_is_refused_with_what_it_takes(model, target, text):
+    with pytest.raises(Unsupported) as raised:
+        fitted(model, target)
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(("model", "target", "text"), WRONG)
+def test_what_cannot_be_is_an_error_of_its_own_with_what_was_allowed(model, target, text):
     with pytest.raises(InvalidOption) as raised:
         fitted(model, *([] if target is None else [target]))
     assert text in str(raised.value)

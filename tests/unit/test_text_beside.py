@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from looking import CAPTION, Looking, ReadIn, asking, writing
+from torch import nn
 
 from camserve import Engine
 from camserve.errors import CamserveError, InvalidOption, Unsupported
@@ -15,44 +16,10 @@ from camserve.methods import AblationCam, GradCam, IntegratedGradients, MethodSp
 from camserve.types import AnyTarget, Item, ItemResult, Preprocessing, Target, Task, Text, Word
 from camserve.types.request import UNBOUNDED, ExplainRequest
 from camserve.types.target_forms import target_forms
-from camserve.types.tokenisers import Words
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
 PREPROCESSING = Preprocessing(32, (32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
-QUESTION = ("which", "is", "left", "right")
-CAPTION = ("zero", "one", "two", "three", "end")
-
-
-class Looking(nn.Module):
-    """A small network that looks where its text tells it to."""
-
-    def __init__(self, words: tuple[str, ...], example: str, outputs: int, end: int = -1) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
-        self.words, self.head = nn.Embedding(len(words), 8), nn.Linear(8, outputs)
-        self.tokeniser = Words(words, example, max_length=4, end=end)
-
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        maps, asked = self.features(x), self.words(tokens).sum(dim=1)
-        looks = torch.einsum("nc,nchw->nhw", asked, maps).flatten(1).softmax(dim=1)
-        return self.head(3 * torch.einsum("np,ncp->nc", looks, maps.flatten(2)) + asked)
-
-
-class ReadIn(Looking):
-    """The same, but the image is read with the text in mind from the first layer on."""
-
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return super().forward(x * (1 + self.words(tokens).sum(dim=1).mean(dim=1).tanh())[:, None, None, None], tokens)
-
-
-def asking() -> Looking:
-    return Looking(QUESTION, "which is left", 5)
-
-
-def writing(kind: type[Looking] = Looking) -> Looking:
-    return kind(CAPTION, "", 5, end=4)
 
 
 def image(seed: int = 0) -> np.ndarray:

@@ -151,8 +151,9 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     region that is of it, and the text of an answer is that answer.
 
     Raises:
-        InvalidOption: the model takes no such target, a class does not exist, or there are more or fewer numbers in it
-            than the model's vectors, or its classes, have. The text says what it takes, with examples.
+        Unsupported: the model's outputs have no such target. The text says what it takes, with examples.
+        InvalidOption: a class does not exist, or there are more or fewer numbers in it than the model's vectors, or its
+            classes, have. The text of one that looks like a form says what the model takes.
     """
     if model.outputs == "value" and isinstance(target, Target) and target.top_k is None:
         target = Value(target)
@@ -163,9 +164,8 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     if model.outputs == "answers" and isinstance(target, Text):
         target = Target(label=target.words)
     if _name(target) not in _taken(model):
-        forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
-        raise InvalidOption(
-            f"this model gives {_GIVES[model.outputs]}, and its targets are {forms}; got {shown(target.text())}"
+        raise Unsupported(
+            f"this model gives {_GIVES[model.outputs]}, and its targets are {_forms(model)}; got {shown(target.text())}"
         )
     if isinstance(target, Vector) and target.values is not None and len(target.values) != model.dimension:
         raise InvalidOption(f"a vector of this model has {model.dimension} numbers, got {len(target.values)}")
@@ -175,9 +175,20 @@ def fitted_target(target: AnyTarget, model: ModelInfo) -> AnyTarget:
     try:
         return target.resolved(model.labels)
     except InvalidOption as error:
-        if isinstance(target, Target) and target.label is not None and "text" in _taken(model):
-            raise InvalidOption(f"{error}; any other text is {shown('text:' + target.label)}") from None
-        raise
+        raise InvalidOption(f"{error}{_hint(target, model)}") from None
+
+
+def _hint(target: AnyTarget, model: ModelInfo) -> str:
+    """Returns what an unknown label in a target may have been meant as."""
+    if any(":" in each.label for each in target.classes if each.label is not None):
+        return f"; the targets of this model are {_forms(model)}"
+    if isinstance(target, Target) and target.label is not None and "text" in _taken(model):
+        return f"; any other text is {shown('text:' + target.label)}"
+    return ""
+
+
+def _forms(model: ModelInfo) -> str:
+    return ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
 
 
 def default_target(model: ModelInfo) -> AnyTarget:
@@ -190,9 +201,8 @@ def default_target(model: ModelInfo) -> AnyTarget:
         return Value(Target(index=0))
     if "class" in _taken(model):
         return fitted_target(Target(top_k=1), model)
-    forms = ", ".join(f"{form.name} ({form.example!r})" for form in target_forms(model))
     raise InvalidOption(
-        f"this model gives vectors, and {_NONE_PACKED[model.outputs]}: say what to be similar to, by {forms}"
+        f"this model gives vectors, and {_NONE_PACKED[model.outputs]}: say what to be similar to, by {_forms(model)}"
     )
 
 
