@@ -123,6 +123,16 @@ _PROCESS = (
         width=6,
     ),
     Panel(
+        "Evidence records",
+        "Records written to evidence logs, and replies that were withheld since theirs could not be written.",
+        "cps",
+        (
+            Query(total_rate("camserve_evidence_records_total", TARGET, "instance"), "{{instance}}, written"),
+            Query(total_rate("camserve_evidence_failures_total", TARGET, "instance"), "{{instance}}, withheld"),
+        ),
+        width=6,
+    ),
+    Panel(
         "Garbage collections",
         "Runs of Python's collector; those of generation 2 stop everything for longest.",
         "cps",
@@ -142,7 +152,7 @@ _PROCESS = (
         "short",
         (Query(f"count by (version) (camserve_build_info{{{TARGET}}})", "{{version}}"),),
         kind="stat",
-        width=12,
+        width=6,
     ),
     Panel(
         "Certificate",

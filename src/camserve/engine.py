@@ -6,6 +6,7 @@ The engine runs the same executor as the worker and the same final step as the g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -175,7 +176,12 @@ class Engine:
             return self._executor.answer(item, _progress(results, item, on_progress))
 
         step, outcome = execute(item)
-        return explanation(results, item, step, outcome, execute)
+        found = explanation(results, item, step, outcome, execute)
+        if not results.fitted.request.evidence:
+            return found
+        from camserve.evidence.record import line_of
+
+        return replace(found, evidence=line_of(found, results.fitted))
 
 
 def _progress(results: Results, item: Item, tell: Progress | None) -> Progress | None:

@@ -53,6 +53,8 @@ def test_every_metric_is_what_dashboards_and_rules_take_it_for():
         "camserve_device_memory_limit_bytes": ("gauge", ("model", "device")),
         "camserve_certificate_expiry_timestamp_seconds": ("gauge", ()),
         "camserve_log_lines_lost_total": ("counter", ()),
+        "camserve_evidence_records_total": ("counter", ()),
+        "camserve_evidence_failures_total": ("counter", ()),
         "camserve_build_info": ("info", ("version",)),
     }
 

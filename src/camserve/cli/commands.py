@@ -35,6 +35,7 @@ except ImportError:
 
 from camserve.cli import serving
 from camserve.cli.connection_options import Connection, connection_options, token
+from camserve.cli.evidence import evidence
 from camserve.cli.extras import needs_extra
 from camserve.cli.serving import STORE_HELP
 
@@ -126,7 +127,7 @@ def demo(out: Path, store: Path | None) -> None:
         run_demo(out, store)
 
 
-for _command in (*serving.COMMANDS, token):
+for _command in (*serving.COMMANDS, token, evidence):
     camserve.add_command(_command)
 
 
@@ -165,6 +166,12 @@ for _command in (*serving.COMMANDS, token):
 @click.option("--signed", is_flag=True, help="Also show what speaks against the target, in diverging colours.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
 @click.option("--boxes", is_flag=True, help="Also print a bounding box for each map, in pixels of IMAGE.")
+@click.option(
+    "--evidence",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the evidence record to this file, for `camserve evidence replay`; with --precision exact the maps "
+    "can be made again, bit by bit.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
 @connection_options
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Deadline in seconds.")
@@ -190,6 +197,7 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     specs = [parse_method_text(text) for text in methods or ("grad_cam",)]
     wanted = [read_target(text) for text in targets]
     watch, at_once = out if options.pop("watch") else None, options.pop("at_once")
+    record: Path | None = options.pop("evidence")
     with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
 
@@ -198,12 +206,18 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
         if is_many(image):
             if watch is not None:
                 raise InvalidOption("--watch shows one image, and does not go with many")
+            if record is not None:
+                raise InvalidOption("--evidence is of one image, and does not go with many")
             _explain_many(image, specs, wanted, targets, out, at_once, Console(stderr=True), **options)
             return
+        options |= {} if record is None else {"evidence": True}
         answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
         _show(Console(), image, specs, answer, seconds)
         for path in write_pictures(answer.maps, image.stem, out):
             click.echo(path)
+        if record is not None:
+            record.write_text(f"{answer.evidence}\n", encoding="utf-8")
+            click.echo(record)
 
 
 def _explain_many(

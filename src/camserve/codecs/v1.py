@@ -195,6 +195,19 @@ def reply_to_proto(explanation: Explanation, maps: Iterable[pb.SaliencyMap]) -> 
     )
 
 
+def canonical_reply(reply: pb.ExplainReply) -> bytes:
+    """Returns the bytes that the hash of a reply is taken of: the message without evidence, its maps in order of keys.
+
+    A client gets the same from what it has received, whichever door it came by.
+    """
+    if reply.evidence:
+        bare = pb.ExplainReply()
+        bare.CopyFrom(reply)
+        bare.ClearField("evidence")
+        reply = bare
+    return bytes(reply.SerializeToString(deterministic=True))
+
+
 def maps_to_proto(maps: Iterable[SaliencyMap], output: OutputOptions, max_bytes: int) -> list[pb.SaliencyMap]:
     """Returns the messages of maps, encoded one after the other, so that few maps are in memory at once.
 

@@ -41,7 +41,7 @@ from camserve.types import (
     Task,
     Vector,
 )
-from camserve.types.request import FittedRequest
+from camserve.types.request import STEP_QUERIES, FittedRequest
 
 WORKER_STAGES = ("decode", "forward", "queries")
 EVALUATION = "evaluation"
@@ -66,6 +66,8 @@ class Snapshot:
     """Positions of the curves of the maps, in the maps' order; empty where there are none."""
     enough: frozenset[int]
     """Positions of parts whose maps are within their tolerance."""
+    environments: tuple[str, ...]
+    """Environments of the workers that answered, each as JSON, in order."""
     estimates: Mapping[int, Sequence[float]]
     """Estimated largest differences of each target's map to that of all queries, by position, where there are any."""
 
@@ -209,6 +211,9 @@ class Results:
         self._made: Counter[int] = Counter()
         self._orders: dict[int, tuple[int, ...]] = {}
         self._labels: dict[int, tuple[int, ...]] = {}
+        self._early: dict[tuple[int, int], tuple[Task, Partial]] = {}
+        """Pieces that were answered before an earlier one of their position, by position and start."""
+        self._environments: dict[str, None] = {}
         self._convergences: dict[int, Convergence] = {}
         """Convergences of the parts that accept a difference, by position."""
         self._stages = dict.fromkeys((*WORKER_STAGES, "merge"), 0.0)
@@ -254,25 +259,30 @@ class Results:
                 dict(self._answered),
                 curves,
                 enough=frozenset(at for at, one in followed if one.enough),
+                environments=tuple(self._environments),
                 estimates={at: one.estimates for at, one in followed if one.estimates is not None},
             )
 
     def item(self, ranges: Iterable[Range], ordered: bool = True) -> Item:
         """Returns the item that asks for some ranges of queries; the opening asks for their order, if that is wanted.
 
+        Pieces are asked in the order of their numbers, which no worker finds otherwise than another.
+
         The targets of an opened request are pinned: all steps explain the same, in the order and with the
         clusters that the opening's worker found, though another worker may round otherwise.
         """
         request = self.fitted.request
         targets, predictions = self.fitted.targets, request.top_predictions
+        ordered = ordered and self.opening is None and not self.fitted.piece
         if self.opening is not None:
             targets, predictions = tuple(explained.target for explained in self.opening.targets), 1
         return Item(
             image=request.image,
             digest=self.fitted.digest,
             targets=targets,
-            tasks=tuple(self._task(*one, ordered=ordered and self.opening is None) for one in ranges),
+            tasks=tuple(self._task(*one, ordered=ordered) for one in self._pieces(ranges)),
             text=request.text,
+            reproducible=self.fitted.piece > 0,
             top_predictions=predictions,
             precision=request.precision,
         )
@@ -280,14 +290,15 @@ class Results:
     def next_item(self) -> Item | None:
         """Returns the item that asks at once for all that can be asked now; None where nothing is left.
 
-        Of a part that accepts a difference, that is all until the next look at its maps.
+        Of a part that accepts a difference, that is all until the next look at its maps; of one that is asked in
+        pieces, a step's worth of them, as soon as their number is known.
         """
         if self.opening is None:
-            targets = self.fitted.max_targets
-            stops = [self._next_stop(at, 0, targets) for at in range(len(self.fitted.parts))]
+            targets, sure = self.fitted.max_targets, not self.fitted.piece or self.fitted.known_targets is not None
+            stops = {at: self._next_stop(at, 0, targets) for at in range(len(self.fitted.parts))}
             some = any(part.method.accepted_difference for part in self.fitted.parts)
             # Where none does, all is asked at once, in whichever order.
-            return self.item(((at, 0, stop) for at, stop in enumerate(stops)), ordered=some)
+            return self.item(((at, 0, stop) for at, stop in stops.items() if sure or not stop), ordered=some)
         if ranges := self._ranges_left(len(self.opening.targets)):
             return self.item(ranges)
         found = follow_ups(self.snapshot())
@@ -313,19 +324,35 @@ class Results:
                     self._convergences[at] = Convergence(part.method, queries, energies.get(at, ()), signed)
 
     def merge(self, item: Item, result: ItemResult) -> None:
-        """Adds up what a worker answered to an item."""
+        """Adds up what a worker answered to an item; pieces are added in their order, whenever they come."""
         began_s = time.perf_counter()
         with self._lock:
-            for partial in result.partials:
-                known = self._partials.get(partial.position)
-                self._partials[partial.position] = known.merge(partial) if known else partial
-            for task in item.tasks:
-                total = self._queries_of(task)
-                asked = min(task.stop, total) - min(task.start, total)
-                self._answered[task.position] = self._answered.get(task.position, 0) + asked
-                if asked and (convergence := self._convergences.get(task.position)) is not None:
-                    convergence.note(self._partials[task.position], self._answered[task.position])
+            for task, partial in zip(item.tasks, result.partials, strict=True):
+                if not self.fitted.piece:
+                    self._add(task, partial)
+                    continue
+                self._early[task.position, task.start] = task, partial
+                self._add_pieces(task.position)
             self._stages["merge"] += time.perf_counter() - began_s
+
+    def _add_pieces(self, position: int) -> None:
+        """Adds the pieces of a position whose turn it is; none behind those with which its map is within its tolerance,
+        for how many have been asked by then is a matter of time."""
+        convergence = self._convergences.get(position)
+        while convergence is None or not convergence.enough:
+            piece = self._early.pop((position, self._answered.get(position, 0)), None)
+            if piece is None:
+                return
+            self._add(*piece)
+
+    def _add(self, task: Task, partial: Partial) -> None:
+        known = self._partials.get(task.position)
+        self._partials[task.position] = known.merge(partial) if known else partial
+        total = self._queries_of(task)
+        asked = min(task.stop, total) - min(task.start, total)
+        self._answered[task.position] = self._answered.get(task.position, 0) + asked
+        if asked and (convergence := self._convergences.get(task.position)) is not None:
+            convergence.note(self._partials[task.position], self._answered[task.position])
 
     def sent(self, item: Item) -> None:
         """Counts the image bytes of an item on its way to a worker; an item may travel without its image."""
@@ -337,6 +364,7 @@ class Results:
         """Counts a step that had a slice of the request, and adds up its stages."""
         self._steps += 1
         self._last = step
+        self._environments[step.environment] = None
         for stage in WORKER_STAGES:
             self._stages[stage] += step.stage_seconds.get(stage, 0.0)
 
@@ -375,21 +403,34 @@ class Results:
         )
 
     def _ranges_left(self, targets: int) -> list[Range]:
-        """Returns what is asked until the next look at the maps of parts that accept a difference."""
+        """Returns what is asked next of the parts of which all was not asked at once."""
         left = []
-        for at, one in self._convergences.items():
+        for at, part in enumerate(self.fitted.parts):
             done = self._answered.get(at, 0)
-            if not one.enough and done < self.fitted.part(at).queries(targets):
+            if at not in self.enough and done < part.queries(targets):
                 left.append((at, done, self._next_stop(at, done, targets)))
         return left
 
     def _next_stop(self, position: int, done: int, targets: int) -> int:
         """Returns up to which query a part is asked next, where nobody else asks it as well."""
         part = self.fitted.part(position)
-        queries, block = part.queries(targets), part.method.block
-        if not part.method.accepted_difference:
-            return queries
-        return next((block * blocks for blocks in looks(queries // block) if block * blocks > done), queries)
+        queries, block, piece = part.queries(targets), part.method.block, self.fitted.piece
+        stop = queries
+        if part.method.accepted_difference:
+            stop = next((block * blocks for blocks in looks(queries // block) if block * blocks > done), queries)
+        if piece:
+            stop = min(-(-stop // piece) * piece, done + max(piece, STEP_QUERIES // piece * piece))
+        return min(queries, stop)
+
+    def _pieces(self, ranges: Iterable[Range]) -> Iterator[Range]:
+        """Cuts ranges into the pieces that are asked and added up together, where the request has some."""
+        piece = self.fitted.piece
+        for position, start, stop in ranges:
+            if not piece or stop - start <= piece:
+                yield position, start, stop
+                continue
+            for first in range(start, stop, piece):
+                yield position, first, min(stop, first + piece)
 
     def _queries_of(self, task: Task) -> int:
         assert self.opening is not None, "an answer is merged after the opening"

@@ -15,10 +15,12 @@ from grpc_reflection.v1alpha import reflection
 from camserve import images
 from camserve.addresses import is_loopback
 from camserve.errors import InvalidOption, Unavailable
+from camserve.evidence.log import EvidenceLog
 from camserve.gateway.api import explanation, inference
 from camserve.gateway.api.access import token_file
 from camserve.gateway.api.auth import TokenGuard
 from camserve.gateway.api.calls import Calls
+from camserve.gateway.api.evidence import Evidence
 from camserve.gateway.api.handlers import handlers
 from camserve.gateway.api.reading import SmallMessages
 from camserve.gateway.api.request_ids import RequestIds
@@ -135,7 +137,11 @@ class Gateway:
         self._changed = asyncio.Event()
         self._registry = Registry(self._backends, self._settings, self.metrics, self._tracing, self._changed.set)
         self.explainer = Explainer(self._registry, self._settings, self.metrics)
-        self.calls = Calls(self._registry, self.explainer, self._settings, self.metrics, self._tracing)
+        self._evidence_log = None
+        if self._settings.evidence_log is not None:
+            self._evidence_log = EvidenceLog(self._settings.evidence_log, self._settings.evidence_log_bytes)
+        evidence = Evidence(self._evidence_log, self.metrics)
+        self.calls = Calls(self._registry, self.explainer, self._settings, self.metrics, self._tracing, evidence)
         self._typed = explanation.ExplanationService(self._registry, self.calls, self._settings.request_limits())
         self._inference = inference.InferenceService(self._registry, self.calls, self._settings.request_limits())
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are older
@@ -205,6 +211,8 @@ class Gateway:
         await refusing
         await self._registry.close()
         self.explainer.close()
+        if self._evidence_log is not None:
+            await asyncio.to_thread(self._evidence_log.close)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.stop)
         await asyncio.to_thread(self._tracing.close)

@@ -22,3 +22,5 @@ class Demand:
     usual: int | None = None
     """Number of queries that are enough for most requests of its kind, by which the time that it takes is predicted;
     None: all are asked."""
+    piece: int = 1
+    """Number of queries that are asked together, from multiples of it on; the last ones may be fewer."""

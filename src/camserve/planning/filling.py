@@ -91,12 +91,19 @@ class _Member:
         while self._run is not None:
             demand, left = self._run
             count = min([left, *(room.count(demand) for room in rooms)])
-            self.grab_some(count, *rooms)
+            if count < left:
+                count -= count % demand.piece
+            self._grab(count, *rooms)
             if count < left:
                 break
 
-    def grab_some(self, queries: int, *rooms: _Room) -> None:
-        """Takes queries of the next demand, whether there is room for them or not."""
+    def grab_piece(self, *rooms: _Room) -> None:
+        """Takes a query of the next demand, or all that are asked together with it, whether there is room or not."""
+        assert self._run is not None
+        self._grab(min(self._run[0].piece, self._run[1]), *rooms)
+
+    def _grab(self, queries: int, *rooms: _Room) -> None:
+        """Takes queries of the next demand."""
         assert self._run is not None
         demand = self._run[0]
         left = self._run[1] - queries
@@ -151,7 +158,7 @@ class Filling:
         if not others:
             return True
         query = next(request.runs(), None)
-        query_s = self._cost[query[0].kind] * query[0].weight if query else 0.0
+        query_s = self._cost[query[0].kind] * query[0].weight * min(query[0].piece, query[1]) if query else 0.0
         own_s = self._seconds(request.opening) if request.to_open else 0.0
         return self._fixed_s(items) + own_s + query_s <= self._limits.target_s
 
@@ -210,9 +217,9 @@ class Filling:
         for member in asking:
             share = whole.shared(self._limits.share)
             if member is asking[0]:
-                member.grab_some(1, room, share)  # one query always goes, however long it takes
-            elif (demand := member.next_demand) and not share.count(demand) and room.count(demand):
-                member.grab_some(1, room, share)  # a query may be larger than a share
+                member.grab_piece(room, share)  # one query always goes, however long it takes
+            elif (demand := member.next_demand) and share.count(demand) < demand.piece <= room.count(demand):
+                member.grab_piece(room, share)  # a query may be larger than a share
             member.grab(room, share)
         for member in asking:
             member.grab(room)

@@ -216,6 +216,10 @@ class Explanation:
     cost: Cost
     request_id: str = ""
     """Id under which the server's log has the call; "" without a server."""
+    evidence: str = ""
+    """Evidence record, one line of JSON; "" where it was not asked for."""
+    environments: tuple[str, ...] = field(default=(), repr=False)
+    """Environments of the workers that answered, each as JSON, in order; empty on a client's side."""
 
     def plot(self, colormap: str = "jet", opacity: float = 0.5, cell_inches: float = 3.0) -> Any:
         """Draws the maps with matplotlib and returns the axes: see `camserve.notebook.plot`."""

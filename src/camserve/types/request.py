@@ -7,6 +7,7 @@ things with the same words.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -49,6 +50,15 @@ from camserve.types.targets import check_utf8, is_settled, mask_of, may_be_fewer
 from camserve.wording import shown
 
 DEFAULT_PREDICTIONS = 5
+
+PIECE_QUERIES = 16
+"""Number of queries of a piece where its sums are no larger than `PIECE_BYTES`."""
+
+PIECE_BYTES = 2**20
+"""Number of bytes of sums for each `PIECE_QUERIES` of a piece."""
+
+STEP_QUERIES = 512
+"""Number of queries of a step, at most, unless a gateway is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,8 @@ class ExplainRequest:
     stream: StreamOptions = field(default_factory=StreamOptions)
     text: str = ""
     """Text beside the image, for a model that takes one: a question, or the caption so far."""
+    evidence: bool = False
+    """Whether an evidence record is made of the answer."""
 
     def __post_init__(self) -> None:
         _check_choice("fusion", self.fusion, FUSIONS)
@@ -325,6 +337,18 @@ class FittedRequest:
         height, width = self.model.input_size
         return 2 * curve_points(height * width, self.request.evaluation_steps) if self.request.evaluate else 0
 
+    @cached_property
+    def piece(self) -> int:
+        """Number of queries that are asked and added up together, from multiples of it on, so that maps can be made
+        again bit by bit; 0 where queries may be cut anywhere.
+
+        It grows with the sums, so that those of a step's pieces stay within a message. It depends on nothing but the
+        request and the model: every server and engine cuts alike.
+        """
+        if not (self.request.evidence and self.request.precision == "exact"):
+            return 0
+        return PIECE_QUERIES * max(1, math.ceil(self.sums_bytes / PIECE_BYTES))
+
     @property
     def sums_bytes(self) -> int:
         """Number of bytes of the float32 sums that a worker returns for all targets."""
@@ -336,7 +360,16 @@ class FittedRequest:
         height, width = self.model.input_size
         maps_bytes = 4 * height * width * self.max_maps if self.request.evaluate else 0
         sent = images.size_bytes(self.request.image) + targets_bytes(self.targets)
-        return sent + self.sums_bytes + maps_bytes
+        return sent + self.sums_bytes + maps_bytes + self._pieces_bytes
+
+    @property
+    def _pieces_bytes(self) -> int:
+        """Number of bytes by which the sums of a step's pieces may be more than those of all queries together."""
+        if not self.piece:
+            return 0
+        most = max((part.queries(self.max_targets) for part in self.parts), default=0)
+        pieces = min(math.ceil(most / self.piece), math.ceil(STEP_QUERIES / self.piece))
+        return max(0, pieces - 1) * self.sums_bytes
 
     def map_size(self, method: MethodSpec) -> tuple[int, int]:
         """Returns the (height, width) of the map of a method."""
@@ -442,6 +475,8 @@ class Options(TypedDict, total=False):
     """Says how often a stream has maps before the final ones."""
     text: str
     """Text beside the image, for a model that takes one: a question, or the caption so far."""
+    evidence: bool
+    """Adds the evidence record to the answer; with precision "exact" its maps can be made again, bit by bit."""
 
 
 _OUTPUT_OPTIONS = tuple(each.name for each in fields(OutputOptions))
@@ -512,9 +547,10 @@ def _check_types(request: ExplainRequest) -> None:
         ("top_predictions", int, "a whole number"),
         ("evaluation_steps", int, "a whole number"),
         ("stream", StreamOptions, "StreamOptions"),
+        ("evidence", bool, "True or False"),
     ):
         value = getattr(request, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise InvalidOption(f"{name} must be {what}, got {shown(value)}")
     for layer in request.layers:
         if not isinstance(layer, str):

@@ -114,6 +114,9 @@ class Item:
     precision: Precision = "exact"
     digest: bytes = b""
     """Name of the image by its content, see `camserve.images.digest`; empty where the worker is to compute it."""
+    reproducible: bool = False
+    """Whether its passes are its own, run by PyTorch, and each of its tasks is asked by itself: a task then gives the
+    same bits again on a worker of the same kind, whatever it is asked beside it."""
     expires_s: float = math.inf
     """Time of this process's monotonic clock after which nobody waits for the answer. Only the time that remains
     travels between machines, whose clocks may differ."""
@@ -232,6 +235,8 @@ class StepResult:
     """Whether the worker remembers images, so that their digest is enough the next time."""
     micro_batch: int = 0
     """Number of queries of a pass."""
+    environment: str = ""
+    """Environment of the worker, as JSON: see `camserve.worker.environment`."""
 
     def is_of(self, model: ModelInfo) -> bool:
         """Returns whether this model answered; sums of two models must never be merged."""

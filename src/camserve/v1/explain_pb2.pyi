@@ -39,7 +39,7 @@ BFLOAT16: Precision
 AUTO: Precision
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream", "text", "predictions_only")
+    __slots__ = ("model", "version", "image", "methods", "targets", "layers", "output", "top_predictions", "precision", "fusion", "evaluate", "evaluation_steps", "priority", "allow_partial", "stream", "text", "predictions_only", "evidence")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class ExplainRequest(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     image: Image
@@ -74,7 +75,8 @@ class ExplainRequest(_message.Message):
     stream: StreamOptions
     text: str
     predictions_only: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ..., text: _Optional[str] = ..., predictions_only: bool = ...) -> None: ...
+    evidence: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[MethodSpec, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., layers: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ..., fusion: _Optional[_Union[Fusion, str]] = ..., evaluate: bool = ..., evaluation_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., allow_partial: bool = ..., stream: _Optional[_Union[StreamOptions, _Mapping]] = ..., text: _Optional[str] = ..., predictions_only: bool = ..., evidence: bool = ...) -> None: ...
 
 class StreamOptions(_message.Message):
     __slots__ = ("max_maps", "min_interval_s")
@@ -621,7 +623,7 @@ class BoxOptions(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., all_components: bool = ...) -> None: ...
 
 class ExplainReply(_message.Message):
-    __slots__ = ("model", "version", "predictions", "maps", "input", "cost", "request_id")
+    __slots__ = ("model", "version", "predictions", "maps", "input", "cost", "request_id", "evidence")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -629,6 +631,7 @@ class ExplainReply(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
@@ -636,7 +639,8 @@ class ExplainReply(_message.Message):
     input: InputView
     cost: Cost
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    evidence: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[SaliencyMap, _Mapping]]] = ..., input: _Optional[_Union[InputView, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., request_id: _Optional[str] = ..., evidence: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("index", "label", "probability", "value", "unit", "similarity", "box", "share")

@@ -45,4 +45,5 @@ def _finished(results: Results) -> Explanation:
     maps = tuple(replace(saliency, lies_on=beneath) for saliency in maps_of(known))
     predictions = tuple(prediction.named(model) for prediction in known.opening.predictions)
     cost = results.cost(0.0, time.perf_counter() - began_s)
-    return Explanation(model.name, model.version, predictions, maps, known.opening.view, cost)
+    view, environments = known.opening.view, known.environments
+    return Explanation(model.name, model.version, predictions, maps, view, cost, environments=environments)

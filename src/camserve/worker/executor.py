@@ -58,11 +58,12 @@ from camserve.types import (
 from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
 from camserve.types.targets import network_made
+from camserve.worker import environment
 from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
 from camserve.worker.forward import Decoding, Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch
-from camserve.worker.modes import exact_float32, one_thread
+from camserve.worker.modes import deterministic, exact_float32, one_thread
 from camserve.worker.network import Network
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,10 @@ class _Job:
     partials: dict[int, Partial] = field(default_factory=dict)
     """Partials by index of the task."""
 
+    def beside(self) -> Hashable:
+        """Returns what is the same for jobs that share passes."""
+        return id(self) if self.item.reproducible else id(self.network)
+
 
 class Executor:
     """Runs steps on one network; may be called from several threads.
@@ -142,6 +147,8 @@ class Executor:
         self._works = works
         self._own_process = own_process
         self._images = Forward(network, self.memory)
+        self.environment = environment.described(network)
+        """Environment of this worker, as JSON."""
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
     def execute(self, items: Sequence[Item], on_progress: Progress | None = None) -> StepResult:
@@ -166,22 +173,24 @@ class Executor:
 
     def _executed(self, items: Sequence[Item], on_progress: Progress | None) -> StepResult:
         work: Counter[Kind] = Counter()
-        jobs = [_Job(item, work, self.network) for item in items]
+        jobs = [_Job(item, work, self.network.eager if item.reproducible else self.network) for item in items]
         hits, misses = self.memory.hits, self.memory.misses
         seconds: dict[str, float] = {}
-        with self.network.evaluating(), exact_float32(), _own_modes(self.network.device.type):
+        device = self.network.device.type
+        pinned = deterministic() if device == "cuda" and any(item.reproducible for item in items) else nullcontext()
+        with self.network.evaluating(), exact_float32(), pinned, _own_modes(device):
             with self._stage("decode", seconds):
                 decoding = self._images.decoding(items)
                 self._each(jobs, lambda job: self._prepare(job, decoding), smaller=False)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
-                    with self._threads(self.network.is_light(layer)):
-                        for some in _groups(jobs, lambda job: id(job.network)):
+                    for some in _groups(jobs, _Job.beside):
+                        with self._threads(some[0].network.is_light(layer)):
                             for group in self._batches(layer, [job for job in some if layer in job.layers]):
                                 self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
-                for group in _groups(jobs, lambda job: (job.precision, id(job.network))):
+                for group in _groups(jobs, lambda job: (job.precision, job.beside())):
                     self._together(group, lambda jobs: self._ask(jobs, on_progress))
         return StepResult(
             outcomes=tuple(map(self._outcome, jobs)),
@@ -195,6 +204,7 @@ class Executor:
             weights=self.network.info.weights,
             keeps_images=self.memory.keeps,
             micro_batch=self.micro_batch.size,
+            environment=self.environment,
         )
 
     def answer(self, item: Item, on_progress: Progress | None = None) -> tuple[StepResult, ItemResult]:
@@ -244,7 +254,7 @@ class Executor:
         jobs = [job for job in jobs if job.error is None]
         try:
             if jobs:
-                self._with_room(jobs, work, smaller)
+                self._with_room(jobs, work, smaller and not jobs[0].item.reproducible)
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -273,7 +283,7 @@ class Executor:
         log.warning("out of memory: passes take %d images from now on", self.micro_batch.size)
         self.memory.clear()
         free_cached(self.network.device)
-        for features in (features for job in jobs for features in job.features.values()):
+        for features in (one for job in jobs if not job.item.reproducible for one in job.features.values()):
             features.passes.micro_batch = self.micro_batch.size
 
     def _prepare(self, job: _Job, decoding: Decoding) -> None:
@@ -287,11 +297,13 @@ class Executor:
         names = [task.layer for task in job.item.tasks] or [""]
         job.layers = tuple(dict.fromkeys(info.layer(name).name for name in names))
         wanted = [
-            self._known(target.resolved(info.labels), job.work)
+            self._known(target.resolved(info.labels), job)
             for target in job.item.targets or (DEFAULT_TARGETS if job.item.tasks else ())
         ]
         whole = job.item.precision == "exact"
         job.digest, job.seen = self._images.seen(job.item.digest, job.item.image, job.work, whole, decoding)
+        if job.item.reproducible:  # what is made of it in passes with others is another thing
+            job.digest += b" alone"
         self._read(job, [self.network.score.placed(target, job.seen.view) for target in wanted])
 
     def _read(self, job: _Job, wanted: Sequence[AnyTarget]) -> None:
@@ -302,7 +314,7 @@ class Executor:
             own = [target.at for target in wanted if isinstance(target, Word) and not target.words]
             job.written = self._written(job, max(job.item.top_predictions, *own, 0))
         written = () if job.written is None else job.written.tokens
-        job.network, known = self.network.about(job.item.text, [*wanted, *followed], written)
+        job.network, known = job.network.about(job.item.text, [*wanted, *followed], written)
         job.wanted = known[: len(wanted)]
 
     def _batches(self, layer: str, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
@@ -324,7 +336,13 @@ class Executor:
 
     def _forward(self, layer: str, jobs: Sequence[_Job]) -> None:
         wanted = [
-            Wanted(job.digest, job.seen, partial(self._targets, job), self._needs_gradients(job, layer))
+            Wanted(
+                job.digest,
+                job.seen,
+                partial(self._targets, job),
+                self._needs_gradients(job, layer),
+                alone=job.item.reproducible,
+            )
             for job in jobs
             if job.seen is not None
         ]
@@ -345,11 +363,15 @@ class Executor:
             targets=job.network.score.targets(targets, passed.logits.device),
             gradients=torch.stack([passed.gradients[target] for target in targets]) if needed else None,
             classifier=self.network.classifier,
-            passes=job.network.passes(layer, job.work, self.micro_batch.size),
+            passes=job.network.passes(layer, job.work, self._pass_of(job)),
             made_once=partial(self._made_once, (job.digest, job.network.asked)),
         )
         if layer == job.layers[0]:  # predictions are the same at every layer
             self._predict(job, passed.logits)
+
+    def _pass_of(self, job: _Job) -> int:
+        """Returns how many queries a pass of a job takes."""
+        return self.network.reproducible_pass if job.item.reproducible else self.micro_batch.size
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)
@@ -363,23 +385,24 @@ class Executor:
             self.memory.put((name, image), made)
         return made.value
 
-    def _known(self, target: AnyTarget, work: Counter[Kind]) -> AnyTarget:
+    def _known(self, target: AnyTarget, job: _Job) -> AnyTarget:
         """Returns the target with what the network makes of it once: the vector of a reference image, or of a text."""
         name = network_made(target)
         if name is None:
             return target
-        kept: Known | None = self.memory.get(("known", name))
+        key = ("known", name, job.item.reproducible)
+        kept: Known | None = self.memory.get(key)
         if kept is None:
             if self.network.info.dimension:  # a vector is made: a pass of the network, or of its text encoder
-                work["opening"] += 1
-            kept = Known(self.network.score.known(target, partial(self._outputs_of, work)))
-            self.memory.put(("known", name), kept)
+                job.work["opening"] += 1
+            kept = Known(self.network.score.known(target, partial(self._outputs_of, job)))
+            self.memory.put(key, kept)
         return kept.target
 
-    def _outputs_of(self, work: Counter[Kind], image: ImageContent) -> Tensor:
+    def _outputs_of(self, job: _Job, image: ImageContent) -> Tensor:
         """Returns the network's outputs (numbers,) for an image that is none of a request."""
-        _, seen = self._images.seen(b"", image, work)
-        return self.network.scores(self.network.normalise(seen.pixels[None]), "exact")[0]
+        _, seen = self._images.seen(b"", image, job.work)
+        return job.network.scores(job.network.normalise(seen.pixels[None]), "exact")[0]
 
     def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""
@@ -438,18 +461,32 @@ class Executor:
         return replace(features, labels=task.labels or job.labels[index])
 
     def _ask(self, jobs: Sequence[_Job], on_progress: Progress | None) -> None:
-        precision = jobs[0].precision
         waiting = [(job, index, masks) for job in jobs for index, masks in job.asked.items()]
+        if not jobs[0].item.reproducible:
+            self._ask_together(waiting, on_progress)
+            return
+        total, done = sum(len(masks) for _, _, masks in waiting), 0
+        for one in waiting:
+            self._ask_together([one], None)
+            done += len(one[2])
+            if on_progress is not None:
+                on_progress(done, total)
+
+    def _ask_together(self, waiting: Sequence[tuple[_Job, int, Queries]], on_progress: Progress | None) -> None:
+        """Asks masked queries of tasks, given by job and index, in passes that they share."""
+        if not waiting:
+            return
+        first = waiting[0][0]
 
         def network(x: Tensor) -> Tensor:
-            logits = self._scores(jobs[0].network, x, precision)
-            jobs[0].work["masked_forward"] += len(x)
+            logits = self._scores(first, x)
+            first.work["masked_forward"] += len(x)
             return logits
 
         scores = ask(
             network,
             [masks for _, _, masks in waiting],
-            self.micro_batch.size,
+            self._pass_of(first),
             on_progress,
         )
         for (job, index, masks), answer in zip(waiting, scores, strict=True):
@@ -459,8 +496,11 @@ class Executor:
             sums = method.reduce(answer, masks, task.method)
             job.partials[index] = self._as_partial(job, index, len(masks), sums)
 
-    def _scores(self, network: Network, x: Tensor, precision: Precision) -> Tensor:
+    def _scores(self, job: _Job, x: Tensor) -> Tensor:
         """Returns the outputs (n, numbers) of masked images; where memory runs out it goes on with smaller passes."""
+        network, precision = job.network, job.precision
+        if job.item.reproducible:
+            return network.scores(x, precision)
         logits: list[Tensor] = []
         done = 0
         while done < len(x) or not logits:

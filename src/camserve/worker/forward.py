@@ -42,10 +42,15 @@ class Wanted:
     """Function from the outputs (numbers,) to the targets, resolved."""
     gradients: bool
     """Whether the gradients of those targets' scores are needed."""
+    alone: bool = False
+    """Whether they must be of a pass for these targets and no others, beside whom they may be rounded otherwise."""
 
     def suffices(self, passed: Passed) -> bool:
         """Returns whether a pass has all that is needed."""
-        return not self.gradients or set(self.targets(passed.logits)) <= set(passed.gradients)
+        if not self.gradients:
+            return True
+        targets = tuple(self.targets(passed.logits))
+        return targets == tuple(passed.gradients) if self.alone else set(targets) <= set(passed.gradients)
 
 
 class Forward:

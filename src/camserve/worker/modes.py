@@ -62,6 +62,16 @@ exact_float32 = Shared(_forbid_tf32)
 """Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""
 
 
+def _forbid_chance() -> Callable[[], None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return lambda: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+deterministic = Shared(_forbid_chance)
+"""Context manager inside which a GPU adds up in the same order each time, where PyTorch has a way to."""
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Has PyTorch work in the calling thread alone inside, which is faster for tensors as small as a layer's maps.

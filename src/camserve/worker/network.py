@@ -52,6 +52,10 @@ DEFAULT_MICRO_BATCH = {"cpu": 4, "cuda": 128}
 system after each use, and fetching them anew costs more than a larger batch gains."""
 
 
+MOST_REPRODUCIBLE = 16
+"""Largest number of queries of a pass that is to give the same numbers again."""
+
+
 class Network:
     """Holds one module and never changes it for good: modes and hooks are entered in a `with` and gone afterwards.
 
@@ -175,6 +179,7 @@ class Network:
         """This network about texts, by text and tokens; the one used last stands last."""
         self.references: References | None = None
         """References that vectors are compared to; None where there are none."""
+        self._eager: Network | None = None
 
     def with_references(self, references: References) -> Network:
         """Returns this network with references that its vectors are compared to; their names are its labels.
@@ -188,6 +193,7 @@ class Network:
         found.score.check(torch.ones(1, self.info.dimension))
         found.info = replace(self.info, labels=references.names)
         found.references = references
+        found._eager = None if self._eager is None else self._eager.with_references(references)
         return found
 
     def about(
@@ -257,6 +263,16 @@ class Network:
             found.append((token, float(logits.softmax(dim=0)[token])))
         return found
 
+    @property
+    def eager(self) -> Network:
+        """This network as PyTorch runs it, whatever `adopt` has found to be faster on this machine."""
+        return self._eager or self
+
+    @property
+    def reproducible_pass(self) -> int:
+        """Number of queries of a pass that is to give the same numbers again: the kind of device alone decides it."""
+        return 1 if self.survey.alone else min(MOST_REPRODUCIBLE, DEFAULT_MICRO_BATCH.get(self.device.type, 32))
+
     def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
         """Has a runtime run the network from now on; see `camserve.worker.tuning`.
 
@@ -264,6 +280,9 @@ class Network:
             runtime: a runtime of this network's module.
             info: what is said of it.
         """
+        if self._eager is None:
+            self._eager = copy.copy(self)
+            self._eager._openings = dict(self._openings)
         self.runtime, self.micro_batch = runtime, info.micro_batch
         self.info = replace(self.info, runtime=info)
         if isinstance(runtime, OnnxRuntime):

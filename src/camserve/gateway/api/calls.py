@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 
 from camserve.errors import CamserveError, DeadlineExceeded, InvalidInput, Overloaded
+from camserve.evidence.record import Asked
 from camserve.gateway.api import request_ids
 from camserve.gateway.api.access import Rates, caller, party_of
 from camserve.gateway.api.delivery import Delivery
+from camserve.gateway.api.evidence import Evidence, Testimony
 from camserve.gateway.api.reading import NO_MESSAGE, Reader
 from camserve.gateway.api.status import Context, abort, message, public, status
 from camserve.gateway.ops.metrics import UNKNOWN, Metrics, exemplar, method_label
@@ -53,17 +55,32 @@ _FAULTS = (
 """Codes that make a server's span an error by OpenTelemetry's conventions; with others the client is at fault."""
 
 
+def _unchanged(reply: bytes) -> bytes:
+    return reply
+
+
+@dataclass(frozen=True)
+class Form:
+    """Makes bytes of the replies of a door. Both functions are called in threads; by default a reply is bytes."""
+
+    canonical: Callable[[Any], bytes] = _unchanged
+    """Returns the bytes that the hash of a reply is taken of."""
+    written: Callable[[Any, str], bytes] = lambda reply, evidence: bytes(reply)
+    """Returns a reply, with its evidence record unless that is "", as its client reads it."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The message of a call, as its door has decoded it."""
 
     request: ExplainRequest
     encode: Encode
-    """Makes the message of the reply."""
+    """Makes the reply, of which `form` makes bytes."""
     timeout_s: float | None = None
     """Seconds that the message allows, beside the deadline of the call; None: any."""
     check: Callable[[ModelInfo], None] = lambda model: None
     """Raises InvalidInput where the reply is to have what the model does not give."""
+    form: Form = Form()
 
 
 @dataclass(frozen=True)
@@ -119,9 +136,16 @@ class Calls:
     """Answers the explain calls of one gateway, and knows those that are live."""
 
     def __init__(
-        self, registry: Registry, explainer: Explainer, settings: Settings, metrics: Metrics, tracing: Tracing
+        self,
+        registry: Registry,
+        explainer: Explainer,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing,
+        evidence: Evidence,
     ) -> None:
         self._registry = registry
+        self._evidence = evidence
         self._settings = settings
         self._memory = Memory(settings.max_bytes_in_flight // 2)
         self._reader = Reader(settings.reads_at_once, settings.default_deadline_s)
@@ -234,18 +258,33 @@ class Calls:
             with self._counted(record.priority):
                 timeout_s = _least(context.time_remaining(), decoded.timeout_s)
                 news = None if on_progress is None else on_progress(decoded.request, record.delivery.write)
-                encode = _noting(record, decoded.encode)
-                call = Call(encode, caller(), timeout_s, news, held.add, context.peer())
-                reply = await self._explainer.explain(decoded.request, call)
+                call = Call(_noting(record, decoded), caller(), timeout_s, news, held.add, context.peer())
+                if decoded.request.evidence or self._evidence.of_all:
+                    reply = await self._testified(record, decoded, call)
+                else:
+                    reply = await self._explainer.explain(decoded.request, call)
                 held.count(REPLY_COPIES * len(reply))
                 await self._deliver(record, reply, timeout_s)
 
+    async def _testified(self, record: _Record, decoded: Decoded, call: Call) -> bytes:
+        """Returns the reply to a call of which a record is kept; the client gets the record if it has asked for it."""
+        asked = Asked(request_ids.request_id(), caller().name, request_ids.rpc_method())
+        testimony = Testimony(asked, _noted(record, decoded.encode), decoded.form.canonical)
+        seen = replace(call, encode=testimony.encode, on_fitted=testimony.fits)
+        reply = await self._explainer.explain(replace(decoded.request, evidence=True), seen)
+        line = await self._evidence.kept(testimony, self._until_s(record, call.timeout_s))
+        work = partial(decoded.form.written, reply, line if decoded.request.evidence else "")
+        return await self._explainer.threads.run(call.owner.party, work)
+
+    def _until_s(self, record: _Record, timeout_s: float | None) -> float:
+        """Returns until when a reply that is made may be on its way, on the event loop's clock."""
+        allowed_s = self._settings.default_deadline_s if timeout_s is None else timeout_s
+        return max(record.began_s + allowed_s, self._loop.time() + min(allowed_s, _DELIVERY_S))
+
     async def _deliver(self, record: _Record, reply: bytes, timeout_s: float | None) -> None:
         """Returns once a reply has left; raises DeadlineExceeded where the client does not read it in time."""
-        allowed_s = self._settings.default_deadline_s if timeout_s is None else timeout_s
-        until_s = max(record.began_s + allowed_s, self._loop.time() + min(allowed_s, _DELIVERY_S))
         try:
-            async with asyncio.timeout_at(until_s):
+            async with asyncio.timeout_at(self._until_s(record, timeout_s)):
                 await record.delivery.write(reply)
         except TimeoutError:
             raise DeadlineExceeded("the reply was not read before the deadline") from None
@@ -336,10 +375,16 @@ class Calls:
         return ages
 
 
-def _noting(record: _Record, encode: Encode) -> Encode:
+def _noting(record: _Record, decoded: Decoded) -> Encode:
+    """Returns an encoder that makes the bytes of a reply, and records what the log tells."""
+    encode = _noted(record, decoded.encode)
+    return lambda maps, finish: decoded.form.written(encode(maps, finish), "")
+
+
+def _noted(record: _Record, encode: Encode) -> Encode:
     """Returns an encoder that also records what the log tells, and gives the explanation its request id."""
 
-    def noting(maps: Any, finish: Callable[[], Explanation]) -> bytes:
+    def noting(maps: Any, finish: Callable[[], Explanation]) -> Any:
         def seen() -> Iterator[Any]:
             for saliency in maps:
                 record.complete &= saliency.complete

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from camserve.codecs import v1
-from camserve.gateway.api.calls import Calls, Decoded, Door, Write
+from camserve.gateway.api.calls import Calls, Decoded, Door, Form, Write
 from camserve.gateway.api.status import Context, abort
 from camserve.gateway.pool.registry import Registry
 from camserve.gateway.requests.explainer import OnProgress
@@ -74,30 +74,35 @@ class ExplanationService:
             await abort(context, error)
 
     def _decoded(self, data: bytes) -> Decoded:
-        request = v1.request_from_bytes(data, self._limits)
-
-        def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
-            return self._reply(request, maps, finish).SerializeToString()
-
-        return Decoded(request, encode)
+        return decoded(data, self._limits, lambda reply: reply.SerializeToString())
 
     def _decoded_for_stream(self, data: bytes) -> Decoded:
-        request = v1.request_from_bytes(data, self._limits)
-
-        def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
-            return pb.ExplainUpdate(reply=self._reply(request, maps, finish)).SerializeToString()
-
-        return Decoded(request, encode)
+        return decoded(data, self._limits, lambda reply: pb.ExplainUpdate(reply=reply).SerializeToString())
 
     def _model_name(self, data: bytes) -> str:
         return v1.model_name(data, self._limits)
 
-    def _reply(
-        self, request: ExplainRequest, maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]
-    ) -> pb.ExplainReply:
-        encoded = v1.maps_to_proto(maps, request.output, self._limits.message_bytes)
-        return v1.reply_to_proto(finish(), encoded)
-
     def _update(self, request: ExplainRequest, progress: Progress, view: InputView) -> bytes:
         message = v1.progress_to_proto(progress, view, request.output, self._limits.message_bytes)
         return pb.ExplainUpdate(progress=message).SerializeToString()
+
+
+def decoded(data: bytes, limits: RequestLimits, written: Callable[[pb.ExplainReply], bytes]) -> Decoded:
+    """Returns a serialized `ExplainRequest` decoded, for a door that writes its reply in a form of its own.
+
+    Args:
+        data: the message.
+        limits: the bounds of a request and its reply.
+        written: returns a reply as the door's clients read it.
+    """
+    request = v1.request_from_bytes(data, limits)
+
+    def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> pb.ExplainReply:
+        encoded = v1.maps_to_proto(maps, request.output, limits.message_bytes)
+        return v1.reply_to_proto(finish(), encoded)
+
+    def with_evidence(reply: pb.ExplainReply, evidence: str) -> bytes:
+        reply.evidence = evidence
+        return written(reply)
+
+    return Decoded(request, encode, form=Form(v1.canonical_reply, with_evidence))

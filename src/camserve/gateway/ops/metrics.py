@@ -194,6 +194,10 @@ class Metrics:
             "Requests whose reply was kept (hit), was just being made for another (shared), or had to be made (miss).",
             *("model", "outcome"),
         )
+        self.evidence_records = make.counter("camserve_evidence_records_total", "Evidence records written to the log.")
+        self.evidence_failures = make.counter(
+            "camserve_evidence_failures_total", "Replies withheld, since their evidence record could not be written."
+        )
 
     def _queries(self, make: _Maker) -> None:
         self.masked_queries = make.counter(

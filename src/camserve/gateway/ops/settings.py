@@ -13,7 +13,7 @@ from camserve.errors import InvalidOption
 from camserve.methods import Auto, MethodSpec, parse_method_text
 from camserve.planning import Limits
 from camserve.settings import PREFIX, Layered
-from camserve.types.request import RequestLimits
+from camserve.types.request import STEP_QUERIES, RequestLimits
 
 CPU_STEP_S, GPU_STEP_S = 0.3, 0.03
 """Seconds that a step shall take on a CPU and on a GPU: long enough that its fixed cost does not count."""
@@ -127,7 +127,9 @@ class Settings(Layered):
         gt=0,
         description="seconds that a step shall take, by the measured cost; unset: 0.3 on a CPU, 0.03 on a GPU",
     )
-    step_queries: int = Field(512, ge=2, description="masked queries in one step at most, whatever the cost says")
+    step_queries: int = Field(
+        STEP_QUERIES, ge=2, description="masked queries in one step at most, whatever the cost says"
+    )
     step_share: float = Field(
         0.5, gt=0, le=1, description="part of a step's queries that one request has at most while others wait"
     )
@@ -166,6 +168,14 @@ class Settings(Layered):
     )
     result_cache_shared: bool = Field(
         False, description="give callers with other tokens the kept replies too; else none learns what another asked"
+    )
+    evidence_log: Path | None = Field(
+        None,
+        description="file of JSON lines with an evidence record of every answer; no reply leaves before its record is "
+        "on the disk; each gateway has a file of its own; unset: none",
+    )
+    evidence_log_bytes: int = Field(
+        64 * 2**20, ge=2**16, description="size at which the evidence log goes on in a new file; full ones are kept"
     )
     worker_wait_s: float = Field(
         30.0, ge=0, description="seconds that running requests wait for a lost worker to come back before UNAVAILABLE"

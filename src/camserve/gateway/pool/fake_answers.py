@@ -69,6 +69,9 @@ SECONDS: Mapping[Kind, float] = {
 DEVICE_MEMORY = DeviceMemory("cpu", used_bytes=2**28, limit_bytes=2**32)
 """Memory of the device that every answer tells of."""
 
+ENVIRONMENT = '{"camserve": "fake", "preprocessing": {"resize_px": 8}}'
+"""Environment that every answer tells of."""
+
 
 def answer(
     info: ModelInfo,
@@ -104,6 +107,7 @@ def answer(
         made=dict(+made),
         version=info.version,
         weights=info.weights,
+        environment=ENVIRONMENT,
     )
 
 

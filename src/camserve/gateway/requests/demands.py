@@ -47,21 +47,22 @@ def demands_of(
     """
     most = fitted.max_targets if targets is None else targets
     known = fitted.known_targets if targets is None else targets
-    parts = [_demand(part, known, most, usual) for part in fitted.parts]
+    piece = fitted.piece or 1
+    parts = [_demand(part, known, most, usual, piece) for part in fitted.parts]
     ranked = [Demand("ranking", None, 1, most)] * rankings(fitted)
     maps, each = len(fitted.methods) * most, fitted.curve_queries
     if not each:
         return (*parts, *ranked)
-    curves = [Demand("masked_forward", None, maps * each)]
+    curves = [Demand("masked_forward", None, maps * each, piece=piece)]
     if targets is not None:
-        curves = [Demand("masked_forward", None, each)] * maps
+        curves = [Demand("masked_forward", None, each, piece=piece)] * maps
     return (*parts, *ranked, *curves)
 
 
-def _demand(part: Part, known: int | None, most: int, usual: UsualShare) -> Demand:
+def _demand(part: Part, known: int | None, most: int, usual: UsualShare, piece: int) -> Demand:
     """Returns the demand of a part; its number of queries is known where that does not depend on the targets."""
     upper = part.queries(most)
     depends = part.queries(1) != part.queries(2)
     queries = None if known is None and depends else upper
     enough = math.ceil(usual(part) * upper) if part.method.accepted_difference else None
-    return Demand(part.work(most).kind, queries, upper, part.method.weight(most), enough)
+    return Demand(part.work(most).kind, queries, upper, part.method.weight(most), enough, piece)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from camserve.errors import DeadlineExceeded
 from camserve.finalise.results import Snapshot
@@ -45,6 +46,8 @@ class Call:
     """Counts bytes that the answer will take, as long as the call lasts; raises Overloaded where there is no room."""
     connection: str = ""
     """Connection by which the call came."""
+    on_fitted: Callable[[FittedRequest], None] = lambda fitted: None
+    """Told the request as it fits its model, its methods chosen."""
 
     @property
     def owner(self) -> Owner:
@@ -66,8 +69,8 @@ class Explainer:
         self._choices = dict(zip(self._ladder, settings.auto_ladder.split(), strict=True))
         self._replies = ReplyCache(settings.result_cache_bytes, settings.result_cache_shared)
 
-    async def explain(self, request: ExplainRequest, call: Call) -> bytes:
-        """Returns the encoded reply to one request.
+    async def explain(self, request: ExplainRequest, call: Call) -> Any:
+        """Returns the reply to one request, as the call encodes it.
 
         Raises:
             CamserveError: the request cannot be answered, or not in time.
@@ -81,6 +84,7 @@ class Explainer:
                 fitted = await self.threads.run(call.owner.party, partial(request.fit, model.required(), limits))
                 model.check_ready()
                 fitted = self._chosen(model, fitted, call, deadline_s)
+                call.on_fitted(fitted)
                 call.hold(answer_bytes(fitted, news=call.on_progress is not None))
                 return await self._answer(model, fitted, call, deadline_s)
         except TimeoutError:
@@ -102,7 +106,7 @@ class Explainer:
             self._metrics.auto_choices.labels(model.name, self._choices[fitted.methods[index]]).inc()
         return fitted
 
-    async def _answer(self, model: ServedModel, fitted: FittedRequest, call: Call, deadline_s: float) -> bytes:
+    async def _answer(self, model: ServedModel, fitted: FittedRequest, call: Call, deadline_s: float) -> Any:
         """Returns the reply, made of kept maps where the cache is switched on and has them."""
         key = self._replies.key_of(fitted, call.caller.name) if self._replies.keeps else None
         kept = None if key is None else self._replies.get(key)
@@ -113,7 +117,7 @@ class Explainer:
 
     async def _worked(
         self, model: ServedModel, fitted: FittedRequest, call: Call, deadline_s: float, key: Hashable
-    ) -> bytes:
+    ) -> Any:
         """Returns the reply of a run: one of its own, or that of a caller who is just asking the same."""
         in_time = call.timeout_s is not None and not fitted.request.allow_partial
         owner = call.owner
@@ -158,9 +162,7 @@ class Explainer:
         news = Progress(run.results.answered, run.results.total, predictions(known), maps)
         await stream.send(news, known.opening.view)
 
-    async def _reply(
-        self, model: ServedModel, run: Run, known: Snapshot, call: Call, key: Hashable, own: bool
-    ) -> bytes:
+    async def _reply(self, model: ServedModel, run: Run, known: Snapshot, call: Call, key: Hashable, own: bool) -> Any:
         """Returns the encoded reply, keeps its maps under `key` if they are complete, and counts what it took."""
 
         def cost_of(render_s: float) -> Cost:

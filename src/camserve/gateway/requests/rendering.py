@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from camserve.errors import Cancelled
 from camserve.finalise.render import Background, lies_on
@@ -19,9 +19,10 @@ from camserve.types import Cost, Explanation, InputView, Prediction, SaliencyMap
 from camserve.types.request import FittedRequest
 
 _T = TypeVar("_T")
-Encode = Callable[[Iterable[SaliencyMap], Callable[[], Explanation]], bytes]
-"""Makes the message of a door, in a thread: first of the maps, which are made one by one so that few are in memory at
-once, and then of the explanation without them, whose cost includes the time of the maps."""
+Encode = Callable[[Iterable[SaliencyMap], Callable[[], Explanation]], Any]
+"""Makes the reply of a door, its bytes or what they are made of, in a thread: first of the maps, which are made one by
+one so that few are in memory at once, and then of the explanation without them, whose cost includes the time of the
+maps."""
 CostOf = Callable[[float], Cost]
 """Returns the cost of a request, given the seconds that rendering took."""
 
@@ -58,7 +59,7 @@ class Renderer:
         encode: Encode,
         cost_of: CostOf,
         keep: Callable[[Explanation], None] | None,
-    ) -> tuple[bytes, Cost]:
+    ) -> tuple[Any, Cost]:
         """Returns the encoded reply and its cost; hands the whole explanation to `keep`, where there is one."""
         with _abandoned_at_end() as abandoned:
             work = partial(_encoded, known, encode, cost_of, keep, abandoned)
@@ -68,10 +69,10 @@ class Renderer:
         self._pixel_s += (pixel_s - self._pixel_s) / 8
         return data, cost
 
-    async def again(self, explanation: Explanation, fitted: FittedRequest, party: str, encode: Encode) -> bytes:
+    async def again(self, explanation: Explanation, fitted: FittedRequest, party: str, encode: Encode) -> Any:
         """Returns the encoded reply of an explanation that was kept."""
 
-        def encoded() -> bytes:
+        def encoded() -> Any:
             beneath = _beneath(fitted, explanation.input)
             maps = (replace(saliency, lies_on=beneath) for saliency in explanation.maps)
             return encode(maps, lambda: replace(explanation, maps=()))
@@ -90,7 +91,7 @@ def _encoded(
     cost_of: CostOf,
     keep: Callable[[Explanation], None] | None,
     abandoned: threading.Event,
-) -> tuple[bytes, Cost]:
+) -> tuple[Any, Cost]:
     """Returns the encoded reply and its cost; runs in a thread."""
     began_s, kept = perf_counter(), list[SaliencyMap]()
 
@@ -102,7 +103,8 @@ def _encoded(
 
     def finish() -> Explanation:  # called after the maps were made, so that the cost includes them
         model, cost = known.fitted.model, cost_of(perf_counter() - began_s)
-        return Explanation(model.name, model.version, predictions(known), (), known.opening.view, cost)
+        view, environments = known.opening.view, known.environments
+        return Explanation(model.name, model.version, predictions(known), (), view, cost, environments=environments)
 
     data = encode(maps(), finish)
     if keep is not None:

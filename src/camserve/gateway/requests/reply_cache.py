@@ -51,7 +51,7 @@ class ReplyCache:
             fitted.parts,
             fitted.targets,
             tuple(sorted(fitted.choices.items())),
-            (request.top_predictions, request.precision),
+            (request.top_predictions, request.precision, fitted.piece),
             (request.output.size, request.output.boxes, request.output.signed),
             request.evaluation_steps if request.evaluate else None,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -17,7 +17,7 @@ from camserve.gateway.api import request_ids
 from camserve.gateway.api.access import Token, set_caller
 from camserve.gateway.api.auth import caller_of
 from camserve.gateway.api.calls import Calls, Decoded, Door, Write
-from camserve.gateway.api.explanation import SERVICE, ExplanationService
+from camserve.gateway.api.explanation import SERVICE, ExplanationService, decoded
 from camserve.gateway.api.inference import InferenceService
 from camserve.gateway.api.status import abort
 from camserve.gateway.ops.watched_files import Reloaded
@@ -26,7 +26,7 @@ from camserve.gateway.requests.explainer import OnProgress
 from camserve.gateway.web import open_inference, openapi
 from camserve.gateway.web.exchange import Ended, Exchange, Message, Receive, Send, event
 from camserve.gateway.web.problems import MethodNotAllowed, UnknownPath, UnsupportedMediaType
-from camserve.types import Explanation, InputView, Progress, SaliencyMap
+from camserve.types import InputView, Progress
 from camserve.types.request import ExplainRequest, RequestLimits
 from camserve.v1 import explain_pb2 as pb
 from camserve.wording import shown
@@ -226,13 +226,7 @@ class Web:
             )
 
         def decode(data: bytes) -> Decoded:
-            request = v1.request_from_bytes(v1_json.request_bytes(data, content_type), self._limits)
-
-            def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
-                encoded = v1.maps_to_proto(maps, request.output, self._limits.message_bytes)
-                return written(v1.reply_to_proto(finish(), encoded))
-
-            return Decoded(request, encode)
+            return decoded(v1_json.request_bytes(data, content_type), self._limits, written)
 
         def model_name(data: bytes) -> str:
             try:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from camserve.v1 import explain_pb2 as camserve_dot_v1_dot_explain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61mserve/worker/v1/step.proto\x12\x12\x63\x61mserve.worker.v1\x1a\x19\x63\x61mserve/v1/explain.proto\"}\n\rWorkerRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.camserve.worker.v1.StepH\x00\x12\x37\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32#.camserve.worker.v1.DescribeRequestH\x00\x42\t\n\x07request\"\xab\x01\n\x0bWorkerReply\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.camserve.worker.v1.StepReplyH\x00\x12\x38\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32$.camserve.worker.v1.ModelDescriptionH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.camserve.worker.v1.ErrorH\x00\x42\x07\n\x05reply\"/\n\x04Step\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.camserve.worker.v1.Item\"\xef\x01\n\x04Item\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.camserve.v1.Image\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.camserve.v1.Target\x12\'\n\x05tasks\x18\x04 \x03(\x0b\x32\x18.camserve.worker.v1.Task\x12\x17\n\x0ftop_predictions\x18\x05 \x01(\r\x12)\n\tprecision\x18\x06 \x01(\x0e\x32\x16.camserve.v1.Precision\x12\x13\n\x0bremaining_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x12\x0c\n\x04text\x18\t \x01(\t\"\x8a\x02\n\x04Task\x12\x10\n\x08position\x18\x01 \x01(\r\x12)\n\x06method\x18\x02 \x01(\x0b\x32\x17.camserve.v1.MethodSpecH\x00\x12/\n\x06\x63urves\x18\x03 \x01(\x0b\x32\x1d.camserve.worker.v1.MapCurvesH\x00\x12.\n\x07ranking\x18\x04 \x01(\x0b\x32\x1b.camserve.worker.v1.RankingH\x00\x12\r\n\x05start\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x01(\r\x12\r\n\x05layer\x18\x07 \x01(\t\x12\x0f\n\x07numbers\x18\x08 \x03(\r\x12\x0f\n\x07ordered\x18\t \x01(\x08\x12\x0e\n\x06labels\x18\n \x03(\rB\x06\n\x04work\"l\n\tMapCurves\x12+\n\x08saliency\x18\x01 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12#\n\x06target\x18\x02 \x01(\x0b\x32\x13.camserve.v1.Target\x12\r\n\x05steps\x18\x03 \x01(\r\"9\n\x07Ranking\x12.\n\x0b\x61ttribution\x18\x01 \x01(\x0b\x32\x19.camserve.worker.v1.Array\"$\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xdc\x03\n\tStepReply\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.camserve.worker.v1.ItemReply\x12\x46\n\rstage_seconds\x18\x02 \x03(\x0b\x32/.camserve.worker.v1.StepReply.StageSecondsEntry\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x13\n\x0bmemory_hits\x18\x04 \x01(\r\x12\x15\n\rmemory_misses\x18\x05 \x01(\r\x12\x37\n\rdevice_memory\x18\x06 \x01(\x0b\x32 .camserve.worker.v1.DeviceMemory\x12\x35\n\x04made\x18\x07 \x03(\x0b\x32\'.camserve.worker.v1.StepReply.MadeEntry\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x14\n\x0ckeeps_images\x18\n \x01(\x08\x12\x13\n\x0bmicro_batch\x18\x0b \x01(\r\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a+\n\tMadeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"G\n\x0c\x44\x65viceMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x04\"t\n\tItemReply\x12\x30\n\x06result\x18\x01 \x01(\x0b\x32\x1e.camserve.worker.v1.ItemResultH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.camserve.worker.v1.ErrorH\x00\x42\t\n\x07outcome\"i\n\tExplained\x12#\n\x06target\x18\x01 \x01(\x0b\x32\x13.camserve.v1.Target\x12\r\n\x05score\x18\x02 \x01(\x02\x12(\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x17.camserve.v1.Prediction\"\xfc\x01\n\nItemResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.camserve.v1.Prediction\x12.\n\x07targets\x18\x02 \x03(\x0b\x32\x1d.camserve.worker.v1.Explained\x12%\n\x05input\x18\x03 \x01(\x0b\x32\x16.camserve.v1.InputView\x12-\n\x08partials\x18\x05 \x03(\x0b\x32\x1b.camserve.worker.v1.Partial\x12)\n\tprecision\x18\x06 \x01(\x0e\x32\x16.camserve.v1.Precision\x12\x0f\n\x07runtime\x18\x07 \x01(\t\"\xb2\x01\n\x07Partial\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0f\n\x07queries\x18\x02 \x01(\r\x12\'\n\x04sums\x18\x03 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12\r\n\x05order\x18\x04 \x03(\r\x12*\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12\x0e\n\x06labels\x18\x06 \x03(\r\x12\x10\n\x08\x65nergies\x18\x07 \x03(\x01\"&\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"E\n\x10ModelDescription\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.camserve.v1.Model\x12\x0e\n\x06worker\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61mserve/worker/v1/step.proto\x12\x12\x63\x61mserve.worker.v1\x1a\x19\x63\x61mserve/v1/explain.proto\"}\n\rWorkerRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.camserve.worker.v1.StepH\x00\x12\x37\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32#.camserve.worker.v1.DescribeRequestH\x00\x42\t\n\x07request\"\xab\x01\n\x0bWorkerReply\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.camserve.worker.v1.StepReplyH\x00\x12\x38\n\x08\x64\x65scribe\x18\x02 \x01(\x0b\x32$.camserve.worker.v1.ModelDescriptionH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.camserve.worker.v1.ErrorH\x00\x42\x07\n\x05reply\"/\n\x04Step\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.camserve.worker.v1.Item\"\x85\x02\n\x04Item\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.camserve.v1.Image\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.camserve.v1.Target\x12\'\n\x05tasks\x18\x04 \x03(\x0b\x32\x18.camserve.worker.v1.Task\x12\x17\n\x0ftop_predictions\x18\x05 \x01(\r\x12)\n\tprecision\x18\x06 \x01(\x0e\x32\x16.camserve.v1.Precision\x12\x13\n\x0bremaining_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x12\x0c\n\x04text\x18\t \x01(\t\x12\x14\n\x0creproducible\x18\n \x01(\x08\"\x8a\x02\n\x04Task\x12\x10\n\x08position\x18\x01 \x01(\r\x12)\n\x06method\x18\x02 \x01(\x0b\x32\x17.camserve.v1.MethodSpecH\x00\x12/\n\x06\x63urves\x18\x03 \x01(\x0b\x32\x1d.camserve.worker.v1.MapCurvesH\x00\x12.\n\x07ranking\x18\x04 \x01(\x0b\x32\x1b.camserve.worker.v1.RankingH\x00\x12\r\n\x05start\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x01(\r\x12\r\n\x05layer\x18\x07 \x01(\t\x12\x0f\n\x07numbers\x18\x08 \x03(\r\x12\x0f\n\x07ordered\x18\t \x01(\x08\x12\x0e\n\x06labels\x18\n \x03(\rB\x06\n\x04work\"l\n\tMapCurves\x12+\n\x08saliency\x18\x01 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12#\n\x06target\x18\x02 \x01(\x0b\x32\x13.camserve.v1.Target\x12\r\n\x05steps\x18\x03 \x01(\r\"9\n\x07Ranking\x12.\n\x0b\x61ttribution\x18\x01 \x01(\x0b\x32\x19.camserve.worker.v1.Array\"$\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xf1\x03\n\tStepReply\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.camserve.worker.v1.ItemReply\x12\x46\n\rstage_seconds\x18\x02 \x03(\x0b\x32/.camserve.worker.v1.StepReply.StageSecondsEntry\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x13\n\x0bmemory_hits\x18\x04 \x01(\r\x12\x15\n\rmemory_misses\x18\x05 \x01(\r\x12\x37\n\rdevice_memory\x18\x06 \x01(\x0b\x32 .camserve.worker.v1.DeviceMemory\x12\x35\n\x04made\x18\x07 \x03(\x0b\x32\'.camserve.worker.v1.StepReply.MadeEntry\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x14\n\x0ckeeps_images\x18\n \x01(\x08\x12\x13\n\x0bmicro_batch\x18\x0b \x01(\r\x12\x13\n\x0b\x65nvironment\x18\x0c \x01(\t\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a+\n\tMadeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"G\n\x0c\x44\x65viceMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x04\"t\n\tItemReply\x12\x30\n\x06result\x18\x01 \x01(\x0b\x32\x1e.camserve.worker.v1.ItemResultH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.camserve.worker.v1.ErrorH\x00\x42\t\n\x07outcome\"i\n\tExplained\x12#\n\x06target\x18\x01 \x01(\x0b\x32\x13.camserve.v1.Target\x12\r\n\x05score\x18\x02 \x01(\x02\x12(\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x17.camserve.v1.Prediction\"\xfc\x01\n\nItemResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.camserve.v1.Prediction\x12.\n\x07targets\x18\x02 \x03(\x0b\x32\x1d.camserve.worker.v1.Explained\x12%\n\x05input\x18\x03 \x01(\x0b\x32\x16.camserve.v1.InputView\x12-\n\x08partials\x18\x05 \x03(\x0b\x32\x1b.camserve.worker.v1.Partial\x12)\n\tprecision\x18\x06 \x01(\x0e\x32\x16.camserve.v1.Precision\x12\x0f\n\x07runtime\x18\x07 \x01(\t\"\xb2\x01\n\x07Partial\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0f\n\x07queries\x18\x02 \x01(\r\x12\'\n\x04sums\x18\x03 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12\r\n\x05order\x18\x04 \x03(\r\x12*\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x19.camserve.worker.v1.Array\x12\x0e\n\x06labels\x18\x06 \x03(\r\x12\x10\n\x08\x65nergies\x18\x07 \x03(\x01\"&\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"E\n\x10ModelDescription\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.camserve.v1.Model\x12\x0e\n\x06worker\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,35 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEP']._serialized_start=381
   _globals['_STEP']._serialized_end=428
   _globals['_ITEM']._serialized_start=431
-  _globals['_ITEM']._serialized_end=670
-  _globals['_TASK']._serialized_start=673
-  _globals['_TASK']._serialized_end=939
-  _globals['_MAPCURVES']._serialized_start=941
-  _globals['_MAPCURVES']._serialized_end=1049
-  _globals['_RANKING']._serialized_start=1051
-  _globals['_RANKING']._serialized_end=1108
-  _globals['_ARRAY']._serialized_start=1110
-  _globals['_ARRAY']._serialized_end=1146
-  _globals['_STEPREPLY']._serialized_start=1149
-  _globals['_STEPREPLY']._serialized_end=1625
-  _globals['_STEPREPLY_STAGESECONDSENTRY']._serialized_start=1529
-  _globals['_STEPREPLY_STAGESECONDSENTRY']._serialized_end=1580
-  _globals['_STEPREPLY_MADEENTRY']._serialized_start=1582
-  _globals['_STEPREPLY_MADEENTRY']._serialized_end=1625
-  _globals['_DEVICEMEMORY']._serialized_start=1627
-  _globals['_DEVICEMEMORY']._serialized_end=1698
-  _globals['_ITEMREPLY']._serialized_start=1700
-  _globals['_ITEMREPLY']._serialized_end=1816
-  _globals['_EXPLAINED']._serialized_start=1818
-  _globals['_EXPLAINED']._serialized_end=1923
-  _globals['_ITEMRESULT']._serialized_start=1926
-  _globals['_ITEMRESULT']._serialized_end=2178
-  _globals['_PARTIAL']._serialized_start=2181
-  _globals['_PARTIAL']._serialized_end=2359
-  _globals['_ERROR']._serialized_start=2361
-  _globals['_ERROR']._serialized_end=2399
-  _globals['_DESCRIBEREQUEST']._serialized_start=2401
-  _globals['_DESCRIBEREQUEST']._serialized_end=2418
-  _globals['_MODELDESCRIPTION']._serialized_start=2420
-  _globals['_MODELDESCRIPTION']._serialized_end=2489
+  _globals['_ITEM']._serialized_end=692
+  _globals['_TASK']._serialized_start=695
+  _globals['_TASK']._serialized_end=961
+  _globals['_MAPCURVES']._serialized_start=963
+  _globals['_MAPCURVES']._serialized_end=1071
+  _globals['_RANKING']._serialized_start=1073
+  _globals['_RANKING']._serialized_end=1130
+  _globals['_ARRAY']._serialized_start=1132
+  _globals['_ARRAY']._serialized_end=1168
+  _globals['_STEPREPLY']._serialized_start=1171
+  _globals['_STEPREPLY']._serialized_end=1668
+  _globals['_STEPREPLY_STAGESECONDSENTRY']._serialized_start=1572
+  _globals['_STEPREPLY_STAGESECONDSENTRY']._serialized_end=1623
+  _globals['_STEPREPLY_MADEENTRY']._serialized_start=1625
+  _globals['_STEPREPLY_MADEENTRY']._serialized_end=1668
+  _globals['_DEVICEMEMORY']._serialized_start=1670
+  _globals['_DEVICEMEMORY']._serialized_end=1741
+  _globals['_ITEMREPLY']._serialized_start=1743
+  _globals['_ITEMREPLY']._serialized_end=1859
+  _globals['_EXPLAINED']._serialized_start=1861
+  _globals['_EXPLAINED']._serialized_end=1966
+  _globals['_ITEMRESULT']._serialized_start=1969
+  _globals['_ITEMRESULT']._serialized_end=2221
+  _globals['_PARTIAL']._serialized_start=2224
+  _globals['_PARTIAL']._serialized_end=2402
+  _globals['_ERROR']._serialized_start=2404
+  _globals['_ERROR']._serialized_end=2442
+  _globals['_DESCRIBEREQUEST']._serialized_start=2444
+  _globals['_DESCRIBEREQUEST']._serialized_end=2461
+  _globals['_MODELDESCRIPTION']._serialized_start=2463
+  _globals['_MODELDESCRIPTION']._serialized_end=2532
 # @@protoc_insertion_point(module_scope)

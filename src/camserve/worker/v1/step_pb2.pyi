@@ -32,7 +32,7 @@ class Step(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "remaining_s", "digest", "text")
+    __slots__ = ("image", "targets", "tasks", "top_predictions", "precision", "remaining_s", "digest", "text", "reproducible")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Item(_message.Message):
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
     image: _explain_pb2.Image
     targets: _containers.RepeatedCompositeFieldContainer[_explain_pb2.Target]
     tasks: _containers.RepeatedCompositeFieldContainer[Task]
@@ -49,7 +50,8 @@ class Item(_message.Message):
     remaining_s: float
     digest: bytes
     text: str
-    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., remaining_s: _Optional[float] = ..., digest: _Optional[bytes] = ..., text: _Optional[str] = ...) -> None: ...
+    reproducible: bool
+    def __init__(self, image: _Optional[_Union[_explain_pb2.Image, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_explain_pb2.Target, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., top_predictions: _Optional[int] = ..., precision: _Optional[_Union[_explain_pb2.Precision, str]] = ..., remaining_s: _Optional[float] = ..., digest: _Optional[bytes] = ..., text: _Optional[str] = ..., reproducible: bool = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("position", "method", "curves", "ranking", "start", "stop", "layer", "numbers", "ordered", "labels")
@@ -100,7 +102,7 @@ class Array(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory", "made", "version", "weights", "keeps_images", "micro_batch")
+    __slots__ = ("items", "stage_seconds", "worker", "memory_hits", "memory_misses", "device_memory", "made", "version", "weights", "keeps_images", "micro_batch", "environment")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +128,7 @@ class StepReply(_message.Message):
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ItemReply]
     stage_seconds: _containers.ScalarMap[str, float]
     worker: str
@@ -137,7 +140,8 @@ class StepReply(_message.Message):
     weights: str
     keeps_images: bool
     micro_batch: int
-    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., made: _Optional[_Mapping[str, int]] = ..., version: _Optional[str] = ..., weights: _Optional[str] = ..., keeps_images: bool = ..., micro_batch: _Optional[int] = ...) -> None: ...
+    environment: str
+    def __init__(self, items: _Optional[_Iterable[_Union[ItemReply, _Mapping]]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ..., memory_hits: _Optional[int] = ..., memory_misses: _Optional[int] = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., made: _Optional[_Mapping[str, int]] = ..., version: _Optional[str] = ..., weights: _Optional[str] = ..., keeps_images: bool = ..., micro_batch: _Optional[int] = ..., environment: _Optional[str] = ...) -> None: ...
 
 class DeviceMemory(_message.Message):
     __slots__ = ("device", "used_bytes", "limit_bytes")
