@@ -356,6 +356,21 @@ async def test_no_detection_at_all_is_an_answer_at_every_door():
             sent = json_format.MessageToDict(asked(dark, None, None, OCCLUSION))
             body = (await web.post("/v1/explain", json=sent)).json()
     assert json.loads(found.parameters["maps"].string_param)[0]["degenerate"]
-    assert {output.name: output.shape[0] for output in found.outputs}["labels"] == 0
+    assert {output.name: list(output.shape) for output in found.outputs}["boxes"] == [0, 4]
     assert body["predictions"] == []
     assert body["maps"][0]["degenerate"] is True
+
+
+async def test_the_boxes_of_detections_are_an_output_of_the_open_inference_protocol():
+    of = worlds()["boxes"]
+    async with Gateway(Settings(**QUICK), fixed({"here": WorkerBackend(of.network)})) as gateway:
+        await gateway.wait_ready(30)
+        async with grpc.aio.insecure_channel(gateway.address) as channel:
+            typed = await explain_pb2_grpc.ExplanationServiceStub(channel).Explain(asked(of, None, None, OCCLUSION))
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            found = {output.name: output for output in (await stub.ModelInfer(inferred(of, Bad(None, "")))).outputs}
+    edges = [(one.box.x0, one.box.y0, one.box.x1, one.box.y1) for one in typed.predictions]
+    assert len(edges) == 2
+    assert list(found["boxes"].shape) == [2, 4]
+    assert list(found["boxes"].contents.fp32_contents) == pytest.approx(np.ravel(edges))
+    assert list(found["class_indices"].contents.int64_contents) == [one.index for one in typed.predictions]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from camserve.codecs import texts
-from camserve.codecs.oip import PARAMETERS, Inference, check_outputs, decode, encode, metadata, model_name
+from camserve.codecs.oip import PARAMETERS, Inference, decode, encode, fitted, metadata, model_name
 from camserve.errors import CamserveError, InvalidInput, InvalidOption
 from camserve.methods import METHODS, Auto, GradCam, GroupCam, ScoreCam
 from camserve.oip import inference_pb2 as oip
@@ -407,8 +407,10 @@ ANSWER = Explanation(
 )
 
 
-def answered(inference: Inference, explanation: Explanation = ANSWER) -> oip.ModelInferResponse:
-    return oip.ModelInferResponse.FromString(encode(explanation, inference))
+def answered(
+    inference: Inference, explanation: Explanation = ANSWER, info: ModelInfo = MODEL
+) -> oip.ModelInferResponse:
+    return oip.ModelInferResponse.FromString(encode(explanation, fitted(inference, info)))
 
 
 def arrays(message: oip.ModelInferResponse) -> dict[str, list]:
@@ -553,20 +555,49 @@ def test_a_model_of_another_kind_has_an_output_of_another_name(kind, name, predi
     info = replace(MODEL, outputs=kind, dimension=4)
     assert [tensor.name for tensor in metadata(info).outputs] == [name, "class_indices", "labels", "saliency"]
     answer = replace(ANSWER, predictions=(prediction,))
-    given = arrays(answered(asked(infer()), answer))
+    given = arrays(answered(asked(infer()), answer, info))
     assert list(given) == [name, "class_indices", "labels", "saliency"]
     assert given[name] == ["FP32", [1], [figure]]
-    check_outputs(asked(infer(outputs=("labels", name))), info)
+    fitted(asked(infer(outputs=("labels", name))), info)
     with pytest.raises(InvalidInput, match=f"the predictions of model fake are {name}, and there are no probabilities"):
-        check_outputs(asked(infer(outputs=("labels", "probabilities"))), info)
+        fitted(asked(infer(outputs=("labels", "probabilities"))), info)
     with pytest.raises(InvalidInput, match=f"are probabilities, and there are no {name}"):
-        check_outputs(asked(infer(outputs=(name,))), MODEL)
+        fitted(asked(infer(outputs=(name,))), MODEL)
 
 
 def test_an_output_has_the_name_of_its_kind_where_no_reference_is_packed():
     (saliency, *_) = ANSWER.maps
     answer = replace(ANSWER, predictions=(), maps=(replace(saliency, target=ANN),))
-    assert "similarities" in arrays(answered(asked(infer()), answer))
+    info = replace(MODEL, outputs="embedding", labels=(), dimension=4)
+    assert "similarities" in arrays(answered(asked(infer()), answer, info))
+
+
+DETECTED = (
+    Prediction(1, "cup", 0.75, box=(1.5, 2, 30, 40)),
+    Prediction(0, "boat", 0.5, box=(0, 0, 9, 9)),
+)
+
+
+@pytest.mark.parametrize("found", [DETECTED, DETECTED[:1], ()])
+def test_a_detector_has_its_boxes_as_an_output_even_where_nothing_is_detected(found):
+    info = replace(MODEL, outputs="boxes")
+    outputs = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in metadata(info).outputs}
+    assert outputs["boxes"] == ("FP32", [-1, 4])
+    assert list(outputs) == ["probabilities", "boxes", "class_indices", "labels", "saliency"]
+    answer = replace(ANSWER, predictions=found)
+    for raw in (None, oip.InferTensorContents(bytes_contents=[PHOTO])):
+        given = arrays(answered(asked(infer(contents=raw)), answer, info))
+        assert list(given) == list(outputs)
+        assert given["boxes"] == ["FP32", [len(found), 4], [edge for one in found for edge in one.box]]
+        assert given["labels"][2] == [one.label.encode() for one in found]
+    assert list(arrays(answered(asked(infer(outputs=("boxes",))), answer, info))) == ["boxes"]
+
+
+def test_boxes_of_a_model_that_detects_nothing_are_refused():
+    with pytest.raises(InvalidInput, match="the predictions of model fake are probabilities, and there are no boxes"):
+        fitted(asked(infer(outputs=("boxes",))), MODEL)
+    with pytest.raises(InvalidInput, match="are probabilities and boxes, and there are no values"):
+        fitted(asked(infer(outputs=("values",))), replace(MODEL, outputs="boxes"))
 
 
 def test_a_text_is_bounded_before_it_is_read():

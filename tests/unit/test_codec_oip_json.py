@@ -15,6 +15,7 @@ from test_codec_oip import ANSWER, MODEL, PHOTO, fields, infer, raw_bytes, text
 from camserve.codecs import oip, oip_json
 from camserve.codecs.json_text import MOST_VALUES
 from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption
+from camserve.types import ModelInfo, Prediction
 from camserve.types.request import RequestLimits
 
 BASE64 = base64.b64encode(PHOTO).decode()
@@ -241,13 +242,28 @@ def read(body: bytes, json_bytes: int | None) -> tuple[dict[str, Any], dict[str,
     return head, outputs
 
 
+def fitted(given: oip_json.JsonInference, model: ModelInfo = MODEL) -> oip_json.JsonInference:
+    return replace(given, inference=oip.fitted(given.inference, model))
+
+
+@pytest.mark.parametrize("boxes", [[(1.5, 2.0, 30.0, 40.0), (0.0, 0.0, 9.0, 9.0)], []])
+@pytest.mark.parametrize("binary_output", [True, False])
+def test_boxes_of_detections_are_rows_of_four_edges(boxes, binary_output):
+    answer = replace(ANSWER, predictions=tuple(Prediction(1, "cup", 0.5, box=box) for box in boxes))
+    wanted = asked([binary()], FILE, parameters={"binary_data_output": binary_output})
+    head, outputs = read(*oip_json.encode(answer, fitted(wanted, replace(MODEL, outputs="boxes"))))
+    (shape,) = (one["shape"] for one in head["outputs"] if one["name"] == "boxes")
+    assert shape == [len(boxes), 4]
+    assert outputs["boxes"] == [edge for box in boxes for edge in box]
+
+
 @pytest.mark.parametrize("binary_output", [True, False])
 def test_a_response_has_all_outputs_in_the_form_that_was_asked_for(binary_output: bool):
     wanted = asked([binary()], FILE, id="7", parameters={"binary_data_output": binary_output})
-    body, json_bytes = oip_json.encode(ANSWER, wanted)
+    body, json_bytes = oip_json.encode(ANSWER, fitted(wanted))
     assert (json_bytes is None) is not binary_output
     head, outputs = read(body, json_bytes)
-    by_grpc = oip.encode(ANSWER, oip.decode(infer().SerializeToString()))
+    by_grpc = oip.encode(ANSWER, oip.fitted(oip.decode(infer().SerializeToString()), MODEL))
     theirs = oip.pb.ModelInferResponse.FromString(by_grpc)
     assert (head["model_name"], head["model_version"], head["id"]) == (theirs.model_name, theirs.model_version, "7")
     assert [(one["name"], one["datatype"], one["shape"]) for one in head["outputs"]] == [
@@ -266,7 +282,7 @@ def test_a_response_has_all_outputs_in_the_form_that_was_asked_for(binary_output
 
 def test_each_output_may_be_in_another_form():
     named = [{"name": "labels", "parameters": {"binary_data": True}}, {"name": "saliency"}]
-    body, json_bytes = oip_json.encode(ANSWER, asked([binary()], FILE, outputs=named))
+    body, json_bytes = oip_json.encode(ANSWER, fitted(asked([binary()], FILE, outputs=named)))
     head, outputs = read(body, json_bytes)
     assert ["data" in output for output in head["outputs"]] == [False, True]
     assert "id" not in head
@@ -277,7 +293,7 @@ def test_numbers_are_written_so_that_each_float32_comes_back():
     values = np.random.default_rng(0).integers(0, 0x7F7FFFFF, 30_000, dtype=np.uint32).view("<f4").reshape(1, 100, 300)
     (saliency, *_) = ANSWER.maps
     large = replace(ANSWER, maps=(replace(saliency, array=values),))
-    body, json_bytes = oip_json.encode(large, asked([binary()], FILE, outputs=[{"name": "saliency"}]))
+    body, json_bytes = oip_json.encode(large, fitted(asked([binary()], FILE, outputs=[{"name": "saliency"}])))
     assert json_bytes is None
     _, outputs = read(body, None)
     assert np.array(outputs["saliency"], "<f4").tobytes() == values.tobytes()

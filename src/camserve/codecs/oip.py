@@ -164,7 +164,7 @@ def described(explanation: Explanation, inference: Inference) -> dict[str, str |
         "cost": json.dumps(texts.cost_json(explanation.cost)),
         "request_id": explanation.request_id,
     }
-    if SALIENCY in _names_of(explanation, inference.outputs):
+    if SALIENCY in inference.outputs:
         found["maps"] = json.dumps([texts.map_json(saliency) for saliency in explanation.maps])
     return found | {"complete": all(saliency.complete for saliency in explanation.maps)}
 
@@ -190,17 +190,23 @@ class Output:
 
 
 def outputs_of(explanation: Explanation, inference: Inference) -> Iterator[Output]:
-    """Yields the tensors of the response to a request, in their order."""
-    for name in _names_of(explanation, inference.outputs):
+    """Yields the tensors of the response to a request that is `fitted`, in their order."""
+    for name in inference.outputs:
         yield Output(name, _OUTPUTS[name].datatype, _OUTPUTS[name].values(explanation))
 
 
-def check_outputs(inference: Inference, info: ModelInfo) -> None:
-    """Raises InvalidInput where an output is wanted that the model does not have, before anything is done for it."""
+def fitted(inference: Inference, info: ModelInfo) -> Inference:
+    """Returns a request with the outputs that its response has: those wanted, else all that the model has.
+
+    Raises:
+        InvalidInput: an output is wanted that the model does not have.
+    """
+    has = _outputs_of(info)
     for name in inference.outputs:
-        if name in _FIGURES and name not in _figures_of(info):
+        if name not in has:
             said = " and ".join(_figures_of(info))
             raise InvalidInput(f"the predictions of model {info.name} are {said}, and there are no {name}")
+    return replace(inference, outputs=inference.outputs or has)
 
 
 def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
@@ -212,9 +218,8 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
         platform=PLATFORM,
         inputs=[tensor(name=_IMAGE, datatype="BYTES", shape=[1])],
         outputs=[
-            tensor(name=name, datatype=output.datatype, shape=[-1] * output.dimensions)
-            for name, output in _OUTPUTS.items()
-            if name not in _FIGURES or name in _figures_of(info)
+            tensor(name=name, datatype=_OUTPUTS[name].datatype, shape=_OUTPUTS[name].shape)
+            for name in _outputs_of(info)
         ],
     )
 
@@ -261,13 +266,6 @@ def _outputs(wanted: Sequence[Tensor]) -> tuple[str, ...]:
         if tensor.parameters:
             raise InvalidInput(f"the output {tensor.name!r} has no parameters, got {shown(sorted(tensor.parameters))}")
     return tuple(names)
-
-
-def _names_of(explanation: Explanation, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the outputs of a response; `check_outputs` has seen that the model has those that are wanted."""
-    said = [*explanation.predictions, *(saliency.target for saliency in explanation.maps)][:1]
-    figures = [name for name, of in _FIGURES.items() if said and of(said[0]) is not None] or ["probabilities"]
-    return wanted or tuple(name for name in OUTPUTS if name not in _FIGURES or name in figures)
 
 
 def _image(inputs: Sequence[Tensor], contents: Contents, limits: RequestLimits) -> ImageContent:
@@ -387,7 +385,8 @@ def _not_uint8(value: int) -> InvalidImage:
 @dataclass(frozen=True)
 class _Output:
     datatype: str
-    dimensions: int
+    shape: tuple[int, ...]
+    """Length of each dimension; -1: any."""
     values: Callable[[Explanation], np.ndarray | list[bytes]]
 
 
@@ -401,21 +400,37 @@ _FIGURES: Mapping[str, Callable[[Prediction], float | None]] = {
 
 
 def _figures_of(info: ModelInfo) -> tuple[str, ...]:
-    """Returns the names of those outputs that a model has: one, or two where prompts are packed."""
+    """Returns the names of the outputs that say something of predictions: of detections their boxes as well."""
     names = {"probability": "probabilities", "value": "values", "similarity": "similarities", "share": "shares"}
-    return tuple(names[said] for said in info.says)
+    boxes = (_BOXES,) if info.outputs == "boxes" else ()
+    return (*(names[said] for said in info.says), *boxes)
+
+
+def _outputs_of(info: ModelInfo) -> tuple[str, ...]:
+    """Returns the names of all outputs that a model has."""
+    figures = _figures_of(info)
+    return tuple(name for name in OUTPUTS if name in figures or name in _OF_ALL)
 
 
 def _figures(name: str) -> _Output:
-    return _Output("FP32", 1, lambda found: np.array([_FIGURES[name](each) for each in found.predictions], "<f4"))
+    return _Output("FP32", (-1,), lambda found: np.array([_FIGURES[name](each) for each in found.predictions], "<f4"))
 
 
-_OUTPUTS = {
-    **{name: _figures(name) for name in _FIGURES},
-    "class_indices": _Output("INT64", 1, lambda found: np.array([p.index for p in found.predictions], "<i8")),
-    "labels": _Output("BYTES", 1, lambda found: [prediction.label.encode() for prediction in found.predictions]),
-    SALIENCY: _Output("FP32", 3, lambda found: np.stack([saliency.array.astype("<f4") for saliency in found.maps])),
+def _boxes(found: Explanation) -> np.ndarray:
+    return np.array([prediction.box for prediction in found.predictions], "<f4").reshape(-1, 4)
+
+
+_OF_ALL = {
+    "class_indices": _Output("INT64", (-1,), lambda found: np.array([p.index for p in found.predictions], "<i8")),
+    "labels": _Output("BYTES", (-1,), lambda found: [prediction.label.encode() for prediction in found.predictions]),
+    SALIENCY: _Output(
+        "FP32", (-1, -1, -1), lambda found: np.stack([saliency.array.astype("<f4") for saliency in found.maps])
+    ),
 }
+"""Outputs of every model."""
+
+_BOXES = "boxes"
+_OUTPUTS = {**{name: _figures(name) for name in _FIGURES}, _BOXES: _Output("FP32", (-1, 4), _boxes), **_OF_ALL}
 OUTPUTS = tuple(_OUTPUTS)
 
 

@@ -79,7 +79,7 @@ class Decoded:
     timeout_s: float | None = None
     """Seconds that the message allows, beside the deadline of the call; None: any."""
     check: Callable[[ModelInfo], None] = lambda model: None
-    """Raises InvalidInput where the reply is to have what the model does not give."""
+    """Holds the reply against the model; raises InvalidInput where it is to have what the model does not give."""
     form: Form = Form()
 
 

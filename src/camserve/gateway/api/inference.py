@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from camserve import __version__
@@ -13,7 +13,7 @@ from camserve.gateway.api.calls import Calls, Decoded, Door
 from camserve.gateway.api.status import Context, abort
 from camserve.gateway.pool.registry import Registry, ServedModel
 from camserve.oip import inference_pb2 as oip
-from camserve.types import Explanation, SaliencyMap
+from camserve.types import Explanation, ModelInfo, SaliencyMap
 from camserve.types.request import RequestLimits
 from camserve.wording import shown
 
@@ -75,11 +75,27 @@ class InferenceService:
         return model
 
 
+@dataclass
+class Reply:
+    """Makes the reply of one call. It has the outputs that are wanted, else all that the model has."""
+
+    inference: codec.Inference
+
+    def fit(self, model: ModelInfo) -> None:
+        """Takes note of the model that is asked; raises InvalidInput where it lacks an output that is wanted."""
+        self.inference = codec.fitted(self.inference, model)
+
+    def encode(self, maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
+        """Returns the message; the model is known by then."""
+        return codec.encode(stacked(maps, finish), self.inference)
+
+
+def stacked(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> Explanation:
+    """Returns an explanation with all of its maps, which one tensor holds."""
+    made = tuple(maps)
+    return replace(finish(), maps=made)
+
+
 def _decoded(data: bytes, limits: RequestLimits) -> Decoded:
-    inference = codec.decode(data, limits)
-
-    def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
-        made = tuple(maps)  # one tensor holds all maps
-        return codec.encode(replace(finish(), maps=made), inference)
-
-    return Decoded(inference.request, encode, inference.timeout_s, partial(codec.check_outputs, inference))
+    reply = Reply(codec.decode(data, limits))
+    return Decoded(reply.inference.request, reply.encode, reply.inference.timeout_s, reply.fit)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from camserve import __version__
 from camserve.codecs import oip_json as codec
-from camserve.codecs.oip import check_outputs
 from camserve.errors import Unavailable
 from camserve.gateway.api.calls import Calls, Decoded, Door
-from camserve.gateway.api.inference import EXTENSIONS, NAME, SERVICE, InferenceService
+from camserve.gateway.api.inference import EXTENSIONS, NAME, SERVICE, InferenceService, Reply, stacked
 from camserve.gateway.web.exchange import Exchange, Message
 from camserve.gateway.web.problems import UnsupportedMediaType
 from camserve.types import Explanation, SaliencyMap
@@ -104,15 +102,15 @@ class OpenInference:
         def decode(data: bytes) -> Decoded:
             asked = codec.decode(data, length, name, version, self._limits)
 
+            reply = Reply(asked.inference)
+
             def encode(maps: Iterable[SaliencyMap], finish: Callable[[], Explanation]) -> bytes:
-                made = tuple(maps)  # one tensor holds all maps
-                body, json_bytes = codec.encode(replace(finish(), maps=made), asked)
+                body, json_bytes = codec.encode(stacked(maps, finish), replace(asked, inference=reply.inference))
                 if json_bytes is not None:
                     exchange.head(BINARY, (codec.HEADER_LENGTH, str(json_bytes)))
                 return body
 
-            inference = asked.inference
-            return Decoded(inference.request, encode, inference.timeout_s, partial(check_outputs, inference))
+            return Decoded(asked.inference.request, encode, asked.inference.timeout_s, reply.fit)
 
         return Door(decode, lambda data: name)
 
