@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 import trustme
 from gateway_harness import GRAD, SCORE, ask, photo, serving
@@ -23,6 +24,7 @@ from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.web import server as web_server
 from camserve.gateway.web.problems import HTTP_STATUS, PROBLEM_TYPE
+from camserve.images import mask_file
 from camserve.types.model import TextInput
 from camserve.v1 import explain_pb2 as pb
 
@@ -96,6 +98,36 @@ async def test_a_text_is_a_target_here_too():
         found = (await client.post("/v1/explain", json=body)).json()
     assert found["maps"][0]["targetText"] == "text:a cat; asleep, 3"
     assert [(one["probability"], one["similarity"]) for one in found["predictions"]] == [(0.5, 0.5), (0.25, 0.25)]
+
+
+async def test_a_region_is_a_box_or_a_mask_here_too():
+    places = replace(MODEL, name="fake", outputs="segmentation")
+    mask = np.zeros((60, 80), bool)  # the size of `photo()`
+    mask[3:20, 5:30] = True
+    box = {"x0": 1, "y0": 2, "x1": 30, "y1": 20.5}
+    sent = [
+        {"region": {"of": {"index": 1}, "box": box}},
+        {"region": {"contrast": {"of": {"index": 1}, "than": [{"index": 2}]}, "box": box}},
+        {"region": {"of": {"label": "cup"}, "mask": base64.b64encode(mask_file(mask)).decode()}},
+    ]
+    typed = [
+        pb.Target(region=pb.Region(of=pb.ClassTarget(index=1), box=pb.Edges(**box))),
+        pb.Target(
+            region=pb.Region(
+                contrast=pb.Contrast(of=pb.ClassTarget(index=1), than=[pb.ClassTarget(index=2)]), box=pb.Edges(**box)
+            )
+        ),
+        pb.Target(region=pb.Region(of=pb.ClassTarget(label="cup"), mask=mask_file(mask))),
+    ]
+    async with door(FakeBackend([places])) as (server, client):
+        expected = await server.stub.Explain(ask(GRAD, targets=typed))
+        body = {"image": {"encoded": IMAGE}, "methods": [{"gradCam": {}}], "targets": sent}
+        answer = await client.post("/v1/explain", json=body)
+        found = json_format.ParseDict(answer.json(), pb.ExplainReply())
+    assert found.maps == expected.maps
+    texts = [one.target_text for one in found.maps]
+    assert texts[:2] == ["region:1,2,30,20.5:tiger_cat", "region:1,2,30,20.5:contrast:tiger_cat>Egyptian_cat"]
+    assert texts[2].startswith("region:")
 
 
 async def test_a_text_beside_the_image_reaches_the_network():
