@@ -185,6 +185,11 @@ def test_what_is_no_detector_is_refused_with_what_it_returned(kind, error, said)
         made(kind)
 
 
+def test_no_output_of_a_detector_is_chosen():
+    with pytest.raises(InvalidOption, match="made of boxes, labels and scores together, and no output is chosen"):
+        made(output="scores")
+
+
 def test_a_network_that_gives_labels_needs_their_names():
     with pytest.raises(InvalidOption, match="do not tell how many classes there are: give the names of all"):
         Engine(Windows().eval(), preprocessing=PREPROCESSING, outputs="boxes")
