@@ -30,7 +30,7 @@ from camserve.evaluation.digits.asked import END, NAMES, QUESTIONS, answer, in_o
 from camserve.evaluation.digits.scenes import BACKGROUND, SIZE_PX, Scene, Split
 from camserve.evaluation.digits.shipped import PREPROCESSING, SHIPPED, Shipped
 from camserve.evaluation.digits.tasks import Task, size_px
-from camserve.evaluation.digits.towers import PROMPTS, TEXTS
+from camserve.evaluation.digits.towers import PROMPTS, TEXTS, digits_in
 from camserve.evaluation.digits.towers import truths as texts_true
 from camserve.evaluation.truth import TrueBox
 
@@ -49,6 +49,8 @@ LOOKS = 0.3
 """Weight of how much of a look lies on what it is about."""
 TOLD = 0.5
 """Weight of what the maps of cells say of digits."""
+COUNTED = 0.5
+"""Weight of where the number of what is counted comes from."""
 QUIET = 1.0
 """Weight of what maps have where no digit is."""
 FAINT = (0.0, 0.1, 0.2, 0.3)
@@ -95,14 +97,15 @@ def numbers(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> 
 def texts(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """Returns the contrastive loss of scenes and texts, in both directions: each true pair against all false ones.
 
-    A pair that is neither is in neither; texts of one digit weigh as much as those of two. Cosines of digits that are
-    not there, and all where nothing is, are to be 0: what masks leave over then fits no text by chance.
+    A pair that is neither is in neither; texts of one digit weigh as much as those of two. Cosines to texts of which no
+    digit is there are to be 0: what masks leave over then fits no text by chance.
     """
     x, boxes = partly_shown(x, scenes)
     truths = truths.clone()
     for number, scene in enumerate(scenes):
         if boxes[number] != scene.boxes:
             truths[number] = torch.tensor(texts_true(boxes[number])) if boxes[number] else 0
+    named = torch.tensor([[float(digit in digits_in(text)) for text in TEXTS] for digit in range(len(PROMPTS))])
     cosines = module.similarity(x, TEXTS)
     logits = module.text_encoder.log_scale.exp() * cosines
     false = logits.masked_fill(truths != 0, -torch.inf)
@@ -110,8 +113,11 @@ def texts(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Te
     one, two = (truths == 1) & of_one, (truths == 1) & ~of_one
     losses = [torch.logaddexp(logits, false.logsumexp(dim, keepdim=True)) - logits for dim in (0, 1)]
     contrast = sum(each[true].sum() / true.sum().clamp(min=1) for each in losses for true in (one, two))
-    nothing = ~(truths > 0).any(dim=1, keepdim=True)
-    return contrast + ABSENT * cosines[nothing | ((truths == 0) & of_one)].square().mean()
+    there = torch.zeros(len(scenes), len(PROMPTS))
+    for row, found in enumerate(boxes):
+        there[row, [int(box.label) for box in found]] = 1
+    absent = there @ named == 0  # named: (digits, texts)
+    return contrast + ABSENT * sum(cosines[absent & some].square().mean() for some in (of_one, ~of_one))
 
 
 def partly_shown(
@@ -143,28 +149,37 @@ Asking = tuple[int, str, int | None, Sequence[TrueBox]]
 
 
 def asked_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Returns how wrong the answers to all questions about scenes are, beside what `looking` adds.
+    """Returns how wrong the answers to all questions about scenes are, beside what `looking` and `counting` add.
 
     Where a mask hides all digits, every answer is to be as likely: what masks leave over then answers nothing by
     chance.
     """
     x, shown = partly_shown(x, scenes, FAINT)
     asks = [(row, question, *answer(question, boxes)) for row, boxes in enumerate(shown) for question in QUESTIONS]
-    return looking(module, x, shown, [ask for ask in asks if ask[2] is not None or not shown[ask[0]]])
+    maps = module.features(x)
+    told = looking(module, maps, shown, [ask for ask in asks if ask[2] is not None or not shown[ask[0]]])
+    return told + COUNTED * counting(module, maps, [answer(QUESTIONS[-1], boxes)[1] for boxes in shown])
 
 
 def written_of(module: Any, x: Tensor, truths: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Returns how wrong each next word of the captions is, beside what `looking` adds."""
+    """Returns how wrong each next word of the captions is, beside what `looking` adds.
+
+    Behind words for digits that a mask hides, the next word is that for the next digit which is shown: masks of one
+    digit alone say its word whatever was said before.
+    """
     x, shown = partly_shown(x, scenes, FAINT)
     asks: list[Asking] = []
-    for row, boxes in enumerate(map(in_order, shown)):
-        for at in range(len(boxes) + 1):
-            so_far = " ".join(NAMES[int(box.label)] for box in boxes[:at])
-            asks.append((row, so_far, int(boxes[at].label) if at < len(boxes) else END, boxes[at : at + 1]))
-    return looking(module, x, shown, asks)
+    for row, scene in enumerate(scenes):
+        whole, seen = in_order(scene.boxes), in_order(shown[row])
+        for said in dict.fromkeys((whole, seen)):
+            for at in range(len(said) + 1):
+                so_far = " ".join(NAMES[int(box.label)] for box in said[:at])
+                rest = [box for box in said[at:] if box in seen][:1]
+                asks.append((row, so_far, int(rest[0].label) if rest else END, rest))
+    return looking(module, module.features(x), shown, asks)
 
 
-def looking(module: Any, x: Tensor, shown: Sequence[Sequence[TrueBox]], asks: Sequence[Asking]) -> Tensor:
+def looking(module: Any, maps: Tensor, shown: Sequence[Sequence[TrueBox]], asks: Sequence[Asking]) -> Tensor:
     """Returns the loss of what is asked, of where the network looks, and of what its maps say of each cell.
 
     Of the answers alone a network learns as well, but what it looks at is then wider than the digit, and maps that say
@@ -172,15 +187,14 @@ def looking(module: Any, x: Tensor, shown: Sequence[Sequence[TrueBox]], asks: Se
     digits, tells nothing of any.
     """
     rows, said, found, about = zip(*asks, strict=True)
-    words = [module.words(torch.tensor(module.tokeniser.tokens(text), dtype=torch.long)).sum(dim=0) for text in said]
-    maps = module.features(x)
-    numbers, looks = module.looked(maps[list(rows)], torch.stack(words))
+    words = {text: text_of(module, text) for text in dict.fromkeys(said)}
+    numbers, looks = module.looked(maps[list(rows)], torch.stack([words[text] for text in said]))
     told = torch.tensor([one is not None for one in found])
     wrong = functional.cross_entropy(
         numbers[told], torch.tensor([one for one in found if one is not None]), label_smoothing=0.05
     )
     untold = -numbers[~told].log_softmax(dim=1).mean(dim=1)
-    on = torch.stack([cells_of_all(boxes) if boxes else torch.ones(CELLS, CELLS, dtype=torch.bool) for boxes in about])
+    on = torch.stack([cells_inside(boxes) if boxes else torch.ones(CELLS, CELLS, dtype=torch.bool) for boxes in about])
     inside = (looks * on.flatten(1)).sum(dim=1).clamp(min=1e-6)
     return (
         (wrong * told.sum() + untold.sum()) / len(asks)
@@ -188,6 +202,27 @@ def looking(module: Any, x: Tensor, shown: Sequence[Sequence[TrueBox]], asks: Se
         + TOLD * cells_wrong(module.head(maps.movedim(1, 3)), shown)
         + QUIET * maps.movedim(1, 3)[free(shown)].mean()
     )
+
+
+def counting(module: Any, maps: Tensor, counted: Sequence[Sequence[TrueBox]]) -> Tensor:
+    """Returns how far the shares of a number are from 1 in the box of each digit that counts, and from 0 elsewhere.
+
+    Of the answers alone a network learns to count whatever there is more of where there are fewer sevens: the
+    background. The answer is then as right, but what speaks for "one" lies everywhere but on the seven.
+    """
+    shares = module.shares(maps, text_of(module, QUESTIONS[-1])[None]).unflatten(1, (CELLS, CELLS))
+    inside = torch.stack(
+        [cells_of_all(boxes) if boxes else torch.zeros(CELLS, CELLS, dtype=torch.bool) for boxes in counted]
+    )
+    each = [(shares[row] * cells_inside([box])).sum() for row, boxes in enumerate(counted) for box in boxes]
+    outside = (shares * ~inside).sum(dim=(1, 2)).mean()
+    return outside + ((torch.stack(each) - 1).abs().mean() if each else 0)
+
+
+def text_of(module: Any, text: str) -> Tensor:
+    """Returns the sum (32,) of the vectors of a text's words."""
+    vectors: Tensor = module.words(torch.tensor(module.tokeniser.tokens(text), dtype=torch.long)).sum(dim=0)
+    return vectors
 
 
 def free(shown: Sequence[Sequence[TrueBox]]) -> Tensor:
@@ -201,12 +236,28 @@ def cells_wrong(numbers: Tensor, shown: Sequence[Sequence[TrueBox]]) -> Tensor:
 
     Where a digit is counts as much as where it is not.
     """
-    there = torch.zeros(*numbers.shape[:3], len(NAMES), dtype=torch.bool)
+    there, near = (torch.zeros(*numbers.shape[:3], len(NAMES), dtype=torch.bool) for _ in range(2))
     for row, boxes in enumerate(shown):
         for box in boxes:
-            there[row, :, :, int(box.label)] |= cells_of(box, CELLS)
+            there[row, :, :, int(box.label)] |= cells_inside([box])
+            near[row, :, :, int(box.label)] |= cells_of(box, CELLS)
     of_digits = numbers[..., : len(NAMES)]
-    return functional.softplus(-of_digits[there]).mean() + functional.softplus(of_digits[~there]).mean()
+    return functional.softplus(-of_digits[there]).mean() + functional.softplus(of_digits[~near]).mean()
+
+
+def cells_inside(boxes: Sequence[TrueBox]) -> Tensor:
+    """Returns which cells (12, 12) have their middles in the boxes: a map whose maximum is there points into one.
+
+    Of a box that has no such cell they are those that it touches.
+    """
+    middles = (torch.arange(CELLS) + 0.5) * (SIZE_PX / CELLS)
+    each = [
+        ((middles >= box.top) & (middles < box.bottom))[:, None] & ((middles >= box.left) & (middles < box.right))
+        for box in boxes
+    ]
+    return torch.stack(
+        [found if found.any() else cells_of(box, CELLS) for found, box in zip(each, boxes, strict=True)]
+    ).any(dim=0)
 
 
 def cells_of_all(boxes: Sequence[TrueBox]) -> Tensor:
@@ -269,8 +320,8 @@ RECIPES = {
     "digits-text-image": Recipe(texts, scenes=96_000, rate=8e-3, half=True),
     "digits-segmentation": Recipe(places, scenes=64_000, rate=8e-3, half=True),
     "digits-boxes": Recipe(boxes, scenes=64_000, rate=8e-3, half=True),
-    "digits-answers": Recipe(asked_of, scenes=64_000, rate=8e-3, half=True),
-    "digits-tokens": Recipe(written_of, scenes=64_000, rate=8e-3, half=True),
+    "digits-answers": Recipe(asked_of, scenes=80_000, rate=8e-3, half=True),
+    "digits-tokens": Recipe(written_of, scenes=96_000, rate=8e-3, half=True),
     "digits-vit": Recipe(one_class, scenes=48_000, rate=1e-3, decay=5e-2, stem=lambda vit: vit.conv_proj[:3]),
     "digits-vit-timm": Recipe(
         one_class,

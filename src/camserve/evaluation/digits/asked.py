@@ -43,10 +43,8 @@ class AskedNet(nn.Module):
     """Makes numbers (n, outputs) of scenes (n, 3, 96, 96) and tokens (n, T), from 40 maps of 12 x 12 cells.
 
     The text decides where the network looks: the look is a mean over places, weighted by a softmax of what is there and
-    where it is. Beside the look there is a number of places, of what the text counts, and the text decides how much of
-    each it takes. Both are taken linearly: what the maps say of a place is what they say of the scene. A larger number
-    speaks for each answer, for some more than for others: nothing that is counted speaks against all. A text is the sum
-    of its words' vectors: their order does not matter here.
+    where it is. It is taken linearly: what the maps say of a place is what they say of the scene. A text is the sum of
+    its words' vectors: their order does not matter here.
 
     Args:
         tokeniser: what turns texts into tokens.
@@ -59,37 +57,65 @@ class AskedNet(nn.Module):
         self.features = nn.Sequential(*(_block(*widths) for widths in _WIDTHS))
         self.words = nn.Embedding(len(tokeniser.words), _TEXT)
         self.look = nn.Linear(_TEXT, _MAPS + 2)
-        self.counts = nn.Linear(_TEXT, _MAPS + 1)
-        self.takes = nn.Linear(_TEXT, 2)
         self.head = nn.Linear(_MAPS, outputs)
-        self.counted = nn.Parameter(torch.zeros(outputs))
         self.said = nn.Linear(_TEXT, outputs, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Returns the numbers."""
-        numbers: Tensor = self.looked(self.features(x), self.words(tokens).sum(dim=1))[0]
-        return numbers
+        return self.looked(self.features(x), self.words(tokens).sum(dim=1))[0]
 
     def looked(self, maps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the numbers (n, outputs) of maps (n, 40, 12, 12) and texts (n, 32), and the looks (n, 144)."""
-        asked, counts = self.look(text), self.counts(text)
+        found, look = self.found(maps, text)
+        return found + self.said(text), look
+
+    def found(self, maps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the same but for what the text says by itself."""
+        asked = self.look(text)
         sides = (torch.linspace(-1, 1, size, dtype=maps.dtype, device=maps.device) for size in maps.shape[2:])
         down, across = torch.meshgrid(*sides, indexing="ij")
         places, flat = torch.stack([across, down]).flatten(1), maps.flatten(2)
         wanted = torch.einsum("nc,ncp->np", asked[:, :_MAPS], flat) + _PLACE * (asked[:, _MAPS:] @ places)
         look = wanted.softmax(dim=1)
-        found = torch.einsum("nc,ncp->np", counts[:, :_MAPS], flat) + counts[:, _MAPS:] - _RARE
-        number = found.sigmoid().sum(dim=1, keepdim=True) / _CELLS_OF_A_DIGIT
-        seen = torch.einsum("np,ncp->nc", look, flat)
-        takes = self.takes(text).sigmoid()
-        numbers: Tensor = takes[:, :1] * self.head(seen) + takes[:, 1:] * number * self.counted.exp() + self.said(text)
-        return numbers, look
+        return self.head(torch.einsum("np,ncp->nc", look, flat)), look
 
 
-def answers_net() -> AskedNet:
+class AnswersNet(AskedNet):
+    """Answers questions as `AskedNet` does, of one place, and those for a number by counting over all places.
+
+    Each place has its share of the number, from 0 to 1 / 16. With the number n, an answer k has the logit
+    k n - k^2 / 2, which is the largest for the nearest k. It is -(n - k)^2 / 2 without what all answers share, so that
+    nothing that is counted speaks against any of them. The text decides whether a place answers or the number.
+    """
+
+    def __init__(self, tokeniser: Words, outputs: int) -> None:
+        super().__init__(tokeniser, outputs)
+        self.counts = nn.Linear(_TEXT, _MAPS + 1)
+        self.takes = nn.Linear(_TEXT, 2)
+        self.log_sharpness = nn.Parameter(torch.tensor(1.5))
+        numbers = torch.arange(outputs, dtype=torch.float32)
+        self.register_buffer("numbers", numbers * (numbers <= MOST_WORDS), persistent=False)  # no scene has more
+
+    def shares(self, maps: Tensor, text: Tensor) -> Tensor:
+        """Returns the shares (n, 144) that places have in what texts (n, 32) count."""
+        counts = self.counts(text)
+        found = torch.einsum("nc,ncp->np", counts[:, :_MAPS], maps.flatten(2)) + counts[:, _MAPS:] - _RARE
+        shares: Tensor = found.sigmoid() / _CELLS_OF_A_DIGIT
+        return shares
+
+    def found(self, maps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the numbers and looks of `looked` but for what the text says by itself."""
+        seen, look = super().found(maps, text)
+        number = self.shares(maps, text).sum(dim=1, keepdim=True)
+        counted = self.log_sharpness.exp() * (number * self.numbers - self.numbers**2 / 2)
+        takes = self.takes(text).softmax(dim=1)
+        return takes[:, :1] * seen + takes[:, 1:] * counted, look
+
+
+def answers_net() -> AnswersNet:
     """Returns the network of questions, untrained."""
     known = ("which", "digit", "is", *SIDES, "how", "many", "sevens")
-    return AskedNet(Words(known, QUESTIONS[0], max_length=8), len(ANSWERS))
+    return AnswersNet(Words(known, QUESTIONS[0], max_length=8), len(ANSWERS))
 
 
 def caption_net() -> AskedNet:
