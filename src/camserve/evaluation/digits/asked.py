@@ -88,13 +88,16 @@ class AnswersNet(AskedNet):
     nothing that is counted speaks against any of them. The text decides whether a place answers or the number.
     """
 
+    numbers: Tensor
+    """Numbers (outputs,) that the answers stand for; 0 of those that are not counted to, for no scene has so many."""
+
     def __init__(self, tokeniser: Words, outputs: int) -> None:
         super().__init__(tokeniser, outputs)
         self.counts = nn.Linear(_TEXT, _MAPS + 1)
         self.takes = nn.Linear(_TEXT, 2)
         self.log_sharpness = nn.Parameter(torch.tensor(1.5))
         numbers = torch.arange(outputs, dtype=torch.float32)
-        self.register_buffer("numbers", numbers * (numbers <= MOST_WORDS), persistent=False)  # no scene has more
+        self.register_buffer("numbers", numbers * (numbers <= MOST_WORDS), persistent=False)
 
     def shares(self, maps: Tensor, text: Tensor) -> Tensor:
         """Returns the shares (n, 144) that places have in what texts (n, 32) count."""
