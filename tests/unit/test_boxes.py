@@ -185,6 +185,22 @@ def test_what_is_no_detector_is_refused_with_what_it_returned(kind, error, said)
         made(kind)
 
 
+class Varying(Windows):
+    """Tells the probabilities of another number of classes for each image of a batch."""
+
+    def forward(self, x: Tensor) -> Any:
+        each = [self.found(image) for image in x]
+        return [
+            {"boxes": one["boxes"], "scores": one["scores"], "probabilities": torch.ones(len(one["scores"]), 2 + at)}
+            for at, one in enumerate(each)
+        ]
+
+
+def test_probabilities_of_another_number_of_classes_for_each_image_are_refused():
+    with pytest.raises(Unsupported, match=r"it returned detections of \[7, 8\] numbers"):
+        made(Varying)
+
+
 def test_no_output_of_a_detector_is_chosen():
     with pytest.raises(InvalidOption, match="made of boxes, labels and scores together, and no output is chosen"):
         made(output="scores")
