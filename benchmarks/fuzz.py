@@ -47,7 +47,7 @@ except ImportError:
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "fuzz_corpus"
-TARGETS = ("image", "v1", "oip", "plain", "step", "answer", "tokens", "archive")
+TARGETS = ("image", "v1", "v1_json", "oip", "oip_json", "plain", "step", "answer", "tokens", "archive")
 PACKAGES = ("pillow", "protobuf", "safetensors", *(["atheris"] if atheris else []))
 SLOW_S = 2.0
 MAX_BYTES = 2**14
@@ -67,7 +67,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     from camserve.archive import read_card
     from camserve.archive.package import read_weights
     from camserve.archive.references import read_references
-    from camserve.codecs import oip, plain, step, v1
+    from camserve.codecs import oip, oip_json, plain, step, v1, v1_json
     from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption
     from camserve.gateway.api.access import parse_tokens
     from camserve.gateway.ops.settings import Settings
@@ -105,6 +105,17 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
                 if model is models[-1]:
                     raise
 
+    def json_body(data: bytes) -> None:
+        # A form where it is none of JSON's beginnings.
+        content_type = "application/json" if data[:1] in (b"{", b"[", b"") else "multipart/form-data; boundary=x"
+        fit(v1.request_from_bytes(v1_json.request_bytes(data, content_type), limits))
+
+    def inference(data: bytes) -> None:
+        # JSON, and perhaps binary elements.
+        text, separator, binary = data.partition(SEPARATOR)
+        asked = oip_json.decode(text + binary, str(len(text)) if separator else None, "fake", "", limits)
+        fit(asked.inference.request)
+
     def plain_fields(data: bytes) -> None:
         # Fields as TorchServe hands them over: name, value, name, value, ...
         parts = data.split(SEPARATOR)
@@ -125,7 +136,9 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     return {
         "image": (image, (InvalidImage,)),
         "v1": (lambda data: fit(v1.request_from_bytes(data)), (CamserveError,)),
+        "v1_json": (json_body, (CamserveError,)),
         "oip": (lambda data: fit(oip.decode(data).request), (CamserveError,)),
+        "oip_json": (inference, (CamserveError,)),
         "plain": (plain_fields, (CamserveError,)),
         "step": (step.request_from_bytes, (CamserveError,)),
         # The gateway takes ValueError for a malformed answer.
@@ -313,6 +326,7 @@ def _seeds_of_image() -> dict[str, bytes]:
 
 def seeds() -> dict[str, dict[str, bytes]]:
     """Returns small inputs by target and name, from which fuzzing begins."""
+    import base64
     import io
 
     import numpy as np
@@ -347,6 +361,18 @@ def seeds() -> dict[str, dict[str, bytes]]:
     raw = inference_pb2.ModelInferRequest(model_name="fake")
     raw.inputs.add(name="image", datatype="UINT8", shape=[1, 3, 4, 3])
     raw.raw_input_contents.append(bytes(36))
+    in_base64 = base64.b64encode(photo).decode()
+    options = {"explain_method": "rise:masks=9", "explain_targets": ["top2", 4], "explain_boxes": 0.5, "priority": 1}
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [in_base64]}
+    tensor |= {"parameters": {"content_type": "base64"}}
+    asked = {"id": "7", "parameters": options, "inputs": [tensor], "outputs": [{"name": "saliency"}]}
+    image = {"name": "image", "datatype": "FP32", "shape": [32, 48], "parameters": {"binary_data_size": 4 * 32 * 48}}
+    nested = {"name": "image", "datatype": "UINT8", "shape": [2, 1, 3], "data": [[[1, 2, 3]], [[4, 5, 6]]]}
+    typed = {"image": {"encoded": in_base64}, "methods": [{"groupCam": {"groups": 4}}], "targets": [{"label": "tabby"}]}
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + photo + b"\r\n--x\r\n"
+        b'Content-Disposition: form-data; name="request"\r\n\r\n{"targets": [{"topK": 2}]}\r\n--x--\r\n'
+    )
     items = _items()
     card = {
         "name": "mine",
@@ -387,7 +413,13 @@ def seeds() -> dict[str, dict[str, bytes]]:
                 make_request(np.zeros((3, 4, 3), np.uint8), ["score_cam"], [1])
             ).SerializeToString(),
         },
+        "v1_json": {"json": json.dumps(typed).encode(), "form": form},
         "oip": {"encoded": infer.SerializeToString(), "raw": raw.SerializeToString()},
+        "oip_json": {
+            "base64": json.dumps(asked).encode(),
+            "binary": json.dumps({"inputs": [image]}).encode() + SEPARATOR + bytes(4 * 32 * 48),
+            "nested": json.dumps({"inputs": [nested]}).encode(),
+        },
         "plain": {
             name: SEPARATOR.join(part for pair in form.items() for part in (pair[0].encode(), pair[1]))
             for name, form in (("json", fields), ("form", more))

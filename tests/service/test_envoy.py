@@ -23,6 +23,7 @@ import pytest_asyncio
 import trustme
 import yaml
 from gateway_harness import Harness, arrays, ask, failure, photo, serving, until
+from test_page import CHROMIUM, QUIET
 from tools import ENVOY, ROOT, Done, describe, free_port, needs_envoy, needs_node, run, run_node
 
 from camserve.client import AsyncClient, Tls
@@ -30,6 +31,13 @@ from camserve.errors import Unavailable
 from camserve.gateway.api.access import new_token
 from camserve.v1 import explain_pb2 as pb
 from camserve.v1 import explain_pb2_grpc
+
+try:
+    from playwright.async_api import Error as PlaywrightError
+    from playwright.async_api import async_playwright
+except ImportError:
+    CHROMIUM = None
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH, or no playwright")
 
 pytestmark = [needs_envoy, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -312,6 +320,44 @@ async def test_pages_of_named_origins_may_call_and_no_others(world: World):
     assert called.headers["access-control-allow-origin"] == ORIGIN
     shown = called.headers["access-control-expose-headers"].split(",")
     assert {"grpc-status", "grpc-message", "camserve-error", "grpc-retry-pushback-ms", "x-request-id"} <= set(shown)
+
+
+IN_A_PAGE = """async ([url, token]) => {
+    const headers = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", authorization: `Bearer ${token}`};
+    const asked = Uint8Array.of(0, 0, 0, 0, 0);  // one message, which is empty: ListModelsRequest
+    const found = await fetch(url, {method: "POST", headers, body: asked});
+    const text = new TextDecoder("latin1").decode(await found.arrayBuffer());
+    return {text, shown: Object.fromEntries(found.headers), status: found.status};
+}"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example"])
+async def test_a_browser_lets_pages_of_named_origins_call_and_no_others(world: World, origin: str):
+    url = f"https://{world.proxy.address}/camserve.v1.ExplanationService/ListModels"
+    async with async_playwright() as run:
+        browser = await run.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
+        try:
+            context = await browser.new_context(ignore_https_errors=True)
+            await context.grant_permissions(["local-network-access"])  # which pages of the internet need for loopback
+            page = await context.new_page()
+            await page.route(
+                f"{origin}/", lambda route: route.fulfill(body="<p>A page of others.", content_type="text/html")
+            )
+            await page.goto(f"{origin}/")
+            if origin != ORIGIN:
+                with pytest.raises(PlaywrightError, match="Failed to fetch"):
+                    await page.evaluate(IN_A_PAGE, [url, world.secret])
+                return
+            found = await page.evaluate(IN_A_PAGE, [url, world.secret])
+            refused = await page.evaluate(IN_A_PAGE, [url, "wrong"])
+        finally:
+            await browser.close()
+    assert "fake" in found["text"]
+    assert re.search(r"grpc-status: ?0\r\n", found["text"]), "trailers come as the last frame"
+    assert refused["shown"]["x-request-id"]
+    assert (refused["status"], refused["shown"]["grpc-status"]) == (200, "16")
+    assert refused["shown"]["camserve-error"] == "Unauthenticated"
 
 
 async def test_other_paths_and_reflection_stay_inside(world: World):
