@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
+import httpx
 import pytest
 import tiny
 from bad_requests import (
@@ -46,11 +49,12 @@ def engine() -> Engine:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
-    async with Gateway(Settings(**QUICK, **SETTINGS), fixed({"here": WORKER})) as gateway:
+async def served() -> AsyncIterator[tuple[Gateway, grpc.aio.Channel]]:
+    settings = Settings(**QUICK, **SETTINGS, web_listen="127.0.0.1:0")
+    async with Gateway(settings, fixed({"here": WORKER})) as gateway:
         await gateway.wait_ready(30)
         async with grpc.aio.insecure_channel(gateway.address) as channel:
-            yield gateway.address, channel
+            yield gateway, channel
 
 
 async def said_by_typed_grpc(bad: BadRequest, channel: grpc.aio.Channel) -> str:
@@ -59,6 +63,28 @@ async def said_by_typed_grpc(bad: BadRequest, channel: grpc.aio.Channel) -> str:
 
 async def said_by_open_inference(bad: BadRequest, channel: grpc.aio.Channel) -> str:
     return (await failure(inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(to_oip(bad))))[1]
+
+
+async def said_by_open_inference_over_http(bad: BadRequest, gateway: Gateway) -> str:
+    """What the same request is told as REST, its elements in binary."""
+    asked = to_oip(bad)
+    (tensor,) = asked.inputs
+    (raw,) = asked.raw_input_contents or [
+        struct.pack("<I", len(each)) + each for each in tensor.contents.bytes_contents
+    ]
+    image = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    values = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in asked.parameters.items()}
+    values = {name: str(value) if value != value else value for name, value in values.items()}  # JSON has no NaN
+    described = image | {"parameters": {"binary_data_size": len(raw)}}
+    text = json.dumps({"inputs": [described], "parameters": values}).encode()
+    model = asked.model_name or gateway.registry.models[0].name
+    version = f"/versions/{quote(asked.model_version, safe='')}" if asked.model_version else ""
+    url = f"http://{gateway.web_address}/v2/models/{quote(model, safe='')}{version}/infer"
+    headers = {"inference-header-content-length": str(len(text))}
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        answer = (await client.post(url, content=text + raw, headers=headers)).json()
+    assert answer["error"] == answer["detail"]
+    return str(answer["error"])
 
 
 def said_by_the_plain_api(bad: BadRequest) -> str:
@@ -88,16 +114,17 @@ async def test_every_door_says_the_same(
 ):
     monkeypatch.setattr(Engine, "load", lambda name, store: engine)
     said: dict[Door, str] = {}
-    async with served() as (address, channel):
+    async with served() as (gateway, channel):
         if Door.V1 in bad.doors:
             said[Door.V1] = await said_by_typed_grpc(bad, channel)
         if Door.OIP in bad.doors:
             said[Door.OIP] = await said_by_open_inference(bad, channel)
+            assert await said_by_open_inference_over_http(bad, gateway) == said[Door.OIP]
         if Door.PLAIN in bad.doors:
             said[Door.PLAIN] = await asyncio.to_thread(said_by_the_plain_api, bad)
         if Door.ENGINE in bad.doors:
             said[Door.ENGINE] = await asyncio.to_thread(said_by_the_engine, bad, engine)
-        for door, where in ((Door.LOCAL, ["--local"]), (Door.REMOTE, ["--address", address])):
+        for door, where in ((Door.LOCAL, ["--local"]), (Door.REMOTE, ["--address", gateway.address])):
             if door in bad.doors:
                 arguments = [*to_cli_arguments(bad, tmp_path), *where]
                 said[door] = await asyncio.to_thread(said_by_the_command, arguments, capsys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import struct
 import zlib
@@ -225,6 +226,10 @@ async def test_before_a_model_is_ready_the_answers_say_so():
             assert (await client.get(f"{path}/ready")).json() == {"name": "fake", "ready": True}
             assert (await client.get(path)).json()["versions"] == ["1.0"]
         assert problem(await client.get("/v2/models/fake/versions/2/ready"))[:2] == (404, "NotFound")
+        upstream.workers = 0
+        await until(lambda: not server.gateway.registry.get("fake").ready)
+        assert problem(await client.get("/v2/models/fake/ready"))[:2] == (503, "Unavailable")
+        assert (await client.get("/v2/models/fake")).status_code == 200, "it is known, and comes back"
 
 
 async def test_a_token_is_asked_for_and_nothing_is_told_without(tmp_path: Path):
@@ -301,3 +306,13 @@ async def test_no_path_takes_a_compressed_body(coding: str):
     async with door() as (_, client):
         response = await client.post("/v1/explain", content=b"{}", headers={"content-encoding": coding})
         assert problem(response)[0] == 415
+
+
+async def test_an_answer_has_its_evidence_record(tmp_path: Path):
+    path = tmp_path / "evidence.jsonl"
+    async with door(evidence_log=path) as (_, client):
+        response = await client.post(INFER, **posted(*inference(photo(), parameters={"binary_data_output": True})))
+    (record,) = map(json.loads, path.read_text().splitlines())
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert record["reply"]["door"] == "inference.GRPCInferenceService/ModelInfer"
+    assert record["reply"]["sha256"] == hashlib.sha256(response.content).hexdigest()
