@@ -68,7 +68,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     from camserve.archive.package import read_weights
     from camserve.archive.references import read_references
     from camserve.codecs import oip, oip_json, plain, step, v1, v1_json
-    from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption
+    from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption, Unsupported
     from camserve.gateway.api.access import parse_tokens
     from camserve.gateway.ops.settings import Settings
     from camserve.gateway.pool.check_answer import check_answer
@@ -101,7 +101,7 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
             try:
                 request.fit(model, limits)
                 return
-            except InvalidOption:
+            except (InvalidOption, Unsupported):
                 if model is models[-1]:
                     raise
 

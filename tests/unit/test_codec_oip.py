@@ -143,6 +143,7 @@ def test_every_parameter_reaches_the_request():
         "evaluate": True,
         "evaluation_steps": 9,
         "allow_partial": True,
+        "evidence": False,
         "priority": "interactive",
         "stream": ExplainRequest(b"").stream,
     }
@@ -155,9 +156,12 @@ def test_signed_maps_are_asked_for_by_a_switch_or_its_text():
 
 
 def test_every_option_of_a_request_has_a_parameter():
-    """Model, version and image have places of their own; there is no stream, and maps come as float32."""
+    """Model, version and image have places of their own; no stream, no record in the reply; maps come as float32."""
     assert set(PARAMETERS.values()) | {"version"} == {*texts.FIELDS, *texts.LISTS}
-    assert set(fields(ExplainRequest(b""))) - {"model", "stream", "output"} == {*texts.FIELDS, *texts.LISTS} - {
+    assert set(fields(ExplainRequest(b""))) - {"model", "stream", "output", "evidence"} == {
+        *texts.FIELDS,
+        *texts.LISTS,
+    } - {
         "size",
         "boxes",
         "signed",

@@ -19,7 +19,7 @@ import torch
 from camserve.runtimes import onnx
 
 MEASURES = "passes with masks blended"
-"""What the seconds in a file are of; those of others are not read."""
+"""Names what the seconds in a file are of; those of others are not read."""
 CPU = Path("/proc/cpuinfo")
 _CPU_DEVICE = torch.device("cpu")
 

@@ -89,7 +89,7 @@ class AnswersNet(AskedNet):
     """
 
     numbers: Tensor
-    """Numbers (outputs,) that the answers stand for; 0 of those that are not counted to, for no scene has so many."""
+    """Numbers (outputs,) that the answers stand for; 0 of those that are not counted to, since no scene shows them."""
 
     def __init__(self, tokeniser: Words, outputs: int) -> None:
         super().__init__(tokeniser, outputs)
