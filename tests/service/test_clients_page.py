@@ -210,3 +210,16 @@ async def test_the_curl_example_is_answered_and_the_status_table_is_the_servers(
         if number.strip() and name.strip()
     }
     assert pairs == {code.name: number for code, number in HTTP_STATUS.items() if code.name != "CANCELLED"}
+
+
+def test_what_clients_are_installed_from_is_pinned_and_names_no_index():
+    folder = Path(__file__).parents[1] / "clients"
+    asked = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert asked == {name: locked[f"node_modules/{name}"]["version"] for name in asked}
+    for name, package in locked.items():
+        assert "resolved" not in package
+        assert not name or package["integrity"].startswith("sha512-")
+    *_, envoy, grpcurl = (folder / "requirements.txt").read_text().splitlines()
+    for line in (envoy, grpcurl):
+        assert re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line)
