@@ -21,15 +21,19 @@ from gateway_harness import QUICK
 from reference.models import PREPROCESSING, build, picture
 from reference.test_attention_against_twins import PREPROCESSING as SQUARE
 from reference.test_attention_against_twins import SIDE, transformer
+from restless import Restless
 from tiny import png
-from torch import Tensor, nn
+from torch import nn
 from worker_backend import WorkerBackend
 
 from camserve import Engine
+from camserve.archive import build_archive
 from camserve.cli.commands import camserve
 from camserve.client import AsyncClient
 from camserve.errors import InvalidInput, InvalidOption, WorkerLost
+from camserve.evaluation.digits.shipped import PREPROCESSING as DIGITS
 from camserve.evidence.replay import Outcome, compare, read_record, request_options
+from camserve.evidence.verify import parsed
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.server import Gateway
@@ -37,6 +41,7 @@ from camserve.methods import METHODS, MethodLike
 from camserve.saliency import xrai
 from camserve.types import Item, Region, StepResult, Target
 from camserve.worker.network import Network
+from camserve.worker.tuning import tune
 
 SMALL: dict[str, dict[str, Any]] = {
     "group_cam": {"groups": 18},
@@ -55,14 +60,6 @@ SMALL: dict[str, dict[str, Any]] = {
 HOMES = {"": "perceptron", "ReLU": "perceptron", "GAP head": "pooled", "ViT": "transformer"}
 TARGETS = ("top2", "contrast:3>1")
 EXACT: dict[str, Any] = {"precision": "exact", "evidence": True}
-
-
-class Restless(nn.Module):
-    """Changes what it is given by some units in the last place, others for each batch size and place in a batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(len(x), dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
-        return x * (1 + 2.0**-22 * (len(x) + places))
 
 
 def module(home: str, seed: int = 2) -> nn.Module:
@@ -137,7 +134,8 @@ async def test_every_method_makes_its_map_again(home: str):
     assert digests(engine.explain(image, **asked)) == expected
     async with client(WorkerBackend(network(home, 7)), step_queries=40, step_target_s=0.02) as busy:
         beside = ["eigen_cam"] if home == "transformer" else ["score_cam", "grad_cam"]
-        others = [busy.explain(photo(home, 10 + seed), methods=beside) for seed in range(10)]
+        others = [busy.explain(photo(home, 10 + seed), methods=beside) for seed in range(9)]
+        others.append(busy.explain(image, methods=beside))
         *_, amid = await asyncio.gather(*others, busy.explain(image, **asked))
         assert digests(amid) == expected
         assert record(amid)["piece"] == 16
@@ -161,6 +159,35 @@ async def test_without_evidence_maps_depend_on_the_batches():
         found.append(answer.maps)
     same = [np.array_equal(one.array, other.array) for one, other in zip(*found, strict=True)]
     assert sum(same) < len(same) / 2
+
+
+async def test_what_was_asked_before_of_the_same_image_changes_nothing():
+    """A worker remembers its passes, those beside others and those for other targets too."""
+    home, image = "perceptron", photo("perceptron")
+    asked = {"methods": ["grad_cam", ("group_cam", SMALL["group_cam"]), "layer_cam"], "targets": [3], **EXACT}
+    async with client(WorkerBackend(network(home, 5))) as server:
+        expected = digests(await server.explain(image, **asked))
+    async with client(WorkerBackend(network(home, 5)), step_items=8) as server:
+        await asyncio.gather(
+            *(server.explain(one, ["grad_cam"], [3, 1]) for one in (photo(home, 2), image, photo(home, 3)))
+        )
+        await server.explain(image, **(asked | {"targets": [1, 3]}))
+        assert digests(await server.explain(image, **asked)) == expected
+
+
+async def test_a_worker_that_has_found_a_faster_runtime_makes_the_same_map():
+    """It asks by PyTorch what others ask by ONNX Runtime, whose last bits are others."""
+    pytest.importorskip("onnxruntime")
+    image, found = png(picture(1)), []
+    for runtime in ("eager", "onnx"):
+        made = Network(build("pooled", 2), preprocessing=PREPROCESSING)
+        tune(made, runtime)
+        async with client(WorkerBackend(made)) as server:
+            answer = await server.explain(image, ["grad_cam", "score_cam", "cam"], [3, 1], **EXACT)
+            assert (await server.explain(image, precision="exact")).cost.runtime == runtime
+        assert answer.cost.runtime == "eager"
+        found.append(digests(answer))
+    assert found[0] == found[1]
 
 
 async def test_whatever_else_is_asked_is_another_map():
@@ -267,6 +294,25 @@ def test_records_of_a_file(tmp_path: Path):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=said):
             read_record(path)
+
+
+def test_the_command_replays_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAMSERVE_RUNTIME", "eager")
+    source = "camserve.evaluation.digits.networks:DigitsNet"
+    build_archive(source, name="digits", store=tmp_path, preprocessing=DIGITS)
+    image, written = tmp_path / "scene.png", tmp_path / "record.json"
+    image.write_bytes(png(picture(1, 64, 64)))
+    local = ("--local", "--store", str(tmp_path))
+    asked = ("--method", "rise:masks=20", "--precision", "exact", "--model", "digits", "--evidence", str(written))
+    found = CliRunner().invoke(camserve, ["explain", str(image), *asked, *local, "--out", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    assert parsed(written.read_bytes().strip())["methods"][0]["parameters"]["masks"] == 20
+    found = CliRunner().invoke(camserve, ["evidence", "replay", str(written), str(image), *local])
+    assert (found.exit_code, found.output) == (0, "1 maps are equal to those of the record, bit by bit\n")
+    (tmp_path / "several").mkdir()
+    asked = (*asked, *local, "--out", str(tmp_path))
+    with pytest.raises(InvalidOption, match="--evidence is of one image"):
+        CliRunner().invoke(camserve, ["explain", str(tmp_path / "several"), *asked], catch_exceptions=False)
 
 
 async def test_the_command_replays_against_a_server(tmp_path: Path):

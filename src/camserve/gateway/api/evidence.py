@@ -73,9 +73,9 @@ class Evidence:
             Unavailable: it cannot be written.
             DeadlineExceeded: it is not written in time.
         """
-        record = await asyncio.to_thread(testimony.record)
         if self._log is None:
-            return canonical(record)
+            return await asyncio.to_thread(lambda: canonical(testimony.record()))
+        record = await asyncio.to_thread(testimony.record)
         try:
             async with asyncio.timeout_at(until_s):
                 line = await asyncio.wrap_future(self._log.append(record))
