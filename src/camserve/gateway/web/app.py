@@ -37,7 +37,11 @@ TIMEOUT = "request-timeout"
 JSON, EVENTS = "application/json", "text/event-stream"
 
 PAGE: Mapping[str, str] = {"/": "index.html"} | {
-    f"/{name}": name for name in ("app.js", "api.js", "draw.js", "style.css", "icon.svg", "colormaps.png")
+    f"/{name}": name
+    for name in (
+        *(f"{module}.js" for module in ("app", "api", "draw", "maps", "photo", "question", "state")),
+        *("style.css", "icon.svg", "colormaps.png"),
+    )
 }
 """Files of the page by their paths."""
 
@@ -61,8 +65,8 @@ class _Path:
 
     handled: Callable[[_Path, Message, Receive, Send], Awaitable[None]]
     answer: _Answer
-    method: str = ""
-    """The one method that the path takes; "" where it takes any."""
+    methods: tuple[str, ...] = ()
+    """The methods that the path takes; none where it takes any."""
     name: str = ""
     """Full name of the gRPC method that it stands for; "" where there is none."""
     content_type: str = JSON
@@ -130,7 +134,7 @@ class Web:
     def _route(
         self, path: str, method: str, answer: _Answer, name: str, content_type: str = JSON, open_to_all: bool = False
     ) -> Route:
-        return Route(path, _Path(self._handled, answer, method, name, content_type, open_to_all))
+        return Route(path, _Path(self._handled, answer, _methods(method), name, content_type, open_to_all))
 
     def _static(self, path: str, name: str) -> Route:
         content = page_file(name)
@@ -139,7 +143,7 @@ class Web:
             await exchange.write(content)
 
         kind = _TYPES[name.rpartition(".")[2]]
-        return Route(path, _Path(self._handled, answer, "GET", "", kind, open_to_all=True))
+        return Route(path, _Path(self._handled, answer, _methods("GET"), "", kind, open_to_all=True))
 
     async def _handled(self, path: _Path, scope: Message, receive: Receive, send: Send) -> None:
         """Has a request answered in the name of its caller, until it is answered or its client has gone."""
@@ -169,8 +173,9 @@ class Web:
 
     async def _answered(self, exchange: Exchange, scope: Message, path: _Path) -> None:
         try:
-            if path.method and scope["method"] != path.method:
-                raise MethodNotAllowed(f"{scope['path']} takes {path.method}, got {shown(scope['method'])}")
+            if path.methods and scope["method"] not in path.methods:
+                exchange.allows = ", ".join(path.methods)
+                raise MethodNotAllowed(f"{scope['path']} takes {exchange.allows}, got {shown(scope['method'])}")
             if not path.open_to_all and self._tokens is not None:
                 self._identify(exchange)
             if self.draining and not path.open_to_all:
@@ -268,6 +273,11 @@ class Web:
     async def _unknown(self, exchange: Exchange, scope: Message) -> None:
         paths = ", ".join(route.path for route in self._router.routes if isinstance(route, Route))
         raise UnknownPath(f"there is no {shown(scope['path'])}; there are {paths}")
+
+
+def _methods(method: str) -> tuple[str, ...]:
+    """Returns a method with what HTTP has go with it: a GET whose body is not wanted."""
+    return (method, "HEAD") if method == "GET" else (method,)
 
 
 def _timeout_s(exchange: Exchange) -> float | None:

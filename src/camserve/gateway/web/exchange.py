@@ -58,6 +58,9 @@ class Exchange:
         content_type: type of a response that is no problem.
         most_bytes: bound of the body.
         detail_also: further name of the detail in a problem document; "": none.
+
+    Attributes:
+        allows: the methods that the path takes, for a request by another one.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._content_type, self._most_bytes, self._detail_also = content_type, most_bytes, detail_also
         self._headers: tuple[tuple[str, str], ...] = ()
+        self.allows = ""
         self._until_s: float | None = None
         self._began = self._over = False
         self._read = asyncio.Event()
@@ -142,7 +146,8 @@ class Exchange:
             return
         # What is left of the body is not read, so that no further request can come by this connection.
         closing = [] if self._read.is_set() else [("connection", "close")]
-        await self._begin(status, PROBLEM_TYPE, [*headers, *closing, ("content-length", str(len(document)))])
+        told = [*headers, *closing, ("allow", self.allows), ("content-length", str(len(document)))]
+        await self._begin(status, PROBLEM_TYPE, told)
         await self._send({"type": "http.response.body", "body": document, "more_body": True})
         await self._linger()
         await self.finish()

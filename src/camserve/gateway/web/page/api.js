@@ -6,10 +6,15 @@ export function setToken(secret) {
   token = secret.trim();
 }
 
+export function hasToken() {
+  return token !== "";
+}
+
 // What the server said was wrong, in its words.
 export class Problem extends Error {
   constructor(document) {
-    super(document.detail || document.title || "the server did not say what is wrong");
+    super(sentence(document.detail || document.title || "the server did not say what is wrong"));
+    this.kind = document.kind ?? "";
     this.status = document.status;
     this.requestId = document.request_id || "";
     this.retryAfter = document.retryAfter || "";
@@ -30,15 +35,17 @@ export async function* explain(image, request, signal) {
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) break;
     text += value;
     for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
       const [name, data] = text.slice(0, end).split("\n", 2).map((line) => line.slice(line.indexOf(": ") + 2));
       text = text.slice(end + 2);
       if (name === "problem") throw new Problem(JSON.parse(data));
       yield [name, JSON.parse(data)];
+      if (name === "reply") return;
     }
   }
+  throw new Problem({ detail: "the answer broke off", kind: "Unavailable" });
 }
 
 function headers() {
@@ -49,4 +56,9 @@ async function checked(response) {
   if (response.ok) return response;
   const document = await response.json().catch(() => ({ title: response.statusText, status: response.status }));
   throw new Problem({ ...document, retryAfter: response.headers.get("retry-after") });
+}
+
+function sentence(text) {
+  const begun = text.replace(/^./, (letter) => letter.toUpperCase());
+  return /[.?!]$/.test(begun) ? begun : `${begun}.`;
 }
