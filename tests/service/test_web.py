@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import resource
+import select
+import socket
 import ssl
-from contextlib import asynccontextmanager
+import sys
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import httpx
@@ -22,7 +26,7 @@ from camserve.gateway.api.access import new_token
 from camserve.gateway.api.status import STATUS
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.fake import MODEL, FakeBackend
-from camserve.gateway.web import server as web_server
+from camserve.gateway.web import connections
 from camserve.gateway.web.problems import HTTP_STATUS, PROBLEM_TYPE
 from camserve.images import mask_file
 from camserve.types.model import TextInput
@@ -318,16 +322,139 @@ async def test_a_client_that_goes_ends_its_call():
 
 
 async def test_a_connection_that_asks_nothing_is_closed_and_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(web_server, "HEAD_S", 0.5)
+    monkeypatch.setattr(connections, "HEAD_S", 0.5)
     async with door() as (server, client):
-        host, port = server.gateway.web_address.split(":")
-        idle = [await asyncio.open_connection(host, port) for _ in range(200)]
-        idle[0][1].write(b"POST /v1/explain HTTP/1.1\r\nhost: ")  # half a head is no request either
+        idle = [await connected(server) for _ in range(200)]
         assert (await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})).status_code == 200
         async with asyncio.timeout(60):
             assert {await reader.read() for reader, _ in idle} == {b""}
-        for _, writer in idle:
-            writer.close()
+
+
+async def test_half_a_head_is_told_that_it_is_late_for_a_first_request_and_a_second(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_S", 0.5)
+    async with door() as (server, client):
+        reader, writer = await connected(server)
+        writer.write(b"POST /v1/explain HTTP/1.1\r\nhost: ")
+        assert (await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})).status_code == 200
+        assert raw_problem(await read(reader)) == (408, "DeadlineExceeded")
+        reader, writer = await connected(server)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert b" 200 " in await reader.readline()
+            await reader.readuntil(b"SERVING")
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: ")
+        assert raw_problem((await read(reader)).partition(b"HTTP/1.1 ")[2]) == (408, "DeadlineExceeded")
+
+
+async def test_a_thousand_connections_that_ask_nothing_leave_room_for_one_that_does(monkeypatch):
+    """The place is that of the one that has asked nothing for longest."""
+    files(3000)
+    monkeypatch.setattr(connections, "HEAD_S", 600.0)
+    async with door() as (server, client):
+        idle = [await connected(server) for _ in range(connections.MOST)]
+        response = await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})
+        assert response.status_code == 200
+        assert await read(idle[0][0]) == b""
+        assert not any(reader.at_eof() for reader, _ in idle[1:])
+
+
+FLOOD = """
+import socket, sys
+host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+held = [socket.create_connection((host, port)) for _ in range(count)]
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_connections_leave_files_for_everything_else():
+    """They come from another process, so that the files are the server's alone."""
+    files(3000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        async with door() as (server, client):
+            host, port = server.gateway.web_address.split(":")
+            flood = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", FLOOD, host, port, "1500"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)),
+            )
+            assert await flood.stdout.readline() == b"connected\n"
+            response = await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})
+            assert response.status_code == 200
+            await flood.communicate(b"")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_where_all_connections_are_being_answered_one_more_is_told_so(monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 2)
+    async with door() as (server, client):
+        server.upstream.hold()
+        body = {"image": {"encoded": IMAGE}}
+        running = [asyncio.create_task(client.post("/v1/explain", json=body)) for _ in range(2)]
+        await until(lambda: server.gateway.calls.active == 2)
+        reader, _ = await connected(server)
+        answer = await read(reader)
+        assert raw_problem(answer) == (503, "Overloaded")
+        assert b"retry-after: 1" in answer
+        server.upstream.release()
+        assert [(await one).status_code for one in running] == [200, 200]
+        assert (await client.get("/healthz")).status_code == 200, "their places are free again"
+
+
+async def test_a_client_that_takes_nothing_loses_its_connection(monkeypatch):
+    monkeypatch.setattr(connections, "SEND_S", 0.3)
+    async with door() as (server, client):
+        host, port = server.gateway.web_address.split(":")
+        with socket.create_connection((host, int(port))) as taker:
+            taker.setblocking(False)
+            asked = b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 1000
+            poller = select.poll()
+            poller.register(taker, select.POLLHUP | select.POLLERR)
+
+            def gone() -> bool:
+                with suppress(BlockingIOError, ConnectionError):
+                    taker.send(asked)
+                return bool(poller.poll(0))
+
+            await until(gone)
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_client_that_closes_its_half_ends_its_call_and_reaches_no_worker():
+    async with door() as (server, client):
+        steps = len(server.upstream.steps)
+        reader, writer = await connected(server)
+        head = ("POST /v1/explain HTTP/1.1", "host: a", "content-type: application/json", "content-length: 100")
+        writer.write("\r\n".join((*head, "", "{")).encode())
+        await until(lambda: server.gateway.calls.active == 1)
+        writer.write_eof()
+        await until(lambda: server.gateway.calls.active == 0)
+        assert await read(reader) == b""
+        assert len(server.upstream.steps) == steps
+        assert (await client.post("/v1/explain", json={"image": {"encoded": IMAGE}})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+        b"GET /healthz HTTP/1.1\r\n\r\n",  # no host
+        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 20_000,
+        b"POST /v1/explain HTTP/1.1\r\nhost: a\r\ncontent-length: many\r\n\r\n",
+        b"POST /v1/explain HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_gets_a_problem_document(sent):
+    async with door(ready=False) as (server, client):
+        reader, writer = await connected(server)
+        writer.write(sent)
+        assert raw_problem(await read(reader)) == (400, "InvalidInput")
+        assert (await client.get("/healthz")).status_code == 200
 
 
 async def test_a_body_that_does_not_come_ends_at_the_deadline_and_holds_nobody_up():
@@ -381,6 +508,28 @@ async def test_the_door_has_the_certificates_of_the_grpc_port(tmp_path):
                 await client.get(f"http://{server.gateway.web_address}/healthz")
 
 
+async def test_handshakes_that_do_not_come_take_no_place_from_one_that_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 4)
+    ca = trustme.CA()
+    pair = ca.issue_cert("127.0.0.1")
+    files = {"ca": ca.cert_pem, "tls_key": pair.private_key_pem, "tls_cert": pair.cert_chain_pems[0]}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.bytes())
+    names = {"tls_key": tmp_path / "tls_key", "tls_cert": tmp_path / "tls_cert"}
+    async with serving(web_listen="127.0.0.1:0", ready=False, **names) as server:
+        idle = [await connected(server) for _ in range(4)]
+        context = ssl.create_default_context(cafile=tmp_path / "ca")
+        async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+            assert (await client.get(f"https://{server.gateway.web_address}/healthz")).status_code == 200
+        assert await read(idle[0][0]) == b""
+        monkeypatch.setattr(connections, "HEAD_S", 0.5)
+        reader, writer = await connected(server)
+        writer.write(b"GET / HTTP/1.1\r\n")  # plain text
+        assert b"HTTP" not in await read(reader)
+        reader, _ = await connected(server)
+        assert await read(reader) == b"", "it is closed in time"
+
+
 def test_plain_text_for_other_machines_is_refused():
     with pytest.raises(InvalidOption, match=r"CAMSERVE_WEB_LISTEN=0\.0\.0\.0:1 would take plain text"):
         Settings.load(web_listen="0.0.0.0:1")
@@ -406,6 +555,59 @@ async def test_a_server_that_ends_takes_nothing_new():
         server.upstream.release()
         assert (await running).status_code == 200
         await ending
+
+
+async def test_a_post_by_http_1_0_is_answered_and_streamed():
+    async with door() as (server, _):
+        body = json.dumps({"image": {"encoded": IMAGE}}).encode()
+        for path, last in ((b"/v1/explain", b"}"), (b"/v1/explain:stream", b"\n\n")):
+            reader, writer = await connected(server)
+            head = b"POST %s HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            writer.write(head % (path, len(body)) + body)
+            answer = await read(reader)
+            assert b" 200 " in answer.splitlines()[0]
+            assert b"transfer-encoding" not in answer.lower()
+            assert answer.endswith(last)
+
+
+async def test_a_head_is_told_as_of_a_get_and_a_wrong_method_which_ones_there_are():
+    async with door() as (_, client):
+        for path in ("/", "/healthz", "/v1/models"):
+            got, told = await client.get(path), await client.head(path)
+            assert (told.status_code, told.content) == (200, b"")
+            assert told.headers["content-type"] == got.headers["content-type"]
+        assert (await client.delete("/v1/models")).headers["allow"] == "GET, HEAD"
+        assert (await client.get("/v1/explain")).headers["allow"] == "POST"
+
+
+async def connected(server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = server.gateway.web_address.split(":")
+    return await asyncio.open_connection(host, port)
+
+
+async def read(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the server closes the connection."""
+    async with asyncio.timeout(60):
+        return await reader.read()
+
+
+def raw_problem(answer: bytes) -> tuple[int, str]:
+    """(status, kind) of a problem document, as it came from the socket."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert f"content-type: {PROBLEM_TYPE}".encode() in head.lower()
+    assert b"connection: close" in head.lower()
+    found = json.loads(body)
+    assert str(found["status"]).encode() in head.splitlines()[0]
+    return found["status"], found["kind"]
+
+
+def files(count: int) -> None:
+    """Allows this process to have so many files open, where the machine lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"a process of this machine has at most {hard} files open")
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
 
 
 async def until(holds) -> None:

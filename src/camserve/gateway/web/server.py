@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from camserve.addresses import bound_socket
 from camserve.gateway.web.app import Web
-
-HEAD_S = 10.0
-"""Seconds in which the head of a connection's first request has to come."""
+from camserve.gateway.web.connections import Connection, Room, most_connections
 
 IDLE_S = 60.0
 """Seconds that a connection is kept between two requests."""
@@ -42,10 +40,14 @@ class WebServer:
         self._app = app
         self._socket = bound_socket(address)
         self.address = f"{address.rpartition(':')[0]}:{self._socket.getsockname()[1]}"
+        most = most_connections()
+        self._room = Room(most)
+        self._backlog = max(1, most // 2)  # so many are accepted before one of them can be refused
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=partial(Connection, room=self._room, tls=_tls(tls)),  # type: ignore[arg-type]  # called as a class
+                backlog=self._backlog,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -54,14 +56,13 @@ class WebServer:
                 timeout_keep_alive=round(IDLE_S),
                 h11_max_incomplete_event_size=_HEAD_BYTES,
                 proxy_headers=False,
-                **_tls(tls),
             )
         )
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to answer."""
-        self._socket.listen(1024)
+        self._socket.listen(self._backlog)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="camserve web")
 
     def drain(self) -> None:
@@ -71,6 +72,7 @@ class WebServer:
     async def stop(self) -> None:
         """Ends what is still open, and the port."""
         self._server.should_exit = self._server.force_exit = True
+        self._room.end()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         self._socket.close()
@@ -85,35 +87,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Protocol(H11Protocol):
-    """Closes a connection whose first request does not come: uvicorn waits for it without end."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Sets the time in which the head of the first request has to come."""
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_S, transport.close)
-
-    def data_received(self, data: bytes) -> None:
-        """Takes the time back once a head has come."""
-        super().data_received(data)
-        if self.cycle is not None and self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Takes the time back."""
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        super().connection_lost(exc)
-
-
-def _tls(files: tuple[Path, Path, Path | None] | None) -> dict[str, Any]:
+def _tls(files: tuple[Path, Path, Path | None] | None) -> ssl.SSLContext | None:
     if files is None:
-        return {}
-    import ssl
-
+        return None
     chain, key, authorities = files
-    mutual = {"ssl_ca_certs": str(authorities), "ssl_cert_reqs": ssl.CERT_REQUIRED} if authorities else {}
-    return {"ssl_certfile": str(chain), "ssl_keyfile": str(key), **mutual}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authorities)
+    context.load_cert_chain(chain, key)
+    if authorities is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
