@@ -33,8 +33,8 @@ endif
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 20
 
-demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop
-	$(BIN)/camserve demo
+demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop; WEB=1: leave the page running
+	$(BIN)/camserve demo $(if $(WEB),--web)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,6 +1,9 @@
 """The demo with a stand-in for the server: what it asks, prints, writes, and leaves behind when something fails."""
 
+import asyncio
 import io
+import os
+import signal
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -45,8 +48,8 @@ def client(monkeypatch):
     stand_in = Client()
 
     @asynccontextmanager
-    async def served(store, console):
-        yield stand_in
+    async def served(store, console, web):
+        yield stand_in, "http://127.0.0.1:1234/" if web else ""
 
     monkeypatch.setattr(demo, "served", served)
     return stand_in
@@ -83,6 +86,36 @@ def test_tables(client, tmp_path):
     assert "42 10 ms 1.5 s" in text
     for title in ("Grad-CAM", "Group-CAM", "Score-CAM"):
         assert title in text
+
+
+class Terminal(io.StringIO):
+    """Presses Ctrl-C once it is told that this ends the demo."""
+
+    def write(self, text: str) -> int:
+        if "Ctrl-C" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(text)
+
+
+def test_the_page_stays_until_ctrl_c(client, tmp_path):
+    terminal = Terminal()
+    demo.run_demo(tmp_path, console=Console(width=80, file=terminal), web=True)
+    *_, pictures, page = terminal.getvalue().split("\n\n")
+    assert str(tmp_path / "sheet.png") in pictures
+    assert page.startswith("the page: http://127.0.0.1:1234/\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_stops_everything_before_the_page_is_there_too(monkeypatch, tmp_path):
+    torchserve = type("TorchServe", (TorchServe,), {"start": lambda self: waiting()})
+
+    async def waiting() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(demo, "TorchServe", torchserve)
+    monkeypatch.setattr(demo, "ensure_archive", lambda name, store: store)
+    demo.run_demo(tmp_path, console=Console(file=io.StringIO()), web=True)
 
 
 def test_overlays_show_the_map_where_it_belongs(client, tmp_path):

@@ -116,7 +116,8 @@ def camserve() -> None:
 @camserve.command()
 @click.option("--out", type=click.Path(path_type=Path), default="demo-output", show_default=True, help="For pictures.")
 @click.option("--store", type=click.Path(path_type=Path), help=STORE_HELP)
-def demo(out: Path, store: Path | None) -> None:
+@click.option("--web", is_flag=True, help="Serve the page as well, and leave it running until Ctrl-C.")
+def demo(out: Path, store: Path | None, web: bool) -> None:
     """Explain two photos over gRPC and write pictures.
 
     Serves the default model on free ports of this machine, and stops it again.
@@ -124,7 +125,7 @@ def demo(out: Path, store: Path | None) -> None:
     with needs_extra("demo"):
         from camserve.cli.demo import run_demo
 
-        run_demo(out, store)
+        run_demo(out, store, web=web)
 
 
 for _command in (*serving.COMMANDS, token, evidence):

@@ -1,4 +1,5 @@
-"""Runs the demo: serves the default model, explains two photos through the Python client, writes pictures, stops.
+"""Runs the demo: serves the default model, explains two photos through the Python client, writes pictures, and stops;
+or leaves the page running until Ctrl-C.
 
 Each method has a request of its own, so that the printed times are those of the method; a Score-CAM answers every class
 of a photo from the same masked queries.
@@ -21,6 +22,7 @@ from camserve.cli.terminal import costs_table, duration, predictions_table, quer
 from camserve.client import AsyncClient
 from camserve.finalise.render import Row, file_stem, overlay, sheet
 from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.shutdown import before, caught_signals
 from camserve.gateway.pool.discovery import torchserves
 from camserve.gateway.server import Gateway
 from camserve.images import seen_part
@@ -49,29 +51,39 @@ class Explained:
     """Seconds that each request took for the client."""
 
 
-def run_demo(out: Path, store: Path | None = None, console: Console | None = None) -> None:
+def run_demo(out: Path, store: Path | None = None, console: Console | None = None, web: bool = False) -> None:
     """Runs the demo and leaves its pictures in a folder.
 
     Args:
         out: folder for the photos, one overlay for each method and class, and `sheet.png`; made when missing.
         store: directory of model archives, as `camserve.archive.model_store` takes it.
         console: where tables go; None: standard output.
+        web: whether the page is served too, until Ctrl-C or SIGTERM; then it must be called in the main thread.
 
     Raises:
         CamserveError: what failed; TorchServe's last lines are printed before, if it ran.
     """
-    asyncio.run(_demo(out, model_store(store), console or Console()))
+    demo = _until_stopped if web else _demo
+    asyncio.run(demo(out, model_store(store), console or Console()))
 
 
-async def _demo(out: Path, store: Path, console: Console) -> None:
+async def _until_stopped(out: Path, store: Path, console: Console) -> None:
+    with caught_signals() as signals:
+        await before(signals.stop, _demo(out, store, console, web=True))
+
+
+async def _demo(out: Path, store: Path, console: Console, web: bool = False) -> None:
     start = time.perf_counter()
     photos = _save_photos(out)
-    async with served(store, console) as client:
+    async with served(store, console, web) as (client, page):
         explained = [await _explain(client, path, classes, console) for path, classes in photos.items()]
-    paths = _write_pictures(explained, out)
-    console.print(f"\ndone in {duration(time.perf_counter() - start)}; the pictures:")
-    for path in paths:
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        paths = _write_pictures(explained, out)
+        console.print(f"\ndone in {duration(time.perf_counter() - start)}; the pictures:")
+        for path in paths:
+            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        if page:
+            console.print(f"\nthe page: {page}\ndrop a photo on it; Ctrl-C ends it", highlight=False, soft_wrap=True)
+            await asyncio.Event().wait()
 
 
 def _save_photos(out: Path) -> dict[Path, int]:
@@ -86,21 +98,24 @@ def _save_photos(out: Path) -> dict[Path, int]:
 
 
 @asynccontextmanager
-async def served(store: Path, console: Console) -> AsyncIterator[AsyncClient]:
-    """Yields a client of a gateway with TorchServe behind it, on free loopback ports; stops all in the end."""
+async def served(store: Path, console: Console, web: bool) -> AsyncIterator[tuple[AsyncClient, str]]:
+    """Yields a client of a gateway with TorchServe behind it, on free loopback ports, and the page's address.
+
+    The address is empty where no page is wanted. All is stopped in the end.
+    """
     with console.status(f"building {store / MODEL}.mar if it is missing"):
         await asyncio.to_thread(ensure_archive, MODEL, store)
     torchserve = TorchServe(WorkerSettings.load(store=store, models=(MODEL,)).on_free_ports())
     with console.status("starting TorchServe"):
         await torchserve.start()
     try:
-        settings = Settings.load(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
+        settings = Settings.load(listen=_ANY_PORT, metrics_listen=_ANY_PORT, web_listen=_ANY_PORT if web else "off")
         backends = torchserves([torchserve.backend])
         async with Gateway(settings, backends) as gateway, AsyncClient(gateway.address) as client:
             with console.status("waiting until a model answers through the gateway"):
                 await gateway.wait_ready(READY_S)
             console.print(f"serving {MODEL} on {gateway.address}, TorchServe behind it on {torchserve.grpc_address}")
-            yield client
+            yield client, f"http://{gateway.web_address}/" if web else ""
     except Exception:
         console.print(f"the last lines of TorchServe's log:\n{torchserve.log_tail}", markup=False, highlight=False)
         raise
