@@ -109,6 +109,23 @@ def test_bad_texts_are_refused_and_a_neighbour_is_unharmed(name):
     assert_same(found, executor(module(), outputs).execute([good]).outcomes[0])
 
 
+def test_words_that_the_network_has_no_output_for_are_refused_and_a_neighbour_is_unharmed():
+    few = Looking(CAPTION, "", 3, end=2)  # its tokeniser knows five words
+    good = item("one", Text("zero"))
+    found, asked, said = (
+        executor(few, "tokens").execute([good, item("", Text("three")), item("three", Target(0))]).outcomes
+    )
+    assert isinstance(found, ItemResult)
+    for refused, what in ((asked, "the words asked for"), (said, "the caption so far")):
+        assert isinstance(refused, Unsupported)
+        assert str(refused) == f"{what}: the tokeniser has tokens that the network has no output for"
+
+
+def test_a_network_that_writes_has_several_tokens_to_choose_from():
+    with pytest.raises(InvalidOption, match="the logits of several next tokens, and this network has one output"):
+        Engine(Looking(CAPTION, "", 1, end=0), preprocessing=PREPROCESSING, outputs="tokens")
+
+
 def test_outputs_that_are_not_finite_fail_alone():
     module = writing()
     module.words.weight.data[3] = torch.nan
