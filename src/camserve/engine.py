@@ -22,6 +22,7 @@ from camserve.images import ImageLike
 from camserve.methods import MethodLike
 from camserve.runtimes.choice import RuntimeName
 from camserve.types import Explanation, Item, ItemResult, ModelInfo, Outputs, Preprocessing, StepResult, TargetLike
+from camserve.types.model import Decoding
 from camserve.types.references import References
 from camserve.types.request import Options, make_request
 from camserve.worker.answers import explanation
@@ -50,6 +51,8 @@ class Engine:
             probabilities where they sum to 1, else softmax.
         output: name or index of the tensor among what the module returns; None: `logits`, else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
+        detections: what those of outputs "boxes" are made of, "detr", "detr-sigmoid", "yolo" or "yolo5" (see
+            `camserve.scores.decoding`); None: the module gives them as they are.
         references: what outputs "embedding" are compared to, which then are targets by name: pictures or vectors as
             `camserve archive --references` takes them, with `labels` for an `.npy` file; or `References` with names.
         prompts: texts that outputs "text-image" are compared to, which then are targets by name: a list, one or several
@@ -77,6 +80,7 @@ class Engine:
         outputs: Outputs | None = None,
         output: str | int | None = None,
         units: Sequence[str] = (),
+        detections: Decoding | None = None,
         references: str | Path | References | None = None,
         prompts: PromptsLike | None = None,
         layer: str | None = None,
@@ -91,6 +95,7 @@ class Engine:
             outputs=outputs,
             output=output,
             units=units,
+            detections=detections,
             layer=layer,
             device=device,
             micro_batch=micro_batch,

@@ -466,7 +466,7 @@ def test_a_function_that_fails_is_named_with_what_it_raised(tmp_path, nets):
 
 
 def test_an_exported_program_is_no_module(tmp_path, nets):
-    with pytest.raises(InvalidInput, match="got ExportedProgram; give the module that was exported"):
+    with pytest.raises(InvalidInput, match=r"got ExportedProgram; pack what torch\.export\.save writes as export:FILE"):
         packed(tmp_path, "program")
 
 

@@ -357,7 +357,7 @@ BAD = {
     "no weights": (without("model.safetensors"), NotFound, "no model.safetensors"),
     "no configuration": (without("config.json"), NotFound, "no config.json"),
     "no preprocessor": (without("preprocessor_config.json"), NotFound, "no preprocessor_config.json"),
-    "weights cut off": (cut, InvalidInput, "is not a Hugging Face image classifier"),
+    "weights cut off": (cut, InvalidInput, "is not a Hugging Face network"),
     "weights without a head": (without_head, InvalidInput, "missing: classifier"),
     "weights of another size": (changed("config.json", hidden_size=48), InvalidInput, "of another shape: class"),
     "no image classifier": (changed("config.json", architectures=["ViTModel"]), InvalidOption, "ViTModel"),
@@ -366,7 +366,7 @@ BAD = {
     "a list as network": (changed("config.json", model_type=["vit"]), InvalidOption, "image classification"),
     "a network of timm": (changed("config.json", model_type="timm_wrapper"), InvalidOption, "timm:NAME"),
     "a million layers": (changed("config.json", num_hidden_layers=10**6), InvalidInput, "num_hidden_layers 1000000"),
-    "a text as size": (changed("config.json", hidden_size="wide"), InvalidInput, "image classifier"),
+    "a text as size": (changed("config.json", hidden_size="wide"), InvalidInput, "Hugging Face network"),
     "a huge picture": (
         changed("preprocessor_config.json", size={"height": 10**6, "width": 10**6}),
         InvalidOption,
@@ -375,7 +375,7 @@ BAD = {
     "an unknown preprocessor": (
         changed("preprocessor_config.json", image_processor_type="Magic"),
         InvalidInput,
-        "image classifier",
+        "Hugging Face network",
     ),
     "a configuration that is none": (
         lambda directory: (directory / "config.json").write_text("[1]"),
@@ -385,7 +385,7 @@ BAD = {
     "a configuration that is no JSON": (
         lambda directory: (directory / "config.json").write_bytes(b"\xff\x00"),
         InvalidInput,
-        "image classifier",
+        "Hugging Face network",
     ),
 }
 

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from camserve.archive.untrusted import ARCHIVE, parse_json, read_member, reading, short
 from camserve.errors import InvalidOption
 from camserve.types import OUTPUTS, Outputs, Preprocessing
-from camserve.types.model import OF_VECTORS
+from camserve.types.model import DECODINGS, OF_VECTORS, Decoding
 
 CARD = "model.json"
 LABELS = "labels.json"
@@ -66,6 +66,8 @@ class ModelCard:
     """Name of the tensor that is explained, among those that the network returns; None where it returns one."""
     units: tuple[str, ...] = ()
     """Unit of each number of "value"; empty where they have none."""
+    detections: Decoding | None = None
+    """Form of the answers that detections of "boxes" are made of; None where the network gives detections."""
 
     @property
     def head(self) -> int:
@@ -84,6 +86,9 @@ class ModelCard:
                 _check_text(what, some, MAX_TEXT_LENGTH)
         if self.outputs not in OUTPUTS:
             raise InvalidOption(f"outputs must be one of {', '.join(OUTPUTS)}, got {short(repr(self.outputs))}")
+        if self.detections is not None and self.detections not in DECODINGS:
+            given = short(repr(self.detections))
+            raise InvalidOption(f"detections are made of {', '.join(DECODINGS)}, got {given}")
         for unit in self.units:
             _check_text("unit", unit, MAX_UNIT_LENGTH)
         channels = self.preprocessing.channels

@@ -40,11 +40,11 @@ _PROGRAMS = {
         "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
     ),
     "serialized_exported_program.json": (
-        "a program of torch.export",
+        "a program of torch.export, which is a SOURCE of its own, export:FILE",
         "torch.save(dict(torch.export.load(FILE).state_dict), 'weights.pth')",
     ),
     "archive_format": (
-        "a program of torch.export",
+        "a program of torch.export, which is a SOURCE of its own, export:FILE",
         "torch.save(dict(torch.export.load(FILE).state_dict), 'weights.pth')",
     ),
 }

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from camserve.saliency.layers import Survey
     from camserve.types import Outputs
+    from camserve.types.model import Decoding
     from camserve.types.references import References
     from camserve.worker.network import Network
 
@@ -72,6 +73,7 @@ def build_archive(
     outputs: Outputs | None = None,
     output: str | None = None,
     units: Sequence[str] = (),
+    detections: Decoding | None = None,
     layer: str | None = None,
     preprocessing: Preprocessing | None = None,
     licence: str | None = None,
@@ -84,7 +86,7 @@ def build_archive(
 
     Args:
         source: `efficientnet-lite0`, `digits` or another network of digit scenes, `torchvision:NAME`, `timm:NAME`,
-            `hf:DIRECTORY`, `onnx:FILE` or `package.module:function`.
+            `hf:DIRECTORY`, `onnx:FILE`, `export:FILE` or `package.module:function`.
         name: name of the served model; None: that of the source.
         version: version of the served model.
         store: directory of the archive; made when missing.
@@ -96,10 +98,13 @@ def build_archive(
         output: name or index of the tensor that is explained, among those that the network returns; None: `logits`, or
             else the first that fits.
         units: unit of each number of outputs "value"; one is that of all.
+        detections: what those of outputs "boxes" are made of, see `camserve.scores.decoding`; None: what is known of
+            the weights, else the network gives them as they are.
         layer: default layer: a module's name, or `name:relu` for a function applied to its output; None: found
             automatically. The one layer of an ONNX graph: a tensor's name; None: it has none.
         preprocessing: None: that of the weights; for weights from a file that of the default weights; for a function of
-            one's own and for an ONNX graph of RGB images that of torchvision's ResNets.
+            one's own and for a graph of RGB images that of torchvision's ResNets; a graph of outputs "boxes" or
+            "segmentation" sees all of an image, stretched.
         licence: licence of the weights; None: what is known of them.
         evaluation: `report.json` of `camserve evaluate` on this model; a server's `auto` goes by it.
         calibration: folder of images, 16 at most, on which a worker finds out whether bfloat16 leaves maps as they are.
@@ -121,10 +126,15 @@ def build_archive(
         check_name("model name", name)  # before the work of finding weights
     if outputs is not None:  # before the work of finding weights
         _check_compared(references, prompts, labels, outputs)
-    found = find_weights(source, weights)
+    found = find_weights(source, weights, "boxes" if detections is not None and outputs is None else outputs)
     _check_sha256(found, weights_sha256)
     found = fit_names(source, found)
     outputs, units = outputs or found.outputs, units or found.units
+    detections = detections or (found.detections if outputs == "boxes" else None)
+    if detections is not None and outputs is None:
+        outputs = "boxes"
+    if detections is not None and outputs != "boxes":
+        raise InvalidOption(f"detections are made for outputs boxes, got {outputs}")
     _check_compared(references, prompts, labels, outputs)
     named = _labels(source, found, labels, outputs)
     preprocessing = preprocessing or found.preprocessing
@@ -150,6 +160,7 @@ def build_archive(
         outputs=outputs or "softmax",
         output=output,
         units=(units,) if isinstance(units, str) else tuple(units),
+        detections=detections,
     )
     try:
         module = _filled_module(card, found.state, found.files)
@@ -333,6 +344,7 @@ def _checked(
         outputs=outputs,
         output=card.output,
         units=card.units,
+        detections=card.detections,
     )
     if card.layer is not None:
         _check_layer(network.survey, card)
@@ -376,7 +388,7 @@ def _members(card: ModelCard, module: torch.nn.Module) -> dict[str, bytes]:
 def _hash(module: torch.nn.Module, card: ModelCard, references: References | None, files: Mapping[str, bytes]) -> str:
     from camserve.worker.network import weights_hash
 
-    return weights_hash(module, card.preprocessing, card.outputs, card.output, references, files)
+    return weights_hash(module, card.preprocessing, card.outputs, card.output, references, files, card.detections)
 
 
 def _saved_once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,9 +2,9 @@
 
 An architecture is a string that rebuilds the module for a number of classes: `efficientnet-lite0`, `digits` and the
 other networks of digit scenes, `torchvision:NAME`, `timm:NAME`, or `package.module:function` for a function of one's
-own, called without arguments, that returns a module. Of `hf:DIRECTORY` and `onnx:FILE`, which are not there where an
-archive is loaded, what rebuilds the network is packed beside the weights. The architecture is then `hf:` with the name
-of the network's class, or `onnx:` with that of the file.
+own, called without arguments, that returns a module. Of `hf:DIRECTORY`, `onnx:FILE` and `export:FILE`, which are not
+there where an archive is loaded, what rebuilds the network is packed beside the weights. The architecture is then `hf:`
+with the name of the network's class, or `onnx:` or `export:` with that of the file.
 Weights are shipped with a package, downloaded, read from a file, random, or those the function has set.
 
 The package of `package.module:function` is not packed: it must be importable wherever the archive is loaded, and
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
     from camserve.evaluation.digits.shipped import Shipped
+    from camserve.types.model import Decoding
 
 LITE0 = "efficientnet-lite0"
 DIGITS = "digits"
@@ -44,6 +45,9 @@ TIMM = "timm:"
 ONNX = "onnx:"
 ONNX_FILE = "network.onnx"
 """Name in an archive of the graph of `onnx:FILE`."""
+EXPORT = "export:"
+EXPORT_FILE = "network.pt2"
+"""Name in an archive of the program of `export:FILE`."""
 RANDOM = "random"
 SEED = 0
 """Seed of random weights."""
@@ -54,7 +58,7 @@ _IMAGENET_PREPROCESSING = Preprocessing(
 )
 _SOURCES = (
     f"{LITE0}, {DIGITS}, {TORCHVISION}NAME of a classifier, detector or segmentation network, {TIMM}NAME, "
-    f"{HUGGING_FACE}DIRECTORY, {ONNX}FILE or package.module:function"
+    f"{HUGGING_FACE}DIRECTORY, {ONNX}FILE, {EXPORT}FILE or package.module:function"
 )
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 # Pretrained builders of these two set this; without it the module sees wrongly scaled inputs. The slow init is skipped.
@@ -79,6 +83,8 @@ class Weights:
     """Kind of the network's outputs, where that is known."""
     units: tuple[str, ...] = ()
     """Units of its outputs, where they are numbers and that is known."""
+    detections: Decoding | None = None
+    """Form of the answers that detections of "boxes" are made of, where a network leaves that to others."""
     prompts: tuple[str, ...] = ()
     """Prompts that its outputs are compared to, where they are "text-image" and that is known."""
     taken: tuple[str, ...] = ()
@@ -89,7 +95,7 @@ class Weights:
     """The architecture where the archive is loaded; empty where it is the source."""
 
 
-def find_weights(architecture: str, weights: str | None) -> Weights:
+def find_weights(architecture: str, weights: str | None, outputs: Outputs | None = None) -> Weights:
     """Returns the weights of an architecture.
 
     Args:
@@ -97,6 +103,7 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
         weights: `DEFAULT`, the name of one of torchvision's weights of this architecture, a state dict's file (`.pth`,
             or `.safetensors`), `random` (seeded), or None: those shipped with `efficientnet-lite0`, those that a
             function of one's own has set. The tags of timm's weights are part of NAME: `timm:resnet50.a1_in1k`.
+        outputs: kind of the network's outputs, by which a graph is shown images; None: what is known of it.
 
     Raises:
         InvalidOption: unknown architecture or weights.
@@ -113,7 +120,9 @@ def find_weights(architecture: str, weights: str | None) -> Weights:
     if architecture.startswith(HUGGING_FACE):
         return _hugging_face_weights(Path(architecture.removeprefix(HUGGING_FACE)), weights)
     if architecture.startswith(ONNX):
-        return _onnx_weights(Path(architecture.removeprefix(ONNX)), weights)
+        return _onnx_weights(Path(architecture.removeprefix(ONNX)), weights, outputs)
+    if architecture.startswith(EXPORT):
+        return _export_weights(Path(architecture.removeprefix(EXPORT)), weights, outputs)
     if _is_function(architecture):
         return _function_weights(architecture, weights)
     return _torchvision_weights(_torchvision_name(architecture), weights)
@@ -140,16 +149,22 @@ def build_module(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         if architecture.startswith(HUGGING_FACE):
-            return hugging_face.build_network((files or {})[hugging_face.CONFIG])
+            return hugging_face.build_network(files or {})
         if architecture.startswith(ONNX):
             return _onnx_network((files or {})[ONNX_FILE], layer)
+        if architecture.startswith(EXPORT):
+            from camserve.runtimes.exported_network import exported_network
+
+            return exported_network((files or {})[EXPORT_FILE])
         return _construct(architecture, classes)
 
 
 def file_names(architecture: str) -> tuple[str, ...]:
     """Returns the names of the files that an architecture is built of."""
     if architecture.startswith(HUGGING_FACE):
-        return (hugging_face.CONFIG,)
+        return hugging_face.file_names(architecture.removeprefix(HUGGING_FACE))
+    if architecture.startswith(EXPORT):
+        return (EXPORT_FILE,)
     return (ONNX_FILE,) if architecture.startswith(ONNX) else ()
 
 
@@ -157,21 +172,21 @@ def default_name(architecture: str) -> str:
     """Returns the name of a model that was given none: `resnet18`, `build`, that of a directory."""
     if architecture.startswith(HUGGING_FACE):
         return Path(architecture.removeprefix(HUGGING_FACE)).resolve().name
-    if architecture.startswith(ONNX):
-        return Path(architecture.removeprefix(ONNX)).stem
+    if architecture.startswith((ONNX, EXPORT)):
+        return Path(architecture.partition(":")[2]).stem
     return architecture.rpartition(":")[2]
 
 
 def count_classes(architecture: str, state: Mapping[str, torch.Tensor] | None) -> int:
     """Returns the number of classes of a state dict; 1000 for None.
 
-    It is the size in which modules of different class numbers differ. A function of one's own and an ONNX graph know
-    their number of classes: there it is 0.
+    It is the size in which modules of different class numbers differ. A function of one's own and a graph know their
+    number of classes: there it is 0.
 
     Raises:
         InvalidInput: the state dict is not of this architecture.
     """
-    if _is_function(architecture) or architecture.startswith(ONNX):
+    if _is_function(architecture) or architecture.startswith((ONNX, EXPORT)):
         return 0
     if state is None:
         return 1000
@@ -475,35 +490,83 @@ def _hugging_face_weights(directory: Path, weights: str | None) -> Weights:
         found.preprocessing,
         found.labels,
         outputs=found.outputs,
-        files={hugging_face.CONFIG: found.config},
+        detections=found.decoding,
+        taken=found.taken,
+        files=found.files,
         architecture=HUGGING_FACE + found.architecture,
     )
 
 
-def _onnx_weights(path: Path, weights: str | None) -> Weights:
-    from camserve.runtimes.onnx_graph import image_input, parsed, read_graph
+def _onnx_weights(path: Path, weights: str | None, outputs: Outputs | None) -> Weights:
+    from camserve.runtimes.onnx_graph import image_input, listed, parsed, read_graph
 
-    if weights is not None:
-        raise InvalidOption(f"the weights of {ONNX}FILE are those in it, got {short(repr(weights))}")
-    if not is_file(path):
-        raise NotFound(f"there is no file {short(path)}")
+    _check_graph(path, weights, ONNX)
     data = read_graph(path)
-    image = image_input(parsed(data, path))
-    preprocessing: Preprocessing | None = None
-    taken: tuple[str, ...] = ()
-    if (side := min(image.height, image.width)) and image.channels == 3:
-        crop = (image.height, image.width)
-        preprocessing = replace(_IMAGENET_PREPROCESSING, resize_px=round(side * 256 / 224), crop_px=crop)
-        taken = ("its input is made as for torchvision's ResNets; --resize, --crop, --mean and --std say otherwise",)
+    model = parsed(data, path)
+    image = image_input(model)
+    if outputs is None and listed(model):
+        outputs = "boxes"
+    preprocessing, taken = _graph_input((image.height, image.width), image.channels, outputs)
     return Weights(
         None,
         path,
         f"ONNX file {path.name}, sha256 {sha256_of(path)}",
         preprocessing,
+        outputs=outputs,
         taken=taken,
         files={ONNX_FILE: data},
         architecture=ONNX + path.name,
     )
+
+
+def _export_weights(path: Path, weights: str | None, outputs: Outputs | None) -> Weights:
+    from camserve.runtimes.exported_network import exported_network
+    from camserve.runtimes.exported_program import read_program
+
+    _check_graph(path, weights, EXPORT)
+    data = read_program(path)
+    network = exported_network(data)
+    channels, *size = network.image
+    preprocessing, taken = _graph_input((size[0], size[1]), channels, outputs)
+    return Weights(
+        None,
+        path,
+        f"program of torch.export {path.name}, sha256 {sha256_of(path)}",
+        preprocessing,
+        outputs=outputs,
+        taken=taken,
+        files={EXPORT_FILE: data},
+        architecture=EXPORT + path.name,
+    )
+
+
+def _check_graph(path: Path, weights: str | None, source: str) -> None:
+    if weights is not None:
+        raise InvalidOption(f"the weights of {source}FILE are those in it, got {short(repr(weights))}")
+    if not is_file(path):
+        raise NotFound(f"there is no file {short(path)}")
+
+
+def _graph_input(
+    size: tuple[int, int], channels: int, outputs: Outputs | None
+) -> tuple[Preprocessing | None, tuple[str, ...]]:
+    """Returns how images become the input of a graph, which does not tell, and what is to be said of it.
+
+    Classifiers see the centre, as torchvision's ResNets do. Those that find things at their places see all of an image,
+    stretched; detectors take pixels in 0..1, as those of torchvision and of YOLO's kind do. None: nothing is known.
+    """
+    if channels != 3 or not min(size):
+        return None, ()
+    options = "--resize, --crop, --mean and --std say otherwise"
+    if outputs == "boxes":
+        plain = Preprocessing(size, size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
+        return plain, (f"all of an image is stretched to its input, with pixels in 0..1; {options}",)
+    if outputs == "segmentation":
+        all_of_it = replace(_IMAGENET_PREPROCESSING, resize_px=size, crop_px=size)
+        return all_of_it, (f"all of an image is stretched to its input, normalised as for torchvision's; {options}",)
+    shorter = round(min(size) * 256 / 224)
+    centre = replace(_IMAGENET_PREPROCESSING, resize_px=shorter, crop_px=size)
+    return centre, (f"its input is made as for torchvision's ResNets; {options}",)
 
 
 def _onnx_network(data: bytes, layer: str | None) -> torch.nn.Module:
@@ -517,7 +580,8 @@ def _onnx_network(data: bytes, layer: str | None) -> torch.nn.Module:
 
 def _is_function(architecture: str) -> bool:
     return (
-        not architecture.startswith((TORCHVISION, TIMM, HUGGING_FACE)) and _FUNCTION.fullmatch(architecture) is not None
+        not architecture.startswith((TORCHVISION, TIMM, HUGGING_FACE, ONNX, EXPORT))
+        and _FUNCTION.fullmatch(architecture) is not None
     )
 
 
@@ -551,9 +615,13 @@ def _call(architecture: str) -> torch.nn.Module:
     if not isinstance(module, torch.nn.Module):
         raise InvalidInput(
             f"{architecture} must return a torch.nn.Module, got {type(module).__name__}"
-            + ("; give the module that was exported" if type(module).__name__ == "ExportedProgram" else "")
+            + (f"; pack what torch.export.save writes as {EXPORT}FILE" if _is_program(module) else "")
         )
     return module
+
+
+def _is_program(made: object) -> bool:
+    return type(made).__name__ == "ExportedProgram"
 
 
 def _imagenet_labels() -> tuple[str, ...]:

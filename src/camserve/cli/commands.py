@@ -25,6 +25,7 @@ from camserve.types import (
     Target,
     Vector,
 )
+from camserve.types.model import DECODINGS
 from camserve.types.targets import OfClasses, parse_target
 from camserve.wording import shown
 
@@ -546,6 +547,12 @@ def _is_number(text: str) -> bool:
 @click.option("--output", metavar="NAME|INDEX", help="Which of the tensors that the network returns is explained.")
 @click.option("--units", metavar="UNIT,...", help="Of the numbers of --outputs value; one is that of all.")
 @click.option(
+    "--detections",
+    type=click.Choice(DECODINGS),
+    help="What those of --outputs boxes are made of, where the network leaves that to others: logits and boxes of DETR "
+    "(softmax) or of its kind with sigmoids, the tensor of YOLOv8 and newer, or that of YOLOv5.",
+)
+@click.option(
     "--references",
     type=click.Path(path_type=Path),
     metavar="DIRECTORY|FILE",
@@ -597,10 +604,11 @@ def archive(
 ) -> None:
     """Pack models for serving.
 
-    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, `hf:DIRECTORY` for an image classifier that Hugging
-    Face's save_pretrained wrote, `onnx:FILE` for an ONNX graph from one batch of images to scores, or
-    `package.module:function` for a function of your own, called without arguments, that returns the module; its package
-    must be importable also where it is served.
+    SOURCE is `efficientnet-lite0`, `torchvision:NAME`, `timm:NAME`, `hf:DIRECTORY` for a network that Hugging Face's
+    save_pretrained wrote (image classifier, detector, semantic segmentation, CLIP and its like), `onnx:FILE` for an
+    ONNX graph from one batch of images to scores or detections, `export:FILE` for a program that torch.export.save
+    wrote, or `package.module:function` for a function of your own, called without arguments, that returns the module;
+    its package must be importable also where it is served.
 
     An ONNX graph has no gradients. It has the methods that need activations, such as Score-CAM, at a tensor that
     --layer names; without, those that mask pictures, such as RISE.

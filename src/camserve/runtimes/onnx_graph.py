@@ -27,6 +27,8 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _OPENS_FILES = ("EPContext",)
 """Operators of these domains that name files which a runtime opens."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_NUMBERS = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+"""Kinds of numbers that a network may return: labels of detections are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Input:
 
     name: str
     batch: int
-    """Number of images of a pass; 0: any."""
+    """Number of images of a pass; 0: any. A graph without an axis of images takes one."""
     height: int
     """0: any."""
     width: int
     """0: any."""
     channels: int
     channels_last: bool
+    axis: bool = True
+    """Whether it has an axis of images."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def parsed(data: bytes, path: Path) -> onnx.ModelProto:
             raise ValueError("its numbers lie in other files")
         onnx.checker.check_model(model)
         image_input(model)
-        if not tensor_outputs(model):
+        if not tensor_outputs(model, _FLOATS):
             raise ValueError("it returns no tensor of numbers")
     return model
 
@@ -115,20 +119,40 @@ def image_input(model: onnx.ModelProto) -> Input:
         kind = onnx.TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
         raise ValueError(f"its input must be of float32, float16 or float64, is {kind}")
     dims = [_size(dim) for dim in tensor.shape.dim]
+    axis = len(dims) == 4 or not listed(model)
+    dims = dims if axis else [1, *dims]
     if len(dims) != 4:
-        raise ValueError(f"its input must be (images, channels, height, width), has {len(dims)} axes")
+        raise ValueError(f"its input must be (images, channels, height, width), has {len(tensor.shape.dim)} axes")
     batch, *sizes = dims
     last = _is_channels_last(sizes)
     channels, height, width = (sizes[2], sizes[0], sizes[1]) if last else sizes
     if not channels:
         raise ValueError("its input must have a fixed number of channels: export it with dynamic axes for images alone")
-    return Input(image.name, batch, height, width, channels, last)
+    return Input(image.name, batch, height, width, channels, last, axis)
 
 
-def tensor_outputs(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Returns the names of the outputs that are tensors of floating point numbers."""
+def tensor_outputs(model: onnx.ModelProto, kinds: Sequence[int] = _NUMBERS) -> tuple[str, ...]:
+    """Returns the names of the outputs that are tensors of numbers of some kinds."""
     outputs = ((each.name, each.type.tensor_type.elem_type) for each in model.graph.output)
-    return tuple(name for name, kind in outputs if kind in _FLOATS)
+    return tuple(name for name, kind in outputs if kind in kinds)
+
+
+def listed(model: onnx.ModelProto) -> tuple[str, str, str] | None:
+    """Returns the names of boxes (M, 4), labels (M,) and scores (M,) of a graph that detects what is in one image.
+
+    So are the detectors of torchvision when they are exported. None: the graph is none of these.
+    """
+    found: dict[str, list[str]] = {"boxes": [], "labels": [], "scores": []}
+    for each in model.graph.output:
+        tensor = each.type.tensor_type
+        dims = [_size(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else []
+        if tensor.elem_type in _FLOATS and len(dims) == 2 and dims[1] == 4 and dims[0] == 0:
+            found["boxes"].append(each.name)
+        elif len(dims) == 1 and dims[0] == 0:
+            found["scores" if tensor.elem_type in _FLOATS else "labels"].append(each.name)
+    if any(len(names) != 1 for names in found.values()):
+        return None
+    return found["boxes"][0], found["labels"][0], found["scores"][0]
 
 
 def cut(model: onnx.ModelProto, tensor: str) -> Parts:
@@ -156,7 +180,9 @@ def cut(model: onnx.ModelProto, tensor: str) -> Parts:
             late.append(node)
             behind.update(node.output)
     outputs = [
-        each for each in model.graph.output if each.name in behind - {tensor} and each.name in tensor_outputs(model)
+        each
+        for each in model.graph.output
+        if each.name in behind - {tensor} and each.name in tensor_outputs(model, _FLOATS)
     ]
     if not outputs:
         raise InvalidOption(f"no score depends on the tensor {shown(tensor)}")

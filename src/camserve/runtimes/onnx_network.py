@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from camserve.errors import InvalidOption, Unsupported
 from camserve.methods.spec import Asset
 from camserve.runtimes.onnx import session
-from camserve.runtimes.onnx_graph import cut, image_input, tensor_outputs
+from camserve.runtimes.onnx_graph import cut, image_input, listed, tensor_outputs
 from camserve.saliency.tail import Opaque
 from camserve.wording import shown
 
@@ -49,8 +49,9 @@ class OnnxNetwork(nn.Module):
     def __init__(self, model: onnx.ModelProto, layer: str | None, threads: int) -> None:
         super().__init__()
         image = image_input(model)
-        self._channels_last = image.channels_last
-        self._names = tensor_outputs(model)
+        self._channels_last, self._axis = image.channels_last, image.axis
+        self._listed = listed(model) is not None
+        self._names = listed(model) or tensor_outputs(model)
         self._layer = layer
         self._handed = 0
         self.lacks: Mapping[Asset, str] = {
@@ -62,6 +63,8 @@ class OnnxNetwork(nn.Module):
         if layer is None:
             self.tail = _Part(model, self._names, image.batch, threads)
             return
+        if self._listed:
+            raise InvalidOption(f"there is no layer {shown(layer)} in a graph that detects what is in one image")
         parts = cut(model, layer)
         handed = [each.name for each in parts.tail.graph.input]
         if image.batch and len(handed) > 1:
@@ -78,9 +81,15 @@ class OnnxNetwork(nn.Module):
         self.tail = _Part(parts.tail, self._names, image.batch, threads)
         _nest(self, layer)
 
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        """Returns the graph's output, or all of several by name, of images (n, C, H, W)."""
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Returns the graph's output, or all of several by name, of images (n, C, H, W).
+
+        A graph that detects what is in one image is run for each, and gives the detections of each.
+        """
         x = images.permute(0, 2, 3, 1) if self._channels_last else images
+        if self._listed:
+            given = (one[None] if self._axis else one for one in x)
+            return [dict(zip(("boxes", "labels", "scores"), self.tail.run(one), strict=True)) for one in given]
         if self._layer is None:
             found = self.tail(x)
         else:
@@ -125,7 +134,7 @@ class _Part(Opaque):
         if self._batch and len(inputs[0]) != self._batch:
             return self._in_runs(inputs[0], self._batch)
         try:
-            return self._run(*inputs)
+            return self.run(*inputs)
         except RuntimeError:
             # A graph that says that it takes any number of images may have been made for one all the same.
             if self._batch or len(inputs) > 1 or len(inputs[0]) == 1:
@@ -137,10 +146,11 @@ class _Part(Opaque):
     def _in_runs(self, x: Tensor, batch: int) -> list[Tensor]:
         """Returns the outputs for n images, `batch` of which go at a time, the last ones with repetitions."""
         filled = torch.cat([x, x[-1:].expand(-len(x) % batch, *x.shape[1:])])
-        runs = [self._run(some) for some in torch.split(filled, batch)]
+        runs = [self.run(some) for some in torch.split(filled, batch)]
         return [torch.cat(each)[: len(x)] for each in zip(*runs, strict=True)]
 
-    def _run(self, *inputs: Tensor) -> list[Tensor]:
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        """Returns the outputs for as many images as the graph takes at once."""
         given = {
             name: each.detach().to(precision or each.dtype).contiguous().numpy()
             for (name, precision), each in zip(self._inputs.items(), inputs, strict=True)

@@ -1,7 +1,8 @@
 """Finds the detections in what a detector returns, and makes of it a network that returns them in rows of one length.
 
 What is understood, for n images: a list of n dicts, or a dict of lists or tensors, or a tuple of them, with boxes
-(M, 4), labels (M,) and scores (M,), as torchvision's detectors return; or with boxes (M, 4), scores (M,) and
+(M, 4), labels (M,) and scores (M,), as torchvision's detectors return, tensors of all images also by other names and in
+another order; or with boxes (M, 4), scores (M,) and
 probabilities (M, K) of each class in place of labels; or a tensor (n, M, 6) of x0, y0, x1, y1, score, label. Boxes are
 in pixels of the network's input, x right, y down. M may be another for each image.
 """
@@ -92,7 +93,7 @@ def _each(returned: Any, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return
     images = list(_images(returned, batch))
     if len(images) != batch:
-        raise Unsupported(f"{WANTED}; for {batch} images it returned {_described(returned)}")
+        raise Unsupported(f"{WANTED}; for {batch} images it returned {_described(returned)}{_hint(returned)}")
     for values in images:
         yield _checked(values, returned)
 
@@ -101,6 +102,8 @@ def _images(returned: Any, batch: int) -> Iterator[Any]:
     """Yields what was returned for each image."""
     if isinstance(returned, Sequence) and all(isinstance(one, Mapping) for one in returned):
         yield from returned
+    elif tensors := _by_shape(returned):
+        yield from ({name: values[index] for name, values in tensors.items()} for index in range(batch))
     elif isinstance(returned, Mapping):
         yield from (
             {name: values[index] for name, values in returned.items() if hasattr(values, "__getitem__")}
@@ -111,6 +114,37 @@ def _images(returned: Any, batch: int) -> Iterator[Any]:
             yield dict(
                 zip(("boxes", "labels", "scores", "probabilities"), (one[index] for one in returned), strict=False)
             )
+
+
+def _by_shape(returned: Any) -> dict[str, Tensor]:
+    """Returns boxes (n, M, 4), labels (n, M), whole numbers, and scores (n, M), whatever their names and their order.
+
+    Nothing is returned where there is not exactly one of each, or where they have their own names.
+    """
+    if not isinstance(returned, Mapping | tuple) or (isinstance(returned, Mapping) and "boxes" in returned):
+        return {}
+    values = list(returned.values()) if isinstance(returned, Mapping) else list(returned)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    boxes = [tensor for tensor in tensors if tensor.dim() == 3 and tensor.shape[2] == SCORE]
+    told = [tensor for tensor in tensors if boxes and tensor.shape == boxes[0].shape[:2]]
+    scores = [tensor for tensor in told if tensor.is_floating_point()]
+    labels = [tensor for tensor in told if not tensor.is_floating_point() and tensor.dtype != torch.bool]
+    if not len(boxes) == len(scores) == len(labels) == 1:
+        return {}
+    return {"boxes": boxes[0], "labels": labels[0], "scores": scores[0]}
+
+
+def _hint(returned: Any) -> str:
+    """Returns what to say where a network seems to leave its last steps to others."""
+    parts = list(returned.values()) if isinstance(returned, Mapping) else returned
+    tensors = [part for part in ([returned] if isinstance(returned, Tensor) else parts) if isinstance(part, Tensor)]
+    shapes = [tensor.shape for tensor in tensors if tensor.dim() == 3]
+    said = ""
+    if any(shape[2] == SCORE and other[:2] == shape[:2] and other[2] != SCORE for shape in shapes for other in shapes):
+        said = "detr (with a class for no object) or detr-sigmoid"
+    elif len(shapes) == 1:
+        said = "yolo" if SCORE < shapes[0][1] < shapes[0][2] else "yolo5" if shapes[0][2] > LABEL else ""
+    return f"; where these are what detections are still to be made of, say --detections {said}" if said else ""
 
 
 def _checked(values: Mapping[str, Any], returned: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +160,7 @@ def _checked(values: Mapping[str, Any], returned: Any) -> tuple[Tensor, Tensor, 
         and labels.dim() in (1, 2)
     )
     if not fits:
-        raise Unsupported(f"{WANTED}; it returned {_described(returned)}")
+        raise Unsupported(f"{WANTED}; it returned {_described(returned)}{_hint(returned)}")
     if labels.shape[1:] == (1,):  # of a single class, which is the class of all
         labels = torch.zeros_like(labels[:, 0])
     return cast("tuple[Tensor, Tensor, Tensor]", (boxes, scores, labels))

@@ -134,7 +134,7 @@ def _path(returned: Any, output: str | None, batch: int, wanted: int | None, axe
         return _named_path(tensors, returned, output, batch, axes)
     fitting = [(path, tensor) for path, tensor in tensors if _fits(tensor, batch, axes)]
     if not fitting:
-        said = f"{_WANTED[axes]} for {batch} images; it returned {_described(returned)}"
+        said = f"{_WANTED[axes]} for {batch} images; it returned {described(returned)}"
         raise Unsupported(said + _hint([tensor for _, tensor in tensors], batch, axes))
 
     def order(entry: tuple[Path, Tensor]) -> tuple[bool, bool]:
@@ -148,7 +148,7 @@ def _named_path(tensors: list[tuple[Path, Tensor]], returned: Any, output: str, 
     path = next((path for path, _ in tensors if _named(path) == output), None) or _by_position(returned, output)
     tensor = None if path is None else _at(returned, path)
     if path is None or not isinstance(tensor, Tensor):
-        raise InvalidOption(f"the network has no output {shown(output)}; it returned {_described(returned)}")
+        raise InvalidOption(f"the network has no output {shown(output)}; it returned {described(returned)}")
     if not _fits(tensor, batch, axes):
         said = f"{_WANTED[axes]} for {batch} images; output {shown(output)} is {_shape(tensor)}"
         raise Unsupported(said + _hint([tensor], batch, axes))
@@ -221,7 +221,7 @@ def _named(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _described(returned: Any) -> str:
+def described(returned: Any) -> str:
     """Returns what people read of it: `dict of 'features' (2, 512) float32, 'scores' (2, 10) float32`."""
     if isinstance(returned, Tensor):
         return f"a tensor {_shape(returned)}"

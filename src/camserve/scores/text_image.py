@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class TextEncoder(Protocol):
     """Describes what a network of outputs "text-image" has under the name `text_encoder`, beside its own forward.
 
-    Where it is an `nn.Module`, its weights are packed with the network's, and it is moved to the same device.
+    Where it is an `nn.Module`, its weights are packed with the network's, and it is moved to the same device. It may
+    have a number `bias` as well: then each text may be true by itself, else one of all texts is.
     """
 
     max_length: int
@@ -73,7 +74,8 @@ class TextImage(Embedding):
     """Describes vectors (n, D) as `Embedding` does, with a text encoder beside: a text is the vector it makes of it.
 
     The packed prompts are the references. Their probabilities are softmax(scale * cosine) over all of them, as in CLIP
-    (Radford et al. 2021, section 3.1.2 and figure 3).
+    (Radford et al. 2021, section 3.1.2 and figure 3); with a bias sigmoid(scale * cosine + bias) of each, as in SigLIP
+    (https://arxiv.org/abs/2303.15343, eq. 1).
 
     Args:
         encoder: the text encoder.
@@ -89,7 +91,8 @@ class TextImage(Embedding):
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns similarity and probability of each prompt, the most similar one first; nothing without prompts."""
         found = super().predictions(outputs)
-        probability = (self._encoder.scale * found.numbers["similarity"]).softmax(dim=0)
+        logits, bias = self._encoder.scale * found.numbers["similarity"], getattr(self._encoder, "bias", None)
+        probability = logits.softmax(dim=0) if bias is None else (logits + bias).sigmoid()
         probability = probability.clamp(min=torch.finfo(torch.float32).tiny)  # 0 stands for none in a message
         return Predictions(found.order, {"probability": probability, **found.numbers})
 

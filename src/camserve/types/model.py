@@ -36,6 +36,10 @@ Outputs = Literal[
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 """The kinds of outputs: what the numbers that a network gives are."""
 
+Decoding = Literal["detr", "detr-sigmoid", "yolo", "yolo5"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+"""Forms of answers that detections are made of, where a network leaves its last steps to others."""
+
 OF_VECTORS: tuple[Outputs, ...] = ("embedding", "text-image")
 """The kinds of outputs that are vectors, which are compared to others."""
 

@@ -25,6 +25,7 @@ from camserve.errors import CamserveError, InvalidOption, Unsupported
 from camserve.methods.spec import Asset
 from camserve.methods.work import Kind
 from camserve.runtimes.choice import RuntimeName, runtime_name
+from camserve.runtimes.exported_network import ExportedNetwork
 from camserve.runtimes.kept import cache_folder
 from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.onnx_network import OnnxNetwork
@@ -37,11 +38,12 @@ from camserve.saliency.opening import Opening, Trunk, Whole
 from camserve.saliency.passes import Passes
 from camserve.saliency.run import dtype_of, failed, run, single
 from camserve.scores import Score, TextEncoder, find_outputs, kind_of, make_score
+from camserve.scores.decoding import Decoded
 from camserve.scores.returned import select
 from camserve.scores.score import Reading
 from camserve.scores.tokens import encoded
 from camserve.types import AnyTarget, ModelInfo, Outputs, Precision, Preprocessing, RuntimeInfo, TextInput
-from camserve.types.model import NO_LAYER, OF_VECTORS
+from camserve.types.model import NO_LAYER, OF_VECTORS, Decoding
 from camserve.types.references import References, check_takes_references
 from camserve.types.tokenisers import Tokeniser, Writer
 from camserve.worker.modes import Shared, exact_float32
@@ -66,6 +68,7 @@ class Network:
         outputs: kind of the numbers, see `camserve.scores`; None: found, where numbers tell.
         output: which of the tensors that the module returns: see `camserve.scores.returned.select`.
         units: unit of each number of outputs "value"; one is that of all.
+        detections: what those of outputs "boxes" are made of; None: the module gives them as they are.
         name: name of the model.
         version: version of the model.
         layer: default layer; None means the one that `survey` chooses.
@@ -97,6 +100,7 @@ class Network:
         outputs: Outputs | None = None,
         output: str | int | None = None,
         units: Sequence[str] = (),
+        detections: Decoding | None = None,
         layer: str | None = None,
         source: str = "",
         licence: str = "",
@@ -109,6 +113,8 @@ class Network:
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise InvalidOption(f"micro_batch must be at least 1, got {micro_batch}")
+        if detections is not None and outputs != "boxes":
+            raise InvalidOption(f"detections are made for outputs boxes, and the outputs are {outputs or 'not said'}")
         module = original(module)
         self.text_encoder: TextEncoder | None = getattr(module, "text_encoder", None)
         """The maker of vectors of texts that stands beside the network, if one does; for outputs "text-image"."""
@@ -127,6 +133,8 @@ class Network:
         """Runs the network; `camserve.worker.tuning` may have found a faster one."""
         self.evaluating = Shared(self._evaluate)
         """Context manager: inside, eval mode, frozen parameters and no compiled code; afterwards all is as before."""
+        if detections is not None:
+            self.module = Decoded(self.module, detections)
         with self.evaluating(), exact_float32():
             returned = self._select(output, len(labels) if outputs in _ONE_LABEL_EACH else None, outputs)
             self.score = make_score(
@@ -134,7 +142,11 @@ class Network:
             )
             """Score of the network: turns its outputs and a target into the number that is explained."""
             self.score.check(returned)
-            lacks = {**self.score.lacks, **(module.lacks if isinstance(module, OnnxNetwork) else {}), **(lacks or {})}
+            lacks = {
+                **self.score.lacks,
+                **(module.lacks if isinstance(module, OnnxNetwork | ExportedNetwork) else {}),
+                **(lacks or {}),
+            }
             self.survey = found or self._surveyed(lacks)
             classifier = self.survey.classifier
             linear = self.module.get_submodule(classifier) if classifier else None
@@ -496,7 +508,7 @@ def load_network(
     module, card = load_package(Path(path))
     references = read_references(Path(path), card)
     files = read_files(Path(path), card)
-    weights = weights_hash(module, card.preprocessing, card.outputs, card.output, references, files)
+    weights = weights_hash(module, card.preprocessing, card.outputs, card.output, references, files, card.detections)
     network = Network(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks this form
         preprocessing=card.preprocessing,
@@ -504,6 +516,7 @@ def load_network(
         outputs=card.outputs,
         output=card.output,
         units=card.units,
+        detections=card.detections,
         name=card.name,
         version=card.version,
         layer=card.layer,
@@ -589,6 +602,7 @@ def weights_hash(
     output: str | None = None,
     references: References | None = None,
     files: Mapping[str, bytes] | None = None,
+    detections: Decoding | None = None,
 ) -> str:
     """Returns a hash of all that the answers of a network depend on, parameters and buffers with their names first.
 
@@ -599,11 +613,13 @@ def weights_hash(
         output: which of its outputs is explained.
         references: what vectors are compared to.
         files: what the network is built of, by name.
+        detections: what its detections are made of.
 
     Returns:
         BLAKE2b of 16 bytes, hexadecimal.
     """
-    found = hashlib.blake2b(repr((preprocessing, outputs, output)).encode(), digest_size=16)
+    made = () if detections is None else (detections,)
+    found = hashlib.blake2b(repr((preprocessing, outputs, output, *made)).encode(), digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,31 +1,31 @@
-"""Reads image classifiers that Hugging Face's `save_pretrained` wrote; no other file knows the ways of transformers.
+"""Reads networks that Hugging Face's `save_pretrained` wrote.
 
-A directory has config.json, weights as safetensors, and preprocessor_config.json. Networks and preprocessors are those
-of the installed package transformers: nothing is downloaded, and no code of the directory or of the Hub is run. So what
-could name such code is refused (`auto_map`, attention kernels by name, quantisers), in archives as well.
+A directory has config.json, weights as safetensors, and preprocessor_config.json; one of images and texts also a
+tokeniser. Networks and preprocessors are those of the installed package transformers: nothing is downloaded, and no
+code of the directory or of the Hub is run. So what could name such code is refused (`auto_map`, attention kernels by
+name, quantisers), in archives as well.
 
 How images become input is not believed: what camserve makes of a few pictures is compared with what the preprocessor
-makes of them, and a preprocessor that does something else is refused.
+makes of them, and a preprocessor that does something else is refused. So is how answers become detections, or
+probabilities of texts.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from camserve.archive.card import MAX_INPUT_PX
 from camserve.archive.checkpoints import some
+from camserve.archive.hugging_face.kinds import DETECTOR, TOWERS, Kind, kind_of
+from camserve.archive.hugging_face.preprocessing import expressed
 from camserve.archive.untrusted import is_file, parse_json, read_bytes, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound
-from camserve.images import seen
 from camserve.types import Outputs, Preprocessing
+from camserve.types.model import Decoding
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +34,17 @@ HUGGING_FACE = "hf:"
 CONFIG = "config.json"
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Names under which preprocessors are saved, the second one by newer versions for several at once."""
+TOKENISER = "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
-_WHAT = "a Hugging Face image classifier"
+_WHAT = "a Hugging Face network"
 _WANTED = f"{_WHAT} as save_pretrained writes it: {CONFIG}, {WEIGHTS[0]} and {PREPROCESSORS[0]}"
-_RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the ways to resize that a card can have."""
 _RUNS_CODE = re.compile(r"auto_map|quantization_config|\w*_implementation\w*|use_kernels")
 """Keys of a configuration that can name code, or kernels that transformers would download and run."""
 _MOST_MODULES = 10_000
 """Bound of each number of layers: the deepest networks have some hundreds."""
 _MOST_PARAMETERS = 2**32
 _COUNTS = re.compile(r"\w*(?:layers|depths?|blocks|stages|repeats)")
-_SAME = 1e-5
-"""Share of the largest number of the input by which two ways of making it may differ: ten times float32's rounding."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +53,46 @@ class Found:
 
     architecture: str
     """Name of the network's class in transformers."""
-    config: bytes
-    """Content of config.json."""
+    files: Mapping[str, bytes]
+    """Files, by name, that rebuild the network."""
     state: dict[str, torch.Tensor]
     """The state dict, by the names that the installed transformers has for them."""
     file: Path | None
     """The file of the weights; None where there are several."""
     preprocessing: Preprocessing
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    """Names of its classes; None for a network that has none."""
     outputs: Outputs
+    decoding: Decoding | None
+    """Form of the answers that its detections are made of; None for a network of other outputs."""
+    taken: tuple[str, ...]
+    """Says in words in what the network is shown images otherwise than by its preprocessor."""
 
 
 def read_directory(directory: Path) -> Found:
-    """Returns the image classifier that a directory has.
+    """Returns the network that a directory has.
 
     Raises:
         NotFound: there is no such directory, it lacks a file, or transformers is not installed.
-        InvalidOption: the network is no image classifier, or its preprocessing cannot be expressed.
+        InvalidOption: the network is of no kind that can be packed, or what is done before or behind it cannot be
+            expressed.
         InvalidInput: the directory has code, pickled weights alone, or files that cannot be read or do not fit.
     """
     transformers = _transformers()
     _check_files(directory)
     config = read_bytes(directory / CONFIG, _WHAT)
-    _check_config(directory / CONFIG, config)
-    for name in PREPROCESSORS:
+    kind, content = _check_config(directory / CONFIG, config)
+    for name in (*PREPROCESSORS, TOKENISER):
         if is_file(directory / name):
             _check_runs_nothing(directory / name, _parsed(directory / name))
     with reading(directory, _WHAT), _quiet(transformers):
         processor = transformers.AutoImageProcessor.from_pretrained(
             directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
-        preprocessing = _preprocessing(processor)
-        network, report = transformers.AutoModelForImageClassification.from_pretrained(
+        preprocessing, said = expressed(processor, kind.whole)
+        network, report = getattr(transformers, kind.auto).from_pretrained(
             directory,
+            config=_configuration(transformers, content),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -96,44 +100,139 @@ def read_directory(directory: Path) -> Found:
             ignore_mismatched_sizes=True,  # they are told, with their names
             output_loading_info=True,
         )
-    _check_complete(directory, report)
+        _check_complete(directory, report)
+        files = {CONFIG: config}
+        if kind is TOWERS:
+            files |= _text(transformers, directory, network, preprocessing)
     labels = network.config.id2label
     return Found(
         architecture=type(network).__name__,
-        config=config,
+        files=files,
         state=network.state_dict(),
         file=directory / WEIGHTS[0] if is_file(directory / WEIGHTS[0]) else None,
         preprocessing=preprocessing,
-        labels=tuple(str(labels[index]) for index in range(len(labels))),
-        outputs=_outputs(network.config),
+        labels=None if kind is TOWERS else tuple(str(labels[index]) for index in range(len(labels))),
+        outputs=kind.outputs or _outputs(network.config),
+        decoding=_decoding(processor) if kind is DETECTOR else None,
+        taken=(said,) if said else (),
     )
 
 
-def build_network(config: bytes) -> torch.nn.Module:
-    """Returns the network that a config.json describes, with random weights, on the CPU, in float32.
+def file_names(architecture: str) -> tuple[str, ...]:
+    """Returns the names of the files that rebuild a network, by the name of its class in transformers.
 
     Raises:
-        InvalidInput: it describes none, or could have code run.
-        InvalidOption: it describes other than an image classifier.
+        NotFound: transformers is not installed.
+    """
+    _transformers()
+    from camserve.archive.hugging_face.towers import TEXT
+
+    return (CONFIG, TEXT) if TOWERS.has(architecture) else (CONFIG,)
+
+
+def build_network(files: Mapping[str, bytes]) -> torch.nn.Module:
+    """Returns the network that some files describe, with random weights, on the CPU, in float32.
+
+    Raises:
+        InvalidInput: they describe none, or could have code run.
+        InvalidOption: they describe one of another kind.
         NotFound: transformers is not installed.
     """
     transformers = _transformers()
-    content = _check_config(Path(CONFIG), config)
+    kind, content = _check_config(Path(CONFIG), files[CONFIG])
     with reading(Path(CONFIG), f"the configuration of {_WHAT}"), _quiet(transformers):
         import torch
 
         def make() -> torch.nn.Module:
-            made = transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content)
-            network = transformers.AutoModelForImageClassification.from_config(
-                made, trust_remote_code=False, dtype=torch.float32
-            )
+            made = _configuration(transformers, content)
+            network = getattr(transformers, kind.auto).from_config(made, trust_remote_code=False, dtype=torch.float32)
             return cast("torch.nn.Module", network)
 
         with torch.device("meta"):
             numbers = sum(weight.numel() for weight in make().parameters())
         if numbers > _MOST_PARAMETERS:
             raise ValueError(f"a network has at most {_MOST_PARAMETERS} parameters, got {numbers}")
-        return make()
+        network = make()
+    if kind is not TOWERS:
+        return network
+    from camserve.archive.hugging_face.towers import TEXT, Towers
+
+    if TEXT not in files:
+        raise InvalidInput(f"a network of images and texts has a file {TEXT}, and it is not there")
+    return Towers(network, files[TEXT])
+
+
+def _configuration(transformers: Any, content: Mapping[str, Any]) -> Any:
+    """Returns the configuration of a network; weights of its backbone are never looked for."""
+    return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(_without_downloads(content))
+
+
+def _without_downloads(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_downloads(value) for value in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: False if key == "use_pretrained_backbone" else _without_downloads(value) for key, value in content.items()
+    }
+
+
+def _text(transformers: Any, directory: Path, network: Any, preprocessing: Preprocessing) -> dict[str, bytes]:
+    """Returns the file by which a network of images and texts makes tokens, once it is seen to answer as it does."""
+    import torch
+
+    from camserve.archive.hugging_face.towers import TEXT, Towers, check_answers, packed_text
+
+    text = packed_text(transformers, directory, network)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn((2, preprocessing.channels, *preprocessing.crop_px), generator=draw)
+    check_answers(transformers, directory, Towers(network, text), network, images)
+    return {TEXT: text}
+
+
+def _decoding(processor: Any) -> Decoding:
+    """Returns how a preprocessor makes detections of a network's answers.
+
+    Each of DETR's two ways is tried on random answers. Of the better ones of each, all must be the same: preprocessors
+    differ in how many they keep.
+
+    Raises:
+        InvalidOption: it does it in another way.
+    """
+    from types import SimpleNamespace
+
+    import torch
+
+    from camserve.scores.decoding import LEAST, decode
+
+    draw, (height, width) = torch.Generator().manual_seed(0), (480, 640)
+    answers = {
+        "logits": 2 * torch.randn((1, 12, 7), generator=draw),
+        "pred_boxes": 0.1 + 0.8 * torch.rand((1, 12, 4), generator=draw),
+    }
+    name = type(processor).__name__.removesuffix("Pil")
+    try:
+        (theirs,) = processor.post_process_object_detection(
+            SimpleNamespace(**answers), threshold=LEAST, target_sizes=torch.tensor([[height, width]])
+        )
+        rows = sorted(zip(*(theirs[key].tolist() for key in ("scores", "labels", "boxes")), strict=True), reverse=True)
+        for decoding in _DETRS:
+            (ours,) = decode(decoding, answers, (height, width))
+            found = zip(*(ours[key].tolist() for key in ("scores", "labels", "boxes")), strict=True)
+            if len(rows) >= 5 and all(map(_is_same, rows, sorted(found, reverse=True))):
+                return decoding
+    except Exception as error:  # whatever comes of a preprocessor that wants other answers
+        raise InvalidOption(f"{name} makes detections of other answers than DETR's: {short(error)}") from None
+    raise InvalidOption(f"{name} makes detections of a network's answers in another way than those of DETR's kind do")
+
+
+_DETRS: tuple[Decoding, ...] = ("detr", "detr-sigmoid")
+
+
+def _is_same(one: tuple[float, int, list[float]], other: tuple[float, int, list[float]]) -> bool:
+    """Tells whether two detections are the same, to float32's rounding: a share, a class and pixels."""
+    far = max(abs(mine - yours) for mine, yours in zip((one[0], *one[2]), (other[0], *other[2]), strict=True))
+    return one[1] == other[1] and far <= 1e-3
 
 
 def _transformers() -> Any:
@@ -189,23 +288,11 @@ def _an_object(path: Path, data: bytes) -> dict[str, Any]:
     return content
 
 
-def _check_config(path: Path, data: bytes) -> dict[str, Any]:
-    """Returns a configuration that describes an image classifier of transformers, and names no code."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
-
+def _check_config(path: Path, data: bytes) -> tuple[Kind, dict[str, Any]]:
+    """Returns the kind of network that a configuration describes, and what it says; it names no code."""
     content = _an_object(path, data)
     _check_runs_nothing(path, content)
-    kind, classes = content.get("model_type"), content.get("architectures")
-    if kind == "timm_wrapper":
-        raise InvalidOption(f"{short(path)} is a network of timm: pack it as timm:NAME, with this file's weights")
-    known = KNOWN.get(kind, ()) if isinstance(kind, str) else ()
-    name = classes[0] if isinstance(classes, list) and classes else None
-    if name not in ((known,) if isinstance(known, str) else known):
-        raise InvalidOption(
-            f"{short(path)} must describe a network for image classification, as ViTForImageClassification, "
-            f"got {short(repr(name or kind))}"
-        )
-    return content
+    return kind_of(path, content), content
 
 
 def _check_runs_nothing(path: Path, content: Any) -> None:
@@ -251,104 +338,23 @@ def _outputs(config: Any) -> Outputs:
     return "softmax"
 
 
-def _preprocessing(processor: Any) -> Preprocessing:
-    """Returns the preprocessing that makes of pictures what a preprocessor does.
-
-    Raises:
-        InvalidOption: there is none.
-    """
-    name = type(processor).__name__.removesuffix("Pil")
-    found = list(_candidates(processor))
-    for preprocessing in found:
-        if all(_makes_same(processor, preprocessing, picture) for picture in _pictures(preprocessing.crop_px)):
-            return preprocessing
-    settings = {key: value for key, value in processor.to_dict().items() if key in _SETTINGS}
-    raise InvalidOption(
-        f"the preprocessing of {name} cannot be expressed: images are resized to a shorter side or to a height and "
-        "width, cropped to their centre, scaled and normalised; it says "
-        + short(json.dumps(settings, default=str, sort_keys=True))
-    )
-
-
-_SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_pad")
-
-
-def _candidates(processor: Any) -> Iterator[Preprocessing]:
-    """Yields what a preprocessor may do, as far as its settings tell; whether it does is for others to see."""
-    interpolation = _RESAMPLING.get(int(getattr(processor, "resample", None) or 0))
-    size, crop_size = getattr(processor, "size", None), getattr(processor, "crop_size", None)
-    if interpolation is None or not processor.do_resize:
-        return
-    crop = _sides(crop_size) if getattr(processor, "do_center_crop", None) else None
-    shortest = getattr(size, "shortest_edge", None)
-    resized: list[tuple[Any, tuple[Any, Any] | None]] = []
-    if shortest is None:
-        resized += [(_sides(size), crop or _sides(size))]
-    else:
-        fraction = getattr(processor, "crop_pct", None) or 1.0
-        resized += [(shortest, crop), (int(256 / 224 * shortest), crop)]  # the second one is LeViT's
-        resized += [(int(shortest / fraction), (shortest, shortest)), ((shortest, shortest), (shortest, shortest))]
-    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    for resize, cropped in resized:
-        if resize is None or cropped is None or not _is_small(resize, cropped):
-            continue
-        try:
-            yield Preprocessing(
-                resize_px=resize,
-                crop_px=cropped,
-                mean=tuple((value + offset) / factor for value in _by_channel(mean)),
-                std=tuple(value / factor for value in _by_channel(std)),
-                interpolation=cast("Any", interpolation),
-                crop_start="down",
-            )
-        except InvalidOption:
-            continue
-
-
-def _sides(size: Any) -> tuple[int, int] | None:
-    height, width = getattr(size, "height", None), getattr(size, "width", None)
-    return None if height is None or width is None else (height, width)
-
-
-def _by_channel(values: Any) -> tuple[float, ...]:
-    return (float(values),) * 3 if isinstance(values, int | float) else tuple(map(float, values))
-
-
-def _is_small(resize: Any, crop: tuple[int, int]) -> bool:
-    sides = (*(resize if isinstance(resize, tuple) else (resize,)), *crop)
-    return all(isinstance(side, int) and 1 <= side <= MAX_INPUT_PX for side in sides)
-
-
-def _pictures(crop: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Yields pictures wide and high, of sizes that leave each number of odd pixels to a crop."""
-    height, width = crop
-    draw = np.random.default_rng(0)
-    for more in range(4):
-        size = (height + 2, 2 * width + 3 + more) if more % 2 else (2 * height + 3 + more, width + 2)
-        yield draw.integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
-def _makes_same(processor: Any, preprocessing: Preprocessing, picture: np.ndarray) -> bool:
-    from PIL import Image
-
-    theirs = np.asarray(processor(Image.fromarray(picture), return_tensors="np")["pixel_values"])[0]
-    pixels, _ = seen(Image.fromarray(picture), preprocessing)
-    ours = ((pixels / 255 - preprocessing.mean) / preprocessing.std).transpose(2, 0, 1)
-    return theirs.shape == ours.shape and bool(np.abs(theirs - ours).max() <= _SAME * np.abs(ours).max())
-
-
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keeps what transformers says while it loads to itself: what is wrong is raised by those who asked."""
+    """Keeps what transformers says while it loads to itself, and keeps it from asking the Hub.
+
+    What is wrong is raised by those who asked. A configuration may name a backbone that is looked for on the Hub.
+    """
+    from huggingface_hub import constants
+
     logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    before, bars, offline = logging.get_verbosity(), logging.is_progress_bar_enabled(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE = offline
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
