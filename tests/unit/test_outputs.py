@@ -349,3 +349,8 @@ def test_numbers_that_are_not_finite_are_one_error_in_every_method(where, what):
     assert f"{where}" in text
     assert "are not finite for this image: NaN or infinite" in text
     assert engine.explain(picture(2), ["grad_cam"], [0], layer=layer).maps[0].array.any()
+
+
+def test_a_single_number_is_no_vector():
+    with pytest.raises(InvalidOption, match="are vectors, and this network has one output: its direction is none"):
+        Engine(Wrapped(lambda z: z[:, :1]), preprocessing=PREPROCESSING, outputs="embedding")
