@@ -20,7 +20,7 @@ from camserve.worker.forward import Wanted
 from camserve.worker.memory import Passed, Seen
 from camserve.worker.network import Network
 
-METHODS: tuple[MethodSpec, ...] = (GradCam(), ScoreCam(), Rise(masks=32, grid=4), SmoothGrad(samples=16))
+METHODS: tuple[MethodSpec, ...] = (GradCam(), Rise(masks=32, grid=4), ScoreCam(), SmoothGrad(samples=16))
 VIEW = InputView((40, 48), (0.0, 0.0, 48.0, 40.0), (40, 48))
 
 
@@ -61,6 +61,14 @@ def test_neighbours_do_not_change_a_bit(expected: list[bytes]):
     assert [partial.sums.tobytes() for partial in found.partials] == expected
 
 
+def test_tasks_of_one_item_do_not_change_a_bit_of_each_other(expected: list[bytes]):
+    """How the queries of a request are spread over steps is a matter of load."""
+    whole = item(1)
+    alone = [sums(Executor(network()), replace(whole, tasks=(task,)))[0] for task in whole.tasks]
+    assert alone == expected
+    assert sums(Executor(network()), replace(whole, tasks=whole.tasks[::-1])) == expected[::-1]
+
+
 def test_the_size_of_other_passes_does_not_change_a_bit(expected: list[bytes]):
     for micro_batch in (1, 3, 16):
         assert sums(Executor(network(micro_batch)), item(1)) == expected
@@ -85,7 +93,7 @@ def test_other_items_depend_on_all_of_these():
         sums(Executor(network()), plain, *others()),
         sums(Executor(network(3)), plain),
     ]
-    assert len({found[0][1], found[1][1], found[2][1]}) == 3  # Score-CAM's
+    assert len({found[0][2], found[1][2], found[2][2]}) == 3  # Score-CAM's
     assert found[0][0] != found[1][0]  # Grad-CAM's
 
 
