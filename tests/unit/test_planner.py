@@ -796,14 +796,14 @@ def test_a_lost_slice_of_a_cancelled_request_is_not_sent_again():
 def lose(plan: Planner, step: Step) -> list[Fate]:
     """Tells the planner what the gateway does where a worker dies over a step."""
     now_s = float(step.number)
-    plan.evidence.lost(step.backend, [part.request for part in step.slices], step.predicted_s, now_s, now_s)
+    plan.blame.lost(step.backend, [part.request for part in step.slices], step.predicted_s, now_s, now_s)
     return [plan.lost(step.number, part.request, by_worker=True) for part in step.slices]
 
 
 def proven(*backends: str) -> Planner:
     plan = planner(dict.fromkeys(backends, 1))
     for name in backends:
-        plan.evidence.answered(name, 1.0)
+        plan.blame.answered(name, 1.0)
     return plan
 
 
@@ -834,7 +834,7 @@ def test_a_request_over_which_two_workers_died_is_at_fault():
     assert [lose(plan, step_of(plan)) for _ in range(2)] == [[Fate.GOES_ON], [Fate.AT_FAULT]]
     assert request not in plan
     assert plan.counts() == Counts(asked=4, cancelled=4)
-    assert all(plan.evidence.is_witness(name, 99) for name in ("east", "west")), "nothing is left on their records"
+    assert all(plan.blame.is_witness(name, 99) for name in ("east", "west")), "nothing is left on their records"
 
 
 def test_a_request_is_not_at_fault_where_nothing_else_was_ever_answered():
@@ -866,7 +866,7 @@ def test_what_waits_behind_a_request_that_breaks_workers_is_not_at_fault():
         assert (shares(first), shares(second)) == ({breaks: 4}, {waits: 4})
         for step in (first, second):  # both were sent before the first was found to be lost
             requests = [part.request for part in step.slices]
-            own = plan.evidence.lost("here", requests, 0.1, began_s=now_s - 0.5, now_s=now_s)
+            own = plan.blame.lost("here", requests, 0.1, began_s=now_s - 0.5, now_s=now_s)
             fates.append(plan.lost(step.number, requests[0], by_worker=own))
     assert fates == [Fate.GOES_ON, Fate.GOES_ON, Fate.AT_FAULT, Fate.GOES_ON]
 
@@ -883,9 +883,9 @@ def test_what_another_backend_answers_speaks_against_the_one_that_lost_it():
         assert (step.backend, again.backend) == ("east", "west")
         plan.set_workers("west", 0)
         plan.set_workers("east", 1)
-    assert not plan.evidence.is_witness("east", request)
+    assert not plan.blame.is_witness("east", request)
     lose(plan, step_of(plan))
-    assert plan.evidence.pause_until_s("east") is not None, "three losses in a row"
+    assert plan.blame.pause_until_s("east") is not None, "three losses in a row"
 
 
 def test_what_was_answered_after_a_loss_in_company_speaks_against_nobody():
@@ -894,7 +894,7 @@ def test_what_was_answered_after_a_loss_in_company_speaks_against_nobody():
     lose(plan, step_of(plan))
     finish(plan, step_of(plan))
     assert first not in plan
-    assert plan.evidence.is_witness("east", second), "the other one may have broken the worker"
+    assert plan.blame.is_witness("east", second), "the other one may have broken the worker"
 
 
 # Stragglers
@@ -1553,7 +1553,7 @@ def test_losses_of_what_is_not_asked_any_more_fail_no_request():
     """Its map is there: two workers that died over the same queries would else have been enough."""
     plan = planner({"one": 2, "two": 2})
     for name in ("one", "two"):
-        plan.evidence.answered(name, 1.0)
+        plan.blame.answered(name, 1.0)
     request = ask(plan, [60, 9])
     finish(plan, step_of(plan))
     assert plan.lost(step_of(plan).number, request, by_worker=True) is Fate.GOES_ON

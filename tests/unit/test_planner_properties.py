@@ -655,8 +655,8 @@ class Machine(RuleBasedStateMachine):
         sent, cargo, book = self._find(which)
         part = cargo.part
         self._land(sent, cargo)
-        evidence = self.planner.evidence  # judged beforehand: a request at fault is taken off the records
-        witnesses = {name for name in BACKENDS if evidence.is_witness(name, part.request)}
+        blame = self.planner.blame  # judged beforehand: a request at fault is taken off the records
+        witnesses = {name for name in BACKENDS if blame.is_witness(name, part.request)}
         fate = self.planner.lost(sent.step.number, part.request, by_worker)
         if not cargo.settled and book.over:
             self._settle(cargo, book)
@@ -704,13 +704,13 @@ class Machine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(BACKENDS), what=st.sampled_from(["answers", "loses", "passes", "fails"]))
     def evidence(self, name: str, what: str) -> None:
         """Whatever is known of backends, queries are neither lost nor asked twice."""
-        evidence, requests = self.planner.evidence, [book.number for book in self.live][:1]
+        blame, requests = self.planner.blame, [book.number for book in self.live][:1]
         if what == "loses":
-            evidence.lost(name, requests, 0.1, self.now_s - 1, self.now_s)
+            blame.lost(name, requests, 0.1, self.now_s - 1, self.now_s)
         elif what == "answers":
-            evidence.answered(name, 0.3)
+            blame.answered(name, 0.3)
         else:
-            evidence.controlled(name, what == "passes")
+            blame.controlled(name, what == "passes")
 
     @precondition(lambda self: any(book.stalled for book in self.live))
     @rule(part=st.sampled_from([0.0, 0.5, 1.0]))

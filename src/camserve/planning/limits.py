@@ -74,7 +74,7 @@ class Limits:
     target time before, if that is less. It covers the way there and back, planning, and what a prediction is off."""
 
     losses: int = 3
-    """Steps lost in a row that quarantine a backend; see `camserve.planning.evidence`."""
+    """Steps lost in a row that quarantine a backend; see `camserve.planning.blame`."""
     pause_s: float = 1.0
     """Time for which a backend is in quarantine at first; twice as long each time that it loses steps again."""
     most_pause_s: float = 60.0

@@ -45,7 +45,7 @@ So nothing starves. A request that has become aged is in one of the next `1 + su
 could be in; the sum is over the live requests that came before it, and `s` is the number of queries that a share of the
 smallest step holds, at least 1. Steps of lost work are not counted.
 
-Lost work is sent again until its request is to blame, or nobody is left to ask. `camserve.planning.evidence` says which
+Lost work is sent again until its request is to blame, or nobody is left to ask. `camserve.planning.blame` says which
 losses count against the request: with two dead or silent workers among them it is at fault, with `MAX_LOSSES` of any
 kind it is given up. Losses that count against backends are not counted for the request as long as there is a backend
 that it was not lost at.
@@ -69,9 +69,9 @@ from typing import TYPE_CHECKING
 from camserve.methods.work import Kind, Work
 from camserve.planning.admission import Admission
 from camserve.planning.backends import Backends, BackendState
+from camserve.planning.blame import Blame
 from camserve.planning.cost import Load
 from camserve.planning.demand import Demand
-from camserve.planning.evidence import Evidence
 from camserve.planning.filling import Filling
 from camserve.planning.ledger import Ledger
 from camserve.planning.limits import CLASSES, NOBODY, Limits, Owner
@@ -96,7 +96,7 @@ class Planner:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.evidence = Evidence(limits)
+        self.blame = Blame(limits)
         """Record of what speaks for and against each backend; whoever sends steps tells it what becomes of them."""
         self._requests: dict[int, LiveRequest] = {}
         self._queue = Queue(limits.age_s)
@@ -164,7 +164,7 @@ class Planner:
     def remove_backend(self, backend: str) -> None:
         """Forgets a backend and what was learnt of it; its steps in flight are still to be answered or lost."""
         self._backends.remove(backend)
-        self.evidence.remove(backend)
+        self.blame.remove(backend)
 
     def observe(self, backend: str, worker: str, load: Load, seconds: float, now_s: float) -> None:
         """Learns that a worker was busy with a load for `seconds`."""
@@ -311,7 +311,7 @@ class Planner:
         live = landed.request
         for attempt in {attempt for attempts in landed.slice_.attempts for attempt in attempts}:
             if attempt.backend != backend:
-                self.evidence.contradicted(attempt.backend, request)
+                self.blame.contradicted(attempt.backend, request)
         added, withdrawn = live.land(landed.slice_, demands)
         self._ledger.answered(live, landed.slice_)
         if landed.slice_.opening:
@@ -401,12 +401,12 @@ class Planner:
     def _fate(self, request: int, histories: Sequence[Sequence[Attempt]]) -> Fate:
         """Returns what becomes of a request of which parts were lost, each at some attempts."""
         for history in histories:
-            against = [attempt for attempt in history if self.evidence.is_witness(attempt.backend, request)]
+            against = [attempt for attempt in history if self.blame.is_witness(attempt.backend, request)]
             if sum(attempt.by_worker for attempt in against) >= MAX_WORKERS_LOST:
-                self.evidence.excuse(request)
+                self.blame.excuse(request)
                 return Fate.AT_FAULT
             if len(against) >= MAX_LOSSES:
-                self.evidence.excuse(request)
+                self.blame.excuse(request)
                 return Fate.GIVEN_UP
             untried = self._backends.working - {attempt.backend for attempt in history}
             if len(history) >= MAX_LOSSES and not untried:

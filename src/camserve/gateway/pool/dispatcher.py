@@ -361,7 +361,7 @@ class Dispatcher:
         if all(isinstance(outcome, Unavailable) for outcome in result.outcomes):
             self._note_loss(step, passengers, began_s)  # that is no answer
         elif step.backend in self._known and not all(isinstance(outcome, Internal) for outcome in result.outcomes):
-            self._planner.evidence.answered(step.backend, step.predicted_s)
+            self._planner.blame.answered(step.backend, step.predicted_s)
         if all(isinstance(outcome, ItemResult) for outcome in result.outcomes):
             load = Load(result.made, len(result.outcomes))
             seconds = sum(result.stage_seconds.values())
@@ -468,7 +468,7 @@ class Dispatcher:
         if step.backend not in self._known:
             return False
         requests = [slice_.request for slice_ in step.slices]
-        own = self._planner.evidence.lost(step.backend, requests, step.predicted_s, began_s, self._now_s())
+        own = self._planner.blame.lost(step.backend, requests, step.predicted_s, began_s, self._now_s())
         # Without their images, which may be large, and may never be asked for: the control has one of its own.
         self._hold(step.backend, [replace(one.item, image=None) for one in passengers] if own else ())
         return own

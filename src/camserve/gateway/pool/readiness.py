@@ -3,7 +3,7 @@
 Workers that are READY are asked a *canary*, a step that is as small as can be, when they come and after each lost step.
 After a lost step they are also asked the *control*: the same work as was lost, on an image of our own. The canary says
 whether the backend may get work, the control whether the lost step may have been to blame (see
-`camserve.planning.evidence`).
+`camserve.planning.blame`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from camserve.gateway.pool.check_answer import check_answer
 from camserve.gateway.pool.replacements import Replacements
 from camserve.gateway.pool.torchserve import Backend, Workers
 from camserve.images import digest
-from camserve.planning import Evidence
+from camserve.planning import Blame
 from camserve.types import Item, ModelInfo, StepResult, Task
 from camserve.types.offered import sample_method
 from camserve.types.target_forms import sample_target
@@ -81,10 +81,10 @@ class Readiness:
         name: name of the backend.
         backend: connection to it.
         settings: bounds of a step, and how many unanswered looks count.
-        evidence: what speaks for and against the backends of the model.
+        blame: what speaks for and against the backends of the model.
     """
 
-    def __init__(self, model: str, name: str, backend: Backend, settings: Settings, evidence: Evidence) -> None:
+    def __init__(self, model: str, name: str, backend: Backend, settings: Settings, blame: Blame) -> None:
         self.workers: int | None = None
         """Number of workers that are READY; None when nobody can tell."""
         self.wanted = 0
@@ -107,7 +107,7 @@ class Readiness:
         self._name = name
         self._backend = backend
         self._settings = settings
-        self._evidence = evidence
+        self._blame = blame
         self._unanswered = 0  # looks in a row
         self._answers = 0  # steps that the backend had answered at the last look
 
@@ -118,7 +118,7 @@ class Readiness:
 
     def next_look_s(self, now_s: float) -> float:
         """Returns in how many seconds somebody should look again."""
-        until_s = self._evidence.pause_until_s(self._name)
+        until_s = self._blame.pause_until_s(self._name)
         left_s = math.inf if until_s is None or until_s <= now_s else until_s - now_s
         return min(self._settings.poll_s, left_s)
 
@@ -161,13 +161,13 @@ class Readiness:
         One unanswered look is no verdict, and a backend that answers steps meanwhile is alive. One that has just lost a
         step is taken at its word.
         """
-        answers = self._evidence.answers(self._name)
+        answers = self._blame.answers(self._name)
         self._unanswered = 1 if answers > self._answers else self._unanswered + 1
         self._answers = answers
         return self.ready and not self.in_doubt and self._unanswered < self._settings.backend_losses
 
     def _is_paused(self) -> bool:
-        until_s = self._evidence.pause_until_s(self._name)
+        until_s = self._blame.pause_until_s(self._name)
         return until_s is not None and asyncio.get_running_loop().time() < until_s
 
     async def _greeted(self, check: Callable[[ModelInfo], None]) -> bool:
@@ -189,7 +189,7 @@ class Readiness:
         self.device = device_of(result.worker)
         self.failure = ""
         await self._control(info)
-        return self._evidence.greeted(self._name, asyncio.get_running_loop().time())
+        return self._blame.greeted(self._name, asyncio.get_running_loop().time())
 
     async def _control(self, info: ModelInfo) -> None:
         """Finds out whether the workers answer the work of the step that was lost last, and notes it as evidence."""
@@ -205,7 +205,7 @@ class Readiness:
         except Exception:
             _log.exception("a control of model %s at %s", self._model, self._name)
             answered = False
-        self._evidence.controlled(self._name, answered)
+        self._blame.controlled(self._name, answered)
 
     async def _asked(self, info: ModelInfo, items: Sequence[Item]) -> StepResult:
         """Returns the answer to a step that is nobody's."""

@@ -79,7 +79,7 @@ class ServedModel:
     def join(self, name: str, backend: Backend) -> None:
         """Begins to watch the model at a backend, unless it is watched there."""
         if name not in self._served_at:
-            readiness = Readiness(self.name, name, backend, self._settings, self.dispatcher.planner.evidence)
+            readiness = Readiness(self.name, name, backend, self._settings, self.dispatcher.planner.blame)
             self._served_at[name] = readiness
             watching = self._watch(name, readiness)
             readiness.task = asyncio.create_task(watching, name=f"camserve watch of {self.name} at {name}")
@@ -128,7 +128,7 @@ class ServedModel:
         """Tells gauges and health after a look at a backend, and ends requests that nobody answers."""
         now_s = asyncio.get_running_loop().time()
         ready = sum(readiness.workers or 0 for readiness in self._served_at.values())
-        self._metrics.quarantined(self.dispatcher.planner.evidence.quarantined)
+        self._metrics.quarantined(self.dispatcher.planner.blame.quarantined)
         self._metrics.workers(ready, sum(readiness.wanted for readiness in self._served_at.values()))
         if self.ready:
             self._away_since_s = now_s

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camserve.errors import InvalidOption
-from camserve.planning import Evidence, Limits
+from camserve.planning import Blame, Limits
 
 CLOCK = map(float, itertools.count(10**6))
 """Times of steps that tests do not set themselves; none is twice."""
 LIMITS = Limits(losses=3, pause_s=1.0, most_pause_s=8.0)
 
 
-def evidence(*proven: str) -> Evidence:
-    found = Evidence(LIMITS)
+def blame(*proven: str) -> Blame:
+    found = Blame(LIMITS)
     for name in proven:
         found.answered(name, 1.0)
     return found
 
 
-def lose(found: Evidence, *requests: int, size_s: float = 1.0, now_s: float | None = None) -> bool:
+def lose(found: Blame, *requests: int, size_s: float = 1.0, now_s: float | None = None) -> bool:
     """A step is sent and lost; returns whether that puts the backend into quarantine."""
     before, began_s = found.pause_until_s("here"), next(CLOCK) if now_s is None else now_s
     assert found.lost("here", requests, size_s, began_s, began_s)
@@ -32,7 +32,7 @@ def lose(found: Evidence, *requests: int, size_s: float = 1.0, now_s: float | No
 
 def test_what_was_on_its_way_when_a_step_was_lost_is_no_loss_of_its_own():
     """Else a gateway that has three steps at a worker would quarantine it for one."""
-    found = evidence("here")
+    found = blame("here")
     assert found.lost("here", [1], 1.0, began_s=1.0, now_s=5.0)
     assert not any(found.lost("here", [number], 1.0, began_s=2.0, now_s=6.0) for number in range(9))
     assert found.pause_until_s("here") is None
@@ -42,7 +42,7 @@ def test_what_was_on_its_way_when_a_step_was_lost_is_no_loss_of_its_own():
 
 
 def test_three_losses_in_a_row_quarantine_a_backend_and_a_canary_after_the_pause_brings_it_back():
-    found = evidence("here")
+    found = blame("here")
     assert [lose(found, number, now_s=number) for number in (1, 2, 3)] == [False, False, True]
     assert (found.quarantined, found.pause_until_s("here")) == (1, 4.0)
     assert not found.greeted("here", 3.9), "a canary that was on its way does not end the pause"
@@ -51,7 +51,7 @@ def test_three_losses_in_a_row_quarantine_a_backend_and_a_canary_after_the_pause
 
 
 def test_an_answer_in_between_ends_the_row():
-    found = evidence()
+    found = blame()
     for number in range(20):
         assert not lose(found, number)
         assert not lose(found, number + 1)
@@ -59,12 +59,12 @@ def test_an_answer_in_between_ends_the_row():
 
 
 def test_small_steps_do_not_end_a_row_of_large_ones_until_there_are_many():
-    found = evidence()
+    found = blame()
     for number in (1, 2):
         lose(found, number)
         found.answered("here", 0.4)
     assert lose(found, 3)
-    found = evidence()
+    found = blame()
     for number in range(20):
         assert not lose(found, number)
         for _ in range(32):
@@ -72,7 +72,7 @@ def test_small_steps_do_not_end_a_row_of_large_ones_until_there_are_many():
 
 
 def test_pauses_double_up_to_a_bound_and_one_loss_is_enough_until_something_as_large_was_answered():
-    found, now_s, pauses_s = evidence(), 0.0, []
+    found, now_s, pauses_s = blame(), 0.0, []
     for number in range(3):
         lose(found, number, now_s=(now_s := now_s + 1))
     for number in range(5):
@@ -88,7 +88,7 @@ def test_pauses_double_up_to_a_bound_and_one_loss_is_enough_until_something_as_l
 
 
 def test_a_backend_is_a_witness_only_where_it_was_seen_to_work_and_lost_nothing_else():
-    found = evidence()
+    found = blame()
     lose(found, 1)
     assert not found.is_witness("here", 1), "it has never answered anything"
     found.controlled("here", True)
@@ -97,7 +97,7 @@ def test_a_backend_is_a_witness_only_where_it_was_seen_to_work_and_lost_nothing_
     assert not found.is_witness("here", 1)
     found.controlled("elsewhere", True)
     assert not found.is_witness("nowhere", 1)
-    found = evidence("here")
+    found = blame("here")
     lose(found, 1)
     lose(found, 2)
     assert not found.is_witness("here", 1)
@@ -105,7 +105,7 @@ def test_a_backend_is_a_witness_only_where_it_was_seen_to_work_and_lost_nothing_
 
 
 def test_a_step_lost_with_others_speaks_against_the_one_that_is_lost_alone_afterwards():
-    found = evidence("here")
+    found = blame("here")
     lose(found, 1, 2, 3)
     lose(found, 2)
     assert found.is_witness("here", 2)
@@ -113,7 +113,7 @@ def test_a_step_lost_with_others_speaks_against_the_one_that_is_lost_alone_after
 
 
 def test_a_request_that_another_backend_answers_was_not_to_blame():
-    found = evidence("here")
+    found = blame("here")
     quarantined = []
     for _ in range(3):
         quarantined.append(lose(found, 1))
@@ -125,7 +125,7 @@ def test_a_request_that_another_backend_answers_was_not_to_blame():
 
 def test_requests_that_break_workers_do_not_quarantine_a_backend_that_answers_the_controls():
     """One or several, however often: what they did is explained, and each can be told from the others."""
-    found = evidence("here")
+    found = blame("here")
     for number in [1, 1, 1, 1, 2, 3, 4, 5] * 20:
         assert not lose(found, number)
         found.controlled("here", True)
@@ -136,12 +136,12 @@ def test_requests_that_break_workers_do_not_quarantine_a_backend_that_answers_th
 
 
 def test_where_one_request_after_the_other_is_to_blame_it_is_the_backend():
-    found = evidence("here")
+    found = blame("here")
     for number in range(10):
         assert not lose(found, number)
         found.excuse(number)
     assert lose(found, 10)
-    found = evidence("here")
+    found = blame("here")
     for number in range(20):
         assert not lose(found, number)
         found.excuse(number)
@@ -167,8 +167,8 @@ EVENTS = st.lists(
 
 @given(EVENTS)
 def test_whatever_happens(events: list[tuple[str, str, int, float]]):
-    """Evidence of one backend is none of another; a pause is bounded; who is away is no witness."""
-    both, alone, now_s = Evidence(LIMITS), Evidence(LIMITS), 0.0
+    """Blame of one backend is none of another; a pause is bounded; who is away is no witness."""
+    both, alone, now_s = Blame(LIMITS), Blame(LIMITS), 0.0
     for what, name, request, size_s in events:
         now_s += 0.5
         for found in (both, alone) if name == "a" or what == "excuse" else (both,):

@@ -82,7 +82,7 @@ class _Record:
     """Whether it is in quarantine: the pause may be over, but no canary was answered yet."""
 
 
-class Evidence:
+class Blame:
     """Keeps what speaks for and against the backends of one model.
 
     Args:

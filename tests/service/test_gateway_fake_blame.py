@@ -68,7 +68,7 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
     """It answers each canary. The pauses grow until it answers steps as large as the lost ones, whatever small ones."""
     world = World(bad=FakeBackend(faults=Faults(failing_above=0)), good=FakeBackend())
     async with serving(world, step_queries=8, poll_s=0.002) as server:
-        evidence = model(server).dispatcher.planner.evidence
+        blame = model(server).dispatcher.planner.blame
         await everywhere(server, world)
         pauses_s = []
 
@@ -80,7 +80,7 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
                 await server.stub.Explain(ask(SCORE, image=photo(seed)))
                 assert (await server.stub.Explain(ask(GRAD, image=photo(seed)))).maps[0].complete
                 now_s = time()
-                if (until_s := evidence.pause_until_s("bad")) is not None:
+                if (until_s := blame.pause_until_s("bad")) is not None:
                     return until_s - now_s, until_s - before_s
                 before_s = now_s
             raise AssertionError("the backend was never quarantined")
@@ -96,7 +96,7 @@ async def test_a_backend_that_loses_its_steps_is_quarantined_for_longer_each_tim
             assert len(world["bad"].steps) == before, "it gets no work"
             assert world["bad"].canaries == canaries, "and is left in peace"
             jump(100)
-            await until(lambda: evidence.pause_until_s("bad") is None)
+            await until(lambda: blame.pause_until_s("bad") is None)
         for pause_s, (least_s, most_s) in zip((1, 2, 4, 8, 16, 32, 60, 60, 60), pauses_s, strict=True):
             assert least_s <= pause_s <= most_s + 1e-6
         world["bad"].faults, before = Faults(), len(world["bad"].steps)
@@ -171,7 +171,7 @@ async def test_an_image_that_breaks_two_workers_is_refused_and_nobody_else_notic
             assert "do not outlive this image: the worker died while it answered; it is not sent again" in text
             assert all([(await call).maps[0].complete for call in calls])
             assert model(server).ready
-            assert model(server).dispatcher.planner.evidence.quarantined == 0
+            assert model(server).dispatcher.planner.blame.quarantined == 0
         # On a slow machine a step is overdue, and sent to two backends at once.
         assert 4 * 2 <= sum(sent(backend, killer) for backend in world.values()) <= 4 * 3
 
@@ -197,7 +197,7 @@ async def test_many_images_that_break_workers_at_once_do_not_quarantine_the_pool
         codes = [(await failure(call))[0] for call in bad]
         assert all([(await call).maps[0].complete for call in good])
         assert model(server).ready
-        assert model(server).dispatcher.planner.evidence.quarantined == 0
+        assert model(server).dispatcher.planner.blame.quarantined == 0
     assert codes == ["INVALID_ARGUMENT"] * 8
     times = [sum(sent(backend, image) for backend in world.values()) for image in killers]
     assert 2 <= min(times) <= max(times) <= 3  # on a slow machine a step is overdue, and sent to two backends at once
