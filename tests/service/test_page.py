@@ -11,6 +11,7 @@ import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
@@ -518,6 +519,19 @@ async def test_axe_finds_nothing_that_stands_in_anybodys_way():
                     "async () => (await axe.run()).violations.map(each => [each.id, each.nodes.map(one => one.html)])"
                 )
                 assert not found, f"{scheme}, {width} px"
+
+
+async def test_the_benchmark_takes_the_models_time_off_that_of_a_drop(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import page as benchmark
+
+    async with serving(web_listen="127.0.0.1:0") as server:
+        files = benchmark.photos((60, 40), 2)
+        rows, _ = await benchmark.measured(f"http://{server.gateway.web_address}/", files)
+    (row,) = rows
+    assert row["until_seen"] > row["model"] > 0
+    told = benchmark.summary([row, {"until_seen": 3.0, "model": 1.0}, {"until_seen": 9.0, "model": 1.0}])
+    assert (told["drops"], told["beyond_model_max_s"], told["until_seen_median_s"]) == (3, 8.0, 3.0)
 
 
 def test_the_page_knows_the_methods_with_signed_maps():
