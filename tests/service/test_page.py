@@ -365,6 +365,9 @@ async def test_a_box_is_drawn_moved_by_keys_and_taken_away():
         await until(lambda: last_target(server).of.index is not None and last_target(server).box is not None)
         await done(page)
         address = page.url.partition("#")[2]
+        await page.get_by_role("button", name="rather than").nth(2).click()
+        await until(lambda: isinstance(last_target(server).of, Contrast) and last_target(server).box is not None)
+        await done(page)
         await page.locator("#frame").focus()
         await page.keyboard.press("Delete")
         await until(lambda: last_target(server).box is None)

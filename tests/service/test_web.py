@@ -530,6 +530,32 @@ async def test_handshakes_that_do_not_come_take_no_place_from_one_that_does(tmp_
         assert await read(reader) == b"", "it is closed in time"
 
 
+async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path):
+    ca = trustme.CA()
+    pair = ca.issue_cert("127.0.0.1")
+    (tmp_path / "key").write_bytes(pair.private_key_pem.bytes())
+    (tmp_path / "cert").write_bytes(pair.cert_chain_pems[0].bytes())
+    async with serving(
+        web_listen="127.0.0.1:0", ready=False, tls_key=tmp_path / "key", tls_cert=tmp_path / "cert"
+    ) as server:
+        context = ssl.create_default_context()
+        ca.configure_trust(context)
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(came, goes, server_hostname="127.0.0.1")
+        reader, writer = await connected(server)
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(goes.read())
+                came.write(await reader.read(2**16))
+        client.write(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        writer.write(goes.read())  # the last of the handshake and the request, at once
+        came.write(await read(reader))
+        assert client.read(2**16).startswith(b"HTTP/1.1 200 ")
+
+
 def test_plain_text_for_other_machines_is_refused():
     with pytest.raises(InvalidOption, match=r"CAMSERVE_WEB_LISTEN=0\.0\.0\.0:1 would take plain text"):
         Settings.load(web_listen="0.0.0.0:1")

@@ -89,17 +89,24 @@ def test_tables(client, tmp_path):
 
 
 class Terminal(io.StringIO):
-    """Presses Ctrl-C once it is told that this ends the demo."""
+    """Presses Ctrl-C some time after it is told that this ends the demo, which has to be there still."""
+
+    pressed = False
 
     def write(self, text: str) -> int:
         if "Ctrl-C" in text:
-            os.kill(os.getpid(), signal.SIGINT)
+            asyncio.get_running_loop().call_later(0.1, self.press)
         return super().write(text)
+
+    def press(self) -> None:
+        self.pressed = True
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_page_stays_until_ctrl_c(client, tmp_path):
     terminal = Terminal()
     demo.run_demo(tmp_path, console=Console(width=80, file=terminal), web=True)
+    assert terminal.pressed
     *_, pictures, page = terminal.getvalue().split("\n\n")
     assert str(tmp_path / "sheet.png") in pictures
     assert page.startswith("the page: http://127.0.0.1:1234/\n")
