@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import towers
 from gateway_harness import QUICK
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
@@ -172,11 +173,24 @@ def store(tmp_path, monkeypatch) -> Path:
     for name, function in {"good": "good", "picky": "picky", "broken": "broken", "rotten": "good"}.items():
         build_archive(f"their_networks:{function}", name=name, store=store, preprocessing=preprocessing)
     build_archive(f"onnx:{_graph(store)}", name="graph", store=store, layer="activations", preprocessing=preprocessing)
+    build_archive(f"export:{_program(store)}", name="program", store=store, preprocessing=preprocessing)
+    build_archive(f"hf:{towers.saved(store / 'clip', towers.clip)}", store=store, prompts=towers.PROMPTS)
     package.write_text(NETWORKS + BROKEN)
     _spoil_weights(store / "rotten.mar")
     for name in KINDS:
         ensure_archive(name, store)
     return store
+
+
+def _program(folder: Path) -> Path:
+    """A program of torch.export for any number of images."""
+    torch.manual_seed(5)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    program = torch.export.export(
+        network.eval(), (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+    torch.export.save(program, folder / "program.pt2")
+    return folder / "program.pt2"
 
 
 def _graph(folder: Path) -> Path:
@@ -212,7 +226,7 @@ def _spoil_weights(path: Path) -> None:
 
 @pytest.mark.torchserve
 async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
-    models = ("broken", *KINDS, "good", "graph", "picky", "rotten")
+    models = ("broken", "clip", *KINDS, "good", "graph", "picky", "program", "rotten")
     dark, bright = (np.full((32, 32, 3), value, np.uint8) for value in (9, 255))
     dark[4:12, 8:20] = 200
     settings = Settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", poll_s=0.2)
@@ -223,7 +237,14 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
     ):
         await client.wait_ready(120)
         listed = {model.name: model for model in await client.models()}
-        assert [name for name, model in listed.items() if model.ready] == [*KINDS, "good", "graph", "picky"]
+        assert [name for name, model in listed.items() if model.ready] == [
+            "clip",
+            *KINDS,
+            "good",
+            "graph",
+            "picky",
+            "program",
+        ]
         for name, reason in WHY.items():
             assert re.search(reason, listed[name].failure)
             with pytest.raises(Unavailable, match=reason):
@@ -235,7 +256,8 @@ async def test_in_a_real_torchserve_bad_models_fail_alone_and_say_why(store):
         with pytest.raises(Unsupported, match=r"grad_cam: it needs gradients.* ONNX Runtime .*score_cam"):
             await client.explain(dark, ["grad_cam"], model="graph")
         assert (await client.model("graph")).runtime.name == "onnx"
-        asked = {name: ["grad_cam", "score_cam"] for name in ("good", "picky")}
+        asked = {name: ["grad_cam", "score_cam"] for name in ("good", "picky", "program")}
+        asked |= {"clip": ["le_grad", "occlusion", ("rise", {"masks": 50})]}
         asked |= {"graph": ["score_cam", "eigen_cam", ("rise", {"masks": 50}), "ablation_cam"]}
         for name, methods in asked.items():
             assert (await client.model(name)).ready
