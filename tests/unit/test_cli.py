@@ -463,6 +463,7 @@ def test_archive_packs_each_source(built, capsys, monkeypatch):
         "name": None,
         "store": Path("there"),
         "version": "1.0",
+        "detections": None,
         "weights": "DEFAULT",
         "outputs": None,
         "output": None,

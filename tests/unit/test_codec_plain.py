@@ -90,6 +90,7 @@ def test_every_option_reaches_the_request(entry: dict[str, Any]):
         "targets": (Target(index=281), Target(label="tiger cat"), Target(top_k=3)),
         "model": "",
         "version": "1.0",
+        "evidence": False,  # a record is the gateway's
         "text": "which is left?",
         "layers": ("stem", "features"),
         "fusion": "max",
