@@ -8,11 +8,13 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 
 from camserve.finalise.results import Results
@@ -64,6 +66,16 @@ async def serving(upstream: FakeBackend | None = None, ready: bool = True, **set
             gateway.address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         ) as channel:
             yield Harness(gateway, upstream, channel, explain_pb2_grpc.ExplanationServiceStub(channel))
+
+
+def certified(folder: Path) -> tuple[trustme.CA, dict[str, Path]]:
+    """Writes the certificate of a server on loopback; returns its authority, also in ca.pem, and settings."""
+    ca = trustme.CA()
+    pair = ca.issue_cert("127.0.0.1")
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    pair.private_key_pem.write_to_path(folder / "tls.key")
+    pair.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    return ca, {"tls_cert": folder / "tls.crt", "tls_key": folder / "tls.key"}
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (60, 80), kind: str = "PNG") -> bytes:

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import trustme
 from gateway_harness import (
     GROUP,
     PATIENT,
@@ -21,6 +20,7 @@ from gateway_harness import (
     TO_THE_MARGIN,
     arrays,
     ask,
+    certified,
     failure,
     jump,
     merged,
@@ -147,13 +147,9 @@ async def test_tritonclient_with_asyncio_asks_many_at_once(tmp_path: Path):
 
 
 async def test_tritonclient_speaks_tls_and_has_a_token(tmp_path: Path):
-    ca, secret, entry = trustme.CA(), *new_token("triton", priority="batch")
-    pair = ca.issue_cert("127.0.0.1")
-    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
-    pair.private_key_pem.write_to_path(tmp_path / "tls.key")
-    pair.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    secret, entry = new_token("triton", priority="batch")
     (tmp_path / "tokens.toml").write_text(entry)
-    files = {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key", "tokens": tmp_path / "tokens.toml"}
+    files = {**certified(tmp_path)[1], "tokens": tmp_path / "tokens.toml"}
     async with serving(**files) as server:
         options = {"ca": str(tmp_path / "ca.pem"), "calls": [{"priority": 1}]}
         found, got = await triton(server.gateway.address, photo(), tmp_path, token=secret, **options)

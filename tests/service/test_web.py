@@ -17,8 +17,7 @@ import httpx
 import jsonschema
 import numpy as np
 import pytest
-import trustme
-from gateway_harness import GRAD, SCORE, ask, photo, serving
+from gateway_harness import GRAD, SCORE, ask, certified, photo, serving
 from google.protobuf import json_format
 
 from camserve.errors import InvalidOption
@@ -493,14 +492,9 @@ def test_every_status_of_grpc_has_one_of_http():
 
 
 async def test_the_door_has_the_certificates_of_the_grpc_port(tmp_path):
-    ca = trustme.CA()
-    pair = ca.issue_cert("127.0.0.1")
-    files = {"ca": ca.cert_pem, "tls_key": pair.private_key_pem, "tls_cert": pair.cert_chain_pems[0]}
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content.bytes())
-    names = {"tls_key": tmp_path / "tls_key", "tls_cert": tmp_path / "tls_cert"}
+    _, names = certified(tmp_path)
     async with serving(web_listen="127.0.0.1:0", ready=False, **names) as server:
-        context = ssl.create_default_context(cafile=tmp_path / "ca")
+        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
         async with httpx.AsyncClient(verify=context, trust_env=False) as client:
             assert (await client.get(f"https://{server.gateway.web_address}/healthz")).status_code == 200
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -510,15 +504,10 @@ async def test_the_door_has_the_certificates_of_the_grpc_port(tmp_path):
 
 async def test_handshakes_that_do_not_come_take_no_place_from_one_that_does(tmp_path, monkeypatch):
     monkeypatch.setattr(connections, "MOST", 4)
-    ca = trustme.CA()
-    pair = ca.issue_cert("127.0.0.1")
-    files = {"ca": ca.cert_pem, "tls_key": pair.private_key_pem, "tls_cert": pair.cert_chain_pems[0]}
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content.bytes())
-    names = {"tls_key": tmp_path / "tls_key", "tls_cert": tmp_path / "tls_cert"}
+    _, names = certified(tmp_path)
     async with serving(web_listen="127.0.0.1:0", ready=False, **names) as server:
         idle = [await connected(server) for _ in range(4)]
-        context = ssl.create_default_context(cafile=tmp_path / "ca")
+        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
         async with httpx.AsyncClient(verify=context, trust_env=False) as client:
             assert (await client.get(f"https://{server.gateway.web_address}/healthz")).status_code == 200
         assert await read(idle[0][0]) == b""
@@ -531,13 +520,8 @@ async def test_handshakes_that_do_not_come_take_no_place_from_one_that_does(tmp_
 
 
 async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path):
-    ca = trustme.CA()
-    pair = ca.issue_cert("127.0.0.1")
-    (tmp_path / "key").write_bytes(pair.private_key_pem.bytes())
-    (tmp_path / "cert").write_bytes(pair.cert_chain_pems[0].bytes())
-    async with serving(
-        web_listen="127.0.0.1:0", ready=False, tls_key=tmp_path / "key", tls_cert=tmp_path / "cert"
-    ) as server:
+    ca, names = certified(tmp_path)
+    async with serving(web_listen="127.0.0.1:0", ready=False, **names) as server:
         context = ssl.create_default_context()
         ca.configure_trust(context)
         came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -144,6 +144,9 @@ def test_a_log_does_not_go_on_behind_what_is_none(path: Path, last: bytes):
     path.write_bytes(last + b"\n")
     with pytest.raises(InvalidOption, match="no evidence record"):
         EvidenceLog(path, LARGE)
+    path.rename(path.with_name("away"))  # as the error says, and the start is tried again
+    written(path, "a")
+    assert verify([path]).records == 1
 
 
 def test_two_logs_do_not_share_a_file(path: Path):

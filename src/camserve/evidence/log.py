@@ -69,13 +69,16 @@ class EvidenceLog:
         self._waiting: queue.SimpleQueue[tuple[Record, Future[str]] | None] = queue.SimpleQueue()
         self._file, self._size = -1, 0
         self._closed = False
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
-            self._last = self._found()
-            self._open()
-        except OSError as error:
-            raise InvalidOption(f"evidence log {path} cannot be written: {error.strerror or error}") from None
+        with contextlib.ExitStack() as undone:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(path)
+                undone.callback(os.close, self._lock)  # another try in this process must not find it taken
+                self._last = self._found()
+                self._open()
+            except OSError as error:
+                raise InvalidOption(f"evidence log {path} cannot be written: {error.strerror or error}") from None
+            undone.pop_all()
         self._thread = threading.Thread(target=self._work, name="evidence", daemon=True)
         self._thread.start()
 
