@@ -1,4 +1,4 @@
-"""Fixtures: the default model and two photographs. No conftest.py: a second one would hide the suite's own."""
+"""Fixtures: the default model, its engines, two photos. No conftest.py: a second one would hide the suite's own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
+from camserve import Engine
 from camserve.archive import ModelCard, build_archive, load_package
 from camserve.images import network_view
 from camserve.types import Preprocessing
@@ -34,6 +35,28 @@ def lite0_float64(lite0) -> nn.Module:
     return copy.deepcopy(lite0[0]).to(torch.float64)
 
 
+@pytest.fixture(scope="session")
+def engines(lite0, lite0_float64) -> dict[str, Engine]:
+    """An engine for each precision. An engine looks at all layers of its network first, which takes seconds here."""
+    return _engines(lite0, lite0_float64, lite0[1].preprocessing)
+
+
+@pytest.fixture(scope="session")
+def small_engines(lite0, lite0_float64) -> dict[str, Engine]:
+    """The same for the small photographs."""
+    return _engines(lite0, lite0_float64, _small(lite0[1].preprocessing))
+
+
+def _engines(lite0, lite0_float64, preprocessing: Preprocessing) -> dict[str, Engine]:
+    module, card = lite0
+    options = {"preprocessing": preprocessing, "labels": card.labels, "layer": card.layer}
+    return {"float32": Engine(module, **options), "float64": Engine(lite0_float64, **options)}
+
+
+def _small(preprocessing: Preprocessing) -> Preprocessing:
+    return replace(preprocessing, resize_px=SMALL_PX, crop_px=(SMALL_PX, SMALL_PX))
+
+
 @pytest.fixture(scope="session", params=["chelsea", "coffee"])
 def photo(request, lite0) -> np.ndarray:
     """A cat or a cup of coffee as the network sees it, uint8 (224, 224, 3)."""
@@ -47,6 +70,6 @@ def small_photo(photo, lite0) -> tuple[np.ndarray, Preprocessing]:
 
     A pass in float64 takes a fifth of the time, and goes through the same layers with the same weights.
     """
-    preprocessing = replace(lite0[1].preprocessing, resize_px=SMALL_PX, crop_px=(SMALL_PX, SMALL_PX))
+    preprocessing = _small(lite0[1].preprocessing)
     seen, _ = network_view(Image.fromarray(photo), preprocessing)
     return np.asarray(seen), preprocessing

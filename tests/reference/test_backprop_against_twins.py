@@ -24,7 +24,8 @@ from camserve.types import Item, Layer, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
-pytest_plugins = ["reference.default_model"]
+pytest_plugins = ["reference.default_model", "reference.once"]
+pytestmark = pytest.mark.usefixtures("segmented_once")
 
 FLOAT32_ULP = 1.2e-7
 """Maps are float32 in [0, 1] at the end, so this is all that may differ when everything before is float64."""
@@ -51,7 +52,7 @@ def integrated_from_black(module, image, layer, target, pixels, steps=7):
 
 def _statistics(pixels):
     """Returns mean and deviation of the default model or of the small ones, told by the size of their images."""
-    return ((0.498,) * 3, (0.502,) * 3) if pixels.shape[0] == 224 else (PREPROCESSING.mean, PREPROCESSING.std)
+    return (PREPROCESSING.mean, PREPROCESSING.std) if pixels.shape[0] == HEIGHT else ((0.498,) * 3, (0.502,) * 3)
 
 
 METHODS = {
@@ -175,7 +176,7 @@ def test_integrated_gradients_are_complete(name, baseline):
     assert sums.sum() == pytest.approx(difference[target].item(), rel=0.01)
 
 
-# EfficientNet-Lite0 and two photographs: ReLU6 modules that run twice in a block, a bounded time for the twins
+# EfficientNet-Lite0 and two photographs, small ones for the twins: ReLU6 modules that run twice in a block
 
 
 LITE0 = {
@@ -190,20 +191,13 @@ LITE0 = {
 }
 
 
-@pytest.fixture(scope="module")
-def engines(lite0, lite0_float64) -> dict[str, Engine]:
-    module, card = lite0
-    options = {"preprocessing": card.preprocessing, "labels": card.labels, "layer": card.layer}
-    return {"float32": Engine(module, **options), "float64": Engine(lite0_float64, **options)}
-
-
 @pytest.mark.parametrize("method", LITE0)
-def test_method_equals_its_twin_on_the_default_model(engines, lite0, lite0_float64, photo, method):
-    preprocessing = lite0[1].preprocessing
+def test_method_equals_its_twin_on_the_default_model(small_engines, lite0_float64, small_photo, method):
+    photo, preprocessing = small_photo
     assert (preprocessing.mean, preprocessing.std) == _statistics(photo)
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std)
     spec, of_it = LITE0[method]
-    single, double = (engines[dtype].explain(photo, methods=[spec]).maps[0] for dtype in ("float32", "float64"))
+    single, double = (small_engines[dtype].explain(photo, methods=[spec]).maps[0] for dtype in ("float32", "float64"))
     expected = twins.final(of_it(lite0_float64, image, double.layer, double.target.index, photo))
     assert expected.max() == 1
     np.testing.assert_allclose(double.array, expected, rtol=0, atol=FLOAT32_ULP)
@@ -211,7 +205,7 @@ def test_method_equals_its_twin_on_the_default_model(engines, lite0, lite0_float
 
 
 @pytest.mark.parametrize("baseline", ["zero", "black"])
-def test_integrated_gradients_are_nearly_complete_on_the_default_model(engines, lite0, photo, baseline):
+def test_integrated_gradients_are_nearly_complete_on_the_default_model(lite0, photo, baseline):
     """50 points of a gradient that jumps at thousands of ReLU6 are a few percent off; 500 points are within 0.5 %."""
     preprocessing = lite0[1].preprocessing
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std).float()

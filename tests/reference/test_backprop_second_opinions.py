@@ -11,7 +11,7 @@ from captum.attr import GuidedBackprop as CaptumsGuidedBackprop
 from captum.attr import GuidedGradCam as CaptumsGuidedGradCam
 from captum.attr import IntegratedGradients as CaptumsIntegratedGradients
 from captum.attr import Saliency
-from reference import twins
+from reference import once, twins
 from reference.models import HEIGHT, PREPROCESSING, WIDTH, build, picture
 from reference.test_backprop_against_twins import untied
 from saliency.core import xrai as library
@@ -23,11 +23,14 @@ from camserve import Engine
 from camserve.methods import Deconvolution, GuidedBackprop, GuidedGradCam, IntegratedGradients, SmoothGrad, Xrai
 from camserve.saliency import xrai
 
-pytest_plugins = ["reference.default_model"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Setting backward hooks on ReLU:UserWarning",  # Captum's way of saying what it is for
-    "ignore:Input Tensor .* did not already require gradients:UserWarning",  # and that it changes that
-)
+pytest_plugins = ["reference.default_model", "reference.once"]
+pytestmark = [
+    pytest.mark.usefixtures("segmented_once"),
+    pytest.mark.filterwarnings(
+        "ignore:Setting backward hooks on ReLU:UserWarning",  # Captum's way of saying what it is for
+        "ignore:Input Tensor .* did not already require gradients:UserWarning",  # and that it changes that
+    ),
+]
 
 SMALL = 2e-6
 """What float32 rounding leaves of maps in [0, 1] behind 3 layers: 1 ulp of 1 is 1.2e-7."""
@@ -105,23 +108,23 @@ def test_small_network_by_captum(name, layer, method):
 
 
 @pytest.mark.parametrize("method", BY_CAPTUM)
-def test_lite0_by_captum(lite0_float64, small_photo, method):
+def test_lite0_by_captum(small_engines, lite0_float64, small_photo, method):
     """Runs in float64, because in float32 a ReLU6 whose input is 0 to rounding opens in one and not in the other."""
     (photo, preprocessing), target, layer = small_photo, 281, "_blocks.10"
     x = normalised(photo, preprocessing)
     expected = captums(method, for_captum(lite0_float64), layer, x, target, steps=10)
     spec = IntegratedGradients(steps=10) if method == "integrated_gradients" else BY_CAPTUM[method]
-    found = ours(Engine(lite0_float64, preprocessing=preprocessing), photo, spec, target, layer)
+    found = ours(small_engines["float64"], photo, spec, target, layer)
     np.testing.assert_allclose(found, as_map(method, expected), rtol=0, atol=SMALL)
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvolution"])
-def test_captum_leaves_relu6_and_functional_relus_as_they_are(lite0, photo, method):
+def test_captum_leaves_relu6_and_functional_relus_as_they_are(engines, lite0, photo, method):
     """Captum's guided backpropagation of the default model is the plain gradient."""
     x = normalised(photo, lite0[1].preprocessing).float()
     plain = Saliency(lite0[0]).attribute(x.clone().requires_grad_(), target=281, abs=False)[0]
     torch.testing.assert_close(captums(method, lite0[0], "", x, 281), plain)
-    found = ours(Engine(lite0[0], preprocessing=lite0[1].preprocessing), photo, BY_CAPTUM[method], 281)
+    found = ours(engines["float32"], photo, BY_CAPTUM[method], 281)
     assert np.abs(found - as_map(method, plain)).max() > 0.1
 
 
@@ -150,7 +153,7 @@ def by_library(module: nn.Module, image: np.ndarray, preprocessing, target: int,
 
     weight = next(module.parameters())
     x = twins.normalised(image, preprocessing.mean, preprocessing.std).permute(1, 2, 0).numpy()
-    segments = library._get_segments_felzenszwalb(image / 255)
+    segments = once.librarys_masks(image / 255)
     options = library.XRAIParameters(steps=steps)
     return library.XRAI().GetMask(x, gradients, segments=segments, batch_size=10, extra_parameters=options)
 
@@ -164,16 +167,16 @@ def test_small_network_by_saliency(name, target):
     np.testing.assert_allclose(found, twins.final(torch.from_numpy(expected)), rtol=0, atol=FLOAT32_SUMS)
 
 
-def test_lite0_by_saliency(lite0, lite0_float64, photo):
+def test_lite0_by_saliency(engines, lite0, lite0_float64, photo):
     """Takes few steps: the order of taking masks hangs on all digits of the attribution, and float64 takes long."""
     preprocessing = lite0[1].preprocessing
-    found = ours(Engine(lite0_float64, preprocessing=preprocessing), photo, Xrai(steps=2), 281)
+    found = ours(engines["float64"], photo, Xrai(steps=2), 281)
     expected = by_library(lite0_float64, photo, preprocessing, 281, steps=2)
     np.testing.assert_allclose(found, twins.final(torch.from_numpy(expected)), rtol=0, atol=FLOAT32_SUMS)
 
 
 def test_segments_are_those_of_saliency(photo):
-    theirs = library._get_segments_felzenszwalb(photo / 255)
+    theirs = once.librarys_masks(photo / 255)
     found = xrai.find_masks(photo / 255)
     assert len(found) == len(theirs)
     for one, other in zip(found, theirs, strict=True):
@@ -186,14 +189,14 @@ def test_ranking_is_that_of_saliency(photo, seed):
     attribution = F.avg_pool2d(torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 226, 226))), 3, 1)[
         0
     ].numpy()
-    theirs = library._get_segments_felzenszwalb(photo / 255)
+    theirs = once.librarys_masks(photo / 255)
     expected, _ = library.XRAI._xrai(attribution, theirs)
     np.testing.assert_array_equal(xrai.rank(attribution, xrai.find_masks(photo / 255)), expected)
 
 
-def test_segments_do_not_hang_on_rounding_in_the_normalised_input(lite0, photo):
+def test_segments_do_not_hang_on_rounding_in_the_normalised_input(engines, lite0, photo):
     """float32 and float64 inputs of the same image have the same segments."""
-    engine = Engine(lite0[0], preprocessing=lite0[1].preprocessing)
+    engine = engines["float32"]
     found = []
     for dtype in (torch.float32, torch.float64):
         passes = engine.network.passes(engine.network.info.default_layer)

@@ -54,16 +54,14 @@ def test_small_networks(name, target, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_default_model(lite0, photo, method):
-    module, card = lite0
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
+def test_default_model(engines, lite0, photo, method):
+    module, engine = lite0[0], engines["float32"]
     top = engine.explain(photo, []).predictions[0].index
     compare(engine, module, engine.info.default_layer, photo, top, method)
 
 
-def test_the_nearest_classes_are_those_that_torchcam_takes(lite0, photo):
-    module, card = lite0
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
+def test_the_nearest_classes_are_those_that_torchcam_takes(engines, lite0, photo):
+    (module, card), engine = lite0, engines["float32"]
     with torch.no_grad():
         logits = module(inputs(photo, card.preprocessing))[0]
     target = int(logits.argmax())

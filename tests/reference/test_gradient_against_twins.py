@@ -22,11 +22,11 @@ from camserve.methods import (
     XgradCam,
 )
 from camserve.saliency.noise import gaussian
-from camserve.types import Item, Layer, Target, Task
+from camserve.types import Item, Layer, SaliencyMap, Target, Task
 from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 
-pytest_plugins = ["reference.default_model"]
+pytest_plugins = ["reference.default_model", "reference.once"]
 
 FLOAT32_ULP = 1.2e-7
 """Maps are float32 in [0, 1] at the end, so this is all that may differ when everything before is float64."""
@@ -159,22 +159,40 @@ FLOAT32_ON_THE_WAY = {"rtol": 0, "atol": 3e-3}
 Found: 5e-4, depending on the processor's convolutions."""
 
 
-@pytest.fixture(scope="module")
-def engines(lite0, lite0_float64) -> dict[str, Engine]:
-    module, card = lite0
-    options = {"preprocessing": card.preprocessing, "labels": card.labels, "layer": card.layer}
-    return {"float32": Engine(module, **options), "float64": Engine(lite0_float64, **options)}
+def integrated(twin_of_it):
+    """Returns a twin that goes a way of five steps: one of twenty or fifty takes long."""
+    return lambda module, image, *rest: twin_of_it(module, image, *rest, black_of_lite0(image), 5)
 
 
-@pytest.mark.parametrize("layer", ["", RELU6])
-@pytest.mark.parametrize("method", METHODS)
-def test_method_equals_its_twin_on_the_default_model(engines, lite0, lite0_float64, photo, method, layer):
+def black_of_lite0(image):
+    return twin.black((0.498,) * 3, (0.502,) * 3, image)
+
+
+LITE0 = METHODS | {
+    "integrated_grad_cam": (IntegratedGradCam(steps=5), integrated(twin.integrated_grad_cam_paper)),
+    "integrated_grad_cam_reference": (
+        IntegratedGradCam(steps=5, variant="reference"),
+        integrated(twin.integrated_grad_cam_reference),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=["", RELU6])
+def maps(request, engines, photo) -> tuple[str, dict[str, dict[str, SaliencyMap]]]:
+    """Returns the layer, and for each precision every method's map: one request, whose methods share their passes."""
+    specs = [spec for spec, _ in LITE0.values()]
+    made = {dtype: engine.explain(photo, methods=specs, layer=request.param).maps for dtype, engine in engines.items()}
+    return request.param, {dtype: dict(zip(LITE0, found, strict=True)) for dtype, found in made.items()}
+
+
+@pytest.mark.usefixtures("passed_once")
+@pytest.mark.parametrize("method", LITE0)
+def test_method_equals_its_twin_on_the_default_model(maps, lite0, lite0_float64, photo, method):
     preprocessing = lite0[1].preprocessing
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std)
-    spec, of_it = _with_five_steps(_black(image, preprocessing)).get(method, METHODS[method])
-    single, double = (
-        engines[dtype].explain(photo, methods=[spec], layer=layer).maps[0] for dtype in ("float32", "float64")
-    )
+    assert (preprocessing.mean, preprocessing.std) == ((0.498,) * 3, (0.502,) * 3)
+    (_, of_it), (layer, found) = LITE0[method], maps
+    single, double = (found[dtype][method] for dtype in ("float32", "float64"))
     expected = twins.final(of_it(lite0_float64, image, double.layer, double.target.index))
     assert expected.max() == 1
     np.testing.assert_allclose(double.array, expected, rtol=0, atol=FLOAT32_ULP)
@@ -182,20 +200,6 @@ def test_method_equals_its_twin_on_the_default_model(engines, lite0, lite0_float
     if method != "grad_cam_plus_plus_product" or not layer:
         tolerance = FLOAT32_ON_THE_WAY if method.startswith("integrated") else FLOAT32
         np.testing.assert_allclose(single.array, expected, **tolerance)
-
-
-def _with_five_steps(black: torch.Tensor) -> dict:
-    """A way of twenty or fifty steps takes the twins long."""
-    return {
-        "integrated_grad_cam": (
-            IntegratedGradCam(steps=5),
-            lambda *given: twin.integrated_grad_cam_paper(*given, black, 5),
-        ),
-        "integrated_grad_cam_reference": (
-            IntegratedGradCam(steps=5, variant="reference"),
-            lambda *given: twin.integrated_grad_cam_reference(*given, black, 5),
-        ),
-    }
 
 
 def test_eigen_cam_of_a_layer_with_more_places_than_channels(engines, lite0, lite0_float64, photo):

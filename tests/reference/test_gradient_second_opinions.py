@@ -106,20 +106,18 @@ def test_small_network_by_torchcam(name, target, method):
 
 @pytest.mark.parametrize("layer", LITE0_LAYERS)
 @pytest.mark.parametrize("method", BY_GRAD_CAM)
-def test_lite0_by_grad_cam(lite0, lite0_float64, photo, method, layer):
-    module, card = lite0_float64, lite0[1]
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
-    target = engine.explain(photo).predictions[0].index
-    same_as_grad_cam(engine, module, layer, photo, target, card.preprocessing, method, FLOAT64)
+def test_lite0_by_grad_cam(small_engines, lite0_float64, small_photo, method, layer):
+    (photo, preprocessing), engine = small_photo, small_engines["float64"]
+    target = engine.explain(photo, []).predictions[0].index
+    same_as_grad_cam(engine, lite0_float64, layer, photo, target, preprocessing, method, FLOAT64)
 
 
 @pytest.mark.parametrize("layer", LITE0_LAYERS)
 @pytest.mark.parametrize("method", BY_TORCHCAM)
-def test_lite0_by_torchcam(lite0, lite0_float64, photo, method, layer):
-    module, card = lite0_float64, lite0[1]
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
-    target = engine.explain(photo).predictions[0].index
-    same_as_torchcam(engine, module, layer, photo, target, card.preprocessing, method, FLOAT64)
+def test_lite0_by_torchcam(small_engines, lite0_float64, small_photo, method, layer):
+    (photo, preprocessing), engine = small_photo, small_engines["float64"]
+    target = engine.explain(photo, []).predictions[0].index
+    same_as_torchcam(engine, lite0_float64, layer, photo, target, preprocessing, method, FLOAT64)
 
 
 # Grad-CAM++ as torchcam writes it
@@ -189,10 +187,9 @@ def _same_eigen_cam(engine, module, layer, image, preprocessing, tolerance) -> b
 
 
 @pytest.mark.parametrize("layer", ["_bn1", "_blocks.2"])
-def test_eigen_cam_of_lite0_by_grad_cam(lite0, photo, layer):
+def test_eigen_cam_of_lite0_by_grad_cam(engines, lite0, photo, layer):
     module, card = lite0
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
-    _same_eigen_cam(engine, module, layer, photo, card.preprocessing, DEEP)
+    _same_eigen_cam(engines["float32"], module, layer, photo, card.preprocessing, DEEP)
 
 
 def test_eigen_cam_of_small_networks_is_grad_cams_up_to_its_arbitrary_sign():

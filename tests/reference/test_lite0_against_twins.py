@@ -1,11 +1,10 @@
-"""Every method against its twin on EfficientNet-Lite0 and two photographs: real sizes, depthwise layers."""
+"""The first methods against their twins on EfficientNet-Lite0 and two photographs: real sizes, depthwise layers."""
 
 import numpy as np
 import pytest
 import torch
 from reference import twins
 
-from camserve import Engine
 from camserve.methods import GradCam, GroupCam, ScoreCam
 
 pytest_plugins = ["reference.default_model"]
@@ -13,36 +12,36 @@ pytest_plugins = ["reference.default_model"]
 FLOAT32_ULP = 1.2e-7
 """All that may differ when everything before the final map is float64."""
 EARLY = "_blocks.2"
-"""24 channels of 56 x 56: Score-CAM asks one query a channel, and the twin makes them one by one."""
+"""24 channels: Score-CAM asks one query a channel, and the twin makes them one by one, so of small photographs."""
 
 METHODS = {
     "grad_cam": (GradCam(), "", twins.grad_cam),
-    "group_cam": (GroupCam(groups=16), "", lambda *given: twins.group_cam_paper(*given, groups=16)),
+    "group_cam": (GroupCam(groups=4), "", lambda *given: twins.group_cam_paper(*given, groups=4)),
     "group_cam_reference": (
-        GroupCam(groups=16, variant="reference"),
+        GroupCam(groups=4, variant="reference"),
         "_bn1",
-        lambda *given: twins.group_cam_reference(*given, groups=16),
+        lambda *given: twins.group_cam_reference(*given, groups=4),
     ),
-    "score_cam": (ScoreCam(), EARLY, twins.score_cam),
 }
 
 
-@pytest.fixture(scope="module")
-def engines(lite0, lite0_float64) -> dict[str, Engine]:
-    module, card = lite0
-    options = {"preprocessing": card.preprocessing, "labels": card.labels, "layer": card.layer}
-    return {"float32": Engine(module, **options), "float64": Engine(lite0_float64, **options)}
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_method_equals_its_twin(engines, lite0, lite0_float64, photo, method):
-    spec, layer, twin = METHODS[method]
+def test_method_equals_its_twin(engines, lite0_float64, photo, method):
+    assert_equal(engines, lite0_float64, photo, *METHODS[method])
+
+
+def test_score_cam_equals_its_twin(small_engines, lite0_float64, small_photo):
+    assert_equal(small_engines, lite0_float64, small_photo[0], ScoreCam(), EARLY, twins.score_cam)
+
+
+def assert_equal(engines, module, photo, spec, layer, twin):
+    """Holds the engines' maps against the twin's, in both precisions."""
     single, double = (
         engines[dtype].explain(photo, methods=[spec], layer=layer).maps[0] for dtype in ("float32", "float64")
     )
-    preprocessing = lite0[1].preprocessing
+    preprocessing = engines["float64"].network.preprocessing
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std)
-    expected = twins.final(twin(lite0_float64, image, double.layer, double.target.index))
+    expected = twins.final(twin(module, image, double.layer, double.target.index))
     assert expected.max() == 1
     np.testing.assert_allclose(double.array, expected, rtol=0, atol=FLOAT32_ULP)
     # float32 rounds the activations at each of 60 layers, and the scores are differences of close probabilities.

@@ -11,7 +11,6 @@ from reference import twins
 from reference import twins_perturbation as twin
 from reference.test_perturbation_against_twins import FLOAT32_ULP, grouped, occlusion, rise, ss_cam
 
-from camserve import Engine
 from camserve.methods import AblationCam, GroupCam, IsCam, Occlusion, Rise, ScoreCam, SsCam
 
 pytest_plugins = ["reference.default_model"]
@@ -35,15 +34,10 @@ METHODS = {
 """Score-CAM's and Group-CAM's defaults are in `test_lite0_against_twins`."""
 
 
-@pytest.fixture(scope="module")
-def engine(lite0_float64, small_photo) -> Engine:
-    return Engine(lite0_float64, preprocessing=small_photo[1], layer=LAYER, micro_batch=1)
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_method_equals_its_twin(engine, lite0_float64, small_photo, method):
+def test_method_equals_its_twin(small_engines, lite0_float64, small_photo, method):
     (spec, by_twin), (photo, preprocessing) = METHODS[method], small_photo
-    (found,) = engine.explain(photo, methods=[spec]).maps
+    (found,) = small_engines["float64"].explain(photo, methods=[spec], layer=LAYER).maps
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std)
     expected = twins.final(by_twin(lite0_float64, image, LAYER, found.target.index))
     assert expected.max() == 1

@@ -45,7 +45,10 @@ def inputs(image: np.ndarray, preprocessing) -> torch.Tensor:
 
 
 def ours(module, spec: MethodSpec, image, target: int, layer: str, preprocessing=PREPROCESSING, size="layer"):
-    engine = Engine(module, preprocessing=preprocessing)
+    return map_of(Engine(module, preprocessing=preprocessing), spec, image, target, layer, size)
+
+
+def map_of(engine: Engine, spec: MethodSpec, image, target: int, layer: str, size="layer"):
     (result,) = engine.explain(image, methods=[spec], targets=[target], layer=layer, size=size).maps
     assert not result.degenerate
     return result.array
@@ -231,13 +234,13 @@ BEHIND_RELU6 = "_blocks.0._swish"
 
 
 @pytest.fixture
-def asked(lite0, photo):
+def asked(engines, lite0, photo):
     """Returns module, its input in float32, its most probable class, and our maps of it, (u, v)."""
     module, preprocessing = lite0[0], lite0[1].preprocessing
     x = inputs(photo, preprocessing).float()
     with torch.no_grad():
         target = int(module(x)[0].argmax())
-    run = functools.partial(ours, module, image=photo, target=target, preprocessing=preprocessing)
+    run = functools.partial(map_of, engines["float32"], image=photo, target=target)
     return module, x, target, run
 
 

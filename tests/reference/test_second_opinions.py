@@ -67,9 +67,8 @@ def test_grad_cam_of_a_small_network(name, target):
 
 @pytest.mark.parametrize("layer", ["_bn1", "_blocks.10"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_grad_cam_of_lite0(lite0, photo, layer, rank):
-    module, card = lite0
-    engine = Engine(module, preprocessing=card.preprocessing, labels=card.labels)
+def test_grad_cam_of_lite0(engines, lite0, photo, layer, rank):
+    (module, card), engine = lite0, engines["float32"]
     target = engine.explain(photo, methods=["grad_cam"]).predictions[rank].index
     same_grad_cam(engine, module, layer, photo, target, card.preprocessing, DEEP)
 
