@@ -14,7 +14,20 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_harness import GRAD, PATIENT, QUICK, SCORE, TO_THE_MARGIN, ask, failure, jump, photo, serving, until
+from gateway_harness import (
+    GRAD,
+    PATIENT,
+    QUICK,
+    SCORE,
+    TO_THE_MARGIN,
+    ask,
+    failure,
+    jump,
+    merged,
+    photo,
+    serving,
+    until,
+)
 from google.protobuf import json_format
 
 from camserve import Client
@@ -222,7 +235,7 @@ async def test_a_log_of_several_files_is_verified_as_one(path: Path):
     assert verify(files).records == 60
 
 
-async def test_kept_and_partial_replies_have_records_that_say_so(path: Path):
+async def test_kept_and_partial_replies_have_records_that_say_so(path: Path, monkeypatch: pytest.MonkeyPatch):
     async with serving(evidence_log=path, result_cache_bytes=10**7) as server:
         for _ in range(2):
             await server.stub.Explain(ask(SCORE, evidence=True))
@@ -231,11 +244,12 @@ async def test_kept_and_partial_replies_have_records_that_say_so(path: Path):
     assert first["maps"] == second["maps"]
     path.unlink()
     async with serving(evidence_log=path, **PATIENT, step_queries=7) as server:
+        merges = merged(monkeypatch)
         server.upstream.hold()
         call = server.stub.Explain(ask(SCORE, allow_partial=True))
         await server.upstream.received(1)
         server.upstream.release(1)
-        await server.upstream.received(2)
+        await until(lambda: bool(merges))
         jump(TO_THE_MARGIN)
         await call
         server.upstream.release()
