@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import trustme
 from PIL import Image
+from prometheus_client import generate_latest
 
 from camserve.finalise.results import Results
 from camserve.gateway.ops.settings import Settings
@@ -32,7 +32,9 @@ SCORE = pb.MethodSpec(score_cam={})
 PATIENT = {"default_deadline_s": 600, "partial_margin_s": 100, "step_timeout_s": 10_000}
 """Nothing ends before a `jump`; after `TO_THE_MARGIN`, partial answers are made while there is time enough for them."""
 TO_THE_MARGIN = 550
-QUICK = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "poll_s": 0.01, "drain_s": 5.0}
+QUICK = {"listen": "127.0.0.1:0", "metrics_listen": "off", "poll_s": 0.01, "drain_s": 5.0}
+"""There is no port for the metrics, whose end would be waited for each time."""
+SCRAPED = {"metrics_listen": "127.0.0.1:0"}
 
 
 @dataclass
@@ -43,13 +45,8 @@ class Harness:
     stub: Any
 
     async def metrics(self) -> str:
-        url = f"http://{self.gateway.metrics_address}/metrics"
-
-        def read() -> str:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as reply:
-                return str(reply.read(), "utf-8")
-
-        return await asyncio.to_thread(read)
+        """What Prometheus would get."""
+        return str(await asyncio.to_thread(generate_latest, self.gateway.metrics.registry), "utf-8")
 
     def asked(self) -> int:
         """Masked queries that the upstream was asked."""

@@ -6,7 +6,6 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from urllib.parse import quote
 import grpc
 import httpx
 import pytest
+import pytest_asyncio
 import tiny
 from bad_requests import (
     BAD_REQUESTS,
@@ -39,6 +39,8 @@ from camserve.oip import inference_pb2_grpc
 from camserve.types import Preprocessing
 from camserve.v1 import explain_pb2_grpc
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 WORKER = WorkerBackend(tiny.tiny_network(), limits=replace(LIMITS, auto=False))
 
 
@@ -48,7 +50,7 @@ def engine() -> Engine:
     return Engine(tiny.tiny_module(), preprocessing=preprocessing, labels=tiny.TINY_LABELS)
 
 
-@asynccontextmanager
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served() -> AsyncIterator[tuple[Gateway, grpc.aio.Channel]]:
     settings = Settings(**QUICK, **SETTINGS, web_listen="127.0.0.1:0")
     async with Gateway(settings, fixed({"here": WORKER})) as gateway:
@@ -108,26 +110,27 @@ def said_by_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]
 async def test_every_door_says_the_same(
     bad: BadRequest,
     engine: Engine,
+    served: tuple[Gateway, grpc.aio.Channel],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(Engine, "load", lambda name, store: engine)
     said: dict[Door, str] = {}
-    async with served() as (gateway, channel):
-        if Door.V1 in bad.doors:
-            said[Door.V1] = await said_by_typed_grpc(bad, channel)
-        if Door.OIP in bad.doors:
-            said[Door.OIP] = await said_by_open_inference(bad, channel)
-            assert await said_by_open_inference_over_http(bad, gateway) == said[Door.OIP]
-        if Door.PLAIN in bad.doors:
-            said[Door.PLAIN] = await asyncio.to_thread(said_by_the_plain_api, bad)
-        if Door.ENGINE in bad.doors:
-            said[Door.ENGINE] = await asyncio.to_thread(said_by_the_engine, bad, engine)
-        for door, where in ((Door.LOCAL, ["--local"]), (Door.REMOTE, ["--address", gateway.address])):
-            if door in bad.doors:
-                arguments = [*to_cli_arguments(bad, tmp_path), *where]
-                said[door] = await asyncio.to_thread(said_by_the_command, arguments, capsys)
+    gateway, channel = served
+    if Door.V1 in bad.doors:
+        said[Door.V1] = await said_by_typed_grpc(bad, channel)
+    if Door.OIP in bad.doors:
+        said[Door.OIP] = await said_by_open_inference(bad, channel)
+        assert await said_by_open_inference_over_http(bad, gateway) == said[Door.OIP]
+    if Door.PLAIN in bad.doors:
+        said[Door.PLAIN] = await asyncio.to_thread(said_by_the_plain_api, bad)
+    if Door.ENGINE in bad.doors:
+        said[Door.ENGINE] = await asyncio.to_thread(said_by_the_engine, bad, engine)
+    for door, where in ((Door.LOCAL, ["--local"]), (Door.REMOTE, ["--address", gateway.address])):
+        if door in bad.doors:
+            arguments = [*to_cli_arguments(bad, tmp_path), *where]
+            said[door] = await asyncio.to_thread(said_by_the_command, arguments, capsys)
     assert set(said) == bad.doors
     assert all(bad.sentence in text for text in said.values()), said
     assert len(set(said.values())) == 1, said

@@ -116,6 +116,7 @@ async def test_score_cam_in_many_steps_is_the_embedded_engines(service: Service,
 
 
 CHEAP = {
+    "d_rise": {"masks": 40},
     "integrated_gradients": {"steps": 6},
     "is_cam": {"samples": 2},
     "occlusion": {"positions": 6},

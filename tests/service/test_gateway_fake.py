@@ -16,6 +16,7 @@ from gateway_harness import (
     PATIENT,
     QUICK,
     SCORE,
+    SCRAPED,
     TO_THE_MARGIN,
     Harness,
     arrays,
@@ -435,7 +436,7 @@ async def test_reflection_names_the_services():
 
 
 async def test_a_taken_port_is_an_error_with_the_address():
-    async with serving() as server:
+    async with serving(**SCRAPED) as server:
         for changes in ({"listen": server.gateway.address}, {"metrics_listen": server.gateway.metrics_address}):
             with pytest.raises(InvalidOption, match=next(iter(changes.values()))):
                 await Gateway(Settings(**(QUICK | changes)), fixed({"fake": FakeBackend()})).start()

@@ -38,7 +38,7 @@ def sent(backend: FakeBackend, image: bytes) -> int:
 
 def slow(faults: Faults | None = None) -> FakeBackend:
     """A backend that takes a while for each step; one with faults is faster."""
-    return FakeBackend(faults=faults or Faults(latency_s=0.02))
+    return FakeBackend(faults=faults or Faults(latency_s=0.005))
 
 
 def queries(step: Sequence[Item]) -> int:

@@ -11,7 +11,20 @@ import urllib.request
 
 import grpc
 import pytest
-from gateway_harness import GRAD, PATIENT, SCORE, TO_THE_MARGIN, Harness, ask, failure, jump, photo, serving, until
+from gateway_harness import (
+    GRAD,
+    PATIENT,
+    SCORE,
+    SCRAPED,
+    TO_THE_MARGIN,
+    Harness,
+    ask,
+    failure,
+    jump,
+    photo,
+    serving,
+    until,
+)
 
 from camserve import logs
 from camserve.cli.scrape import Scrape, Window, parse
@@ -224,7 +237,7 @@ async def test_what_a_worker_says_of_itself_is_passed_on():
 
 
 async def test_with_openmetrics_a_bucket_leads_to_a_request():
-    async with serving() as server:
+    async with serving(**SCRAPED) as server:
         await server.stub.Explain(ask(GRAD), metadata=((KEY, "find-me"),))
         request = urllib.request.Request(
             f"http://{server.gateway.metrics_address}/metrics",

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from gateway_harness import GRAD, arrays, ask, photo, serving
 from PIL import Image
 
@@ -35,6 +36,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="the page is not looked at: there is no chromium on PATH"),
     pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
 ]
 expect = playwright.expect
 QUIET = (
@@ -48,18 +50,20 @@ QUIET = (
 DONE = re.compile("^Done in")
 
 
-BROWSER: dict[str, str] = {}
-"""Where the one browser of these tests listens; each test has a profile of its own."""
+BROWSER: dict[str, playwright.Browser] = {}
+"""The one browser of these tests; each test has a profile of its own."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def browser(tmp_path_factory):
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def browser(tmp_path_factory):
     line = [CHROMIUM, "--headless=new", "--remote-debugging-port=0", *QUIET]
     line += [f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "about:blank"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         try:
-            BROWSER["address"] = next(said.split()[-1] for said in process.stderr if "listening on ws://" in said)
-            yield
+            address = next(said.split()[-1] for said in process.stderr if "listening on ws://" in said)
+            async with playwright.async_playwright() as run:
+                BROWSER["only"] = await run.chromium.connect_over_cdp(address)
+                yield
         finally:
             process.terminate()
 
@@ -69,9 +73,8 @@ async def opened(upstream: FakeBackend | None = None, address: str = "", ready: 
     """A gateway and its page in a browser; what the browser complains of fails the test at the end."""
     complaints, elsewhere = [], []
     web = "127.0.0.1:0"
-    async with serving(upstream, ready, web_listen=web, **settings) as server, playwright.async_playwright() as run:
-        browser = await run.chromium.connect_over_cdp(BROWSER["address"])
-        context = await browser.new_context(accept_downloads=True)
+    async with serving(upstream, ready, web_listen=web, **settings) as server:
+        context = await BROWSER["only"].new_context(accept_downloads=True)
         try:
             page = await context.new_page()
             page.set_default_timeout(60_000)

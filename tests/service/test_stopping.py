@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
-from gateway_harness import PATIENT, QUICK, SCORE, Harness, ask, failure, photo, serving
+from gateway_harness import PATIENT, QUICK, SCORE, SCRAPED, Harness, ask, failure, photo, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.errors import InvalidOption, Unavailable
@@ -195,7 +195,7 @@ async def test_a_gateway_that_does_not_start_leaves_nothing_that_was_never_await
     async def work() -> None:
         raise AssertionError("the gateway has not started")
 
-    async with serving() as server:
+    async with serving(**SCRAPED) as server:
         taken = Settings(listen="127.0.0.1:0", metrics_listen=server.gateway.metrics_address)
         with pytest.raises(InvalidOption, match="Address already in use"), caught_signals() as signals:
             await run_until_stopped(Gateway(taken, fixed({"fake": FakeBackend()})), signals, work())
