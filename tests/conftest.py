@@ -16,8 +16,10 @@ from camserve.worker.network import Network
 # the machine as well. Processes that tests start choose for themselves.
 torch.set_num_threads(1)
 
-# What runtimes were measured to take is kept for this run, not in the user's cache.
-os.environ["CAMSERVE_CACHE"] = tempfile.mkdtemp(prefix="camserve-tests-")
+# What runtimes were measured to take is kept for this run, not in the user's cache; its processes share it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="camserve-tests-", ignore_cleanup_errors=True)
+    os.environ["CAMSERVE_CACHE"] = cache.name
 
 # How long an example takes depends on who else uses the machine, and is no reason to fail.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

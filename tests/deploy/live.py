@@ -116,6 +116,7 @@ def serve(folder: Path, store: Path) -> Service:
     command += ["--port", str(port), "--metrics-port", str(metrics_port)]
     log = folder / "service.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAMSERVE_")}
+    environment |= {"CAMSERVE_CACHE": os.environ["CAMSERVE_CACHE"]}  # the tests' own
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     return Service(process, f"127.0.0.1:{port}", f"127.0.0.1:{metrics_port}", folder / "ca.crt", log)
