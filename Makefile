@@ -36,8 +36,9 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to demo-output/, stop; WEB=1: leave the page running
 	$(BIN)/camserve demo $(if $(WEB),--web)
 
+# Folder by folder: the long files are in the first ones, and the last one has short files that fill both processes.
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-portable: $(VENV)/.dev ## Run the numeric tests as a processor with AVX2 alone computes, and as one without vectors
 	$(AS_AVX2) $(BIN)/python -m pytest $(NUMERIC)
