@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from camserve import cli
 from camserve.cli.bulk import COLUMNS, JOURNAL, TABLE
 from camserve.client import AsyncClient, Client
 from camserve.errors import InvalidImage
+from camserve.evidence.canonical import canonical, sha256
+from camserve.evidence.replay import Outcome
+from camserve.evidence.verify import parsed, verify
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.types.model import TextInput
 
@@ -143,6 +148,63 @@ async def test_what_would_fail_every_image_ends_the_run(folder, tmp_path, capsys
         assert await run("explain", folder, "--address", server.gateway.address, "--out", out, *arguments) == 2
         assert said in capsys.readouterr().err
         assert "of 23 images failed" not in said
+
+
+@pytest.mark.parametrize("logged", [True, False])
+async def test_a_folder_leaves_a_log_of_evidence(folder, tmp_path, capsys, logged):
+    out, log, theirs = tmp_path / "out", tmp_path / "kept" / "log.jsonl", tmp_path / "server.jsonl"
+    settings = {"evidence_log": theirs} if logged else {}
+    async with serving(**settings) as server:
+        command = ["explain", folder, "--address", server.gateway.address, "--target", "top2", "--out", out]
+        assert await run(*command, "--evidence", log) == 0
+        assert verify([log]).records == 3
+        assert await run(*command, "--evidence", log) == 0
+        assert verify([log]).records == 3, "what is there is not asked again"
+        assert await run("evidence", "verify", log) == 0
+        assert "records 1 to 3 hold" in capsys.readouterr().out
+        (folder / "c.png").write_bytes(photo(7))
+        assert await run(*command, "--evidence", log) == 0
+        for row in rows(out):
+            replay = ["evidence", "replay", log, folder / row["image"], "--number", row["evidence"]]
+            # The fake's maps are not of the image.
+            assert await run(*replay, "--address", server.gateway.address) in (Outcome.EQUAL, Outcome.NOT_EXPECTED)
+            assert await run(*replay[:3], tmp_path / "out" / row["picture"], *replay[4:]) == Outcome.OTHER_INPUT
+        assert await run(*command) == 2
+        assert "was begun with evidence" in capsys.readouterr().err
+    found = [parsed(line) for line in log.read_bytes().splitlines()]
+    images = {row["image"]: int(row["evidence"]) for row in rows(out)}
+    assert verify([log]).records == 4
+    for name, number in images.items():
+        assert found[number - 1]["image"]["sha256"] == sha256((folder / name).read_bytes()), name
+    came = [canonical(one | one.pop("received")) for one in found if "received" in one]
+    if logged:
+        assert set(came) <= set(theirs.read_text().splitlines())
+    assert len(came) == (4 if logged else 0)
+
+
+async def test_a_server_without_evidence_ends_a_run_that_asks_for_it(folder, tmp_path, capsys, monkeypatch):
+    explain = Client.explain_many
+
+    def without(self, *given, **more):
+        for answer in explain(self, *given, **more):
+            yield replace(answer, explanation=replace(answer.explanation, evidence=""))
+
+    monkeypatch.setattr(Client, "explain_many", without)
+    async with serving() as server:
+        arguments = ["--address", server.gateway.address, "--out", tmp_path / "out", "--evidence", tmp_path / "log"]
+        assert await run("explain", folder, *arguments) == 2
+    assert "answers without evidence records" in capsys.readouterr().err
+
+
+async def test_a_log_of_evidence_that_cannot_be_written_ends_the_run(folder, tmp_path, capsys, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    async with serving() as server:
+        arguments = ["--address", server.gateway.address, "--out", tmp_path / "out", "--evidence", tmp_path / "log"]
+        assert await run("explain", folder, *arguments) == 2
+    assert f"evidence log {tmp_path / 'log'} cannot be written" in capsys.readouterr().err
 
 
 async def test_results_do_not_go_among_the_images(folder, capsys):

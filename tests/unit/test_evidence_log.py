@@ -109,6 +109,39 @@ def test_a_full_file_is_kept_and_the_chain_goes_on(path: Path):
         verify([files[0], *files[2:]])
 
 
+def test_a_full_file_is_never_written_over(path: Path, caplog: pytest.LogCaptureFixture):
+    """Each gateway counts from 1, and an operator copies files back by hand."""
+    theirs = [path.with_name(f"evidence.{number:012d}.jsonl") for number in (1, 2, 5)]
+    with opened(path, max_bytes=1000) as log:
+        for name in "abcdef":
+            log.append(record(name, 200)).result(60)
+            if name == "a":
+                for file in theirs:
+                    file.write_text(f"what lies in {file}")
+    assert [file.read_text() for file in theirs] == [f"what lies in {file}" for file in theirs]
+    ours = sorted({path, *full_files(path)} - {*theirs})
+    full = ["evidence.000000000003.jsonl", "evidence.000000000004.jsonl"]
+    assert [file.name for file in ours] == [*full, "evidence.jsonl"]
+    assert verify(ours).records == 6
+    assert "there is a file of number 1 already, the full one is" in caplog.text
+
+
+def test_a_file_that_cannot_be_renamed_leaves_no_other_behind(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(*paths: object) -> None:
+        raise OSError("no")
+
+    with opened(path, max_bytes=500) as log:
+        log.append(record("a", 300)).result(60)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.rename", refused)
+            with pytest.raises(Unavailable):
+                log.append(record("lost", 300)).result(60)
+        assert full_files(path) == []
+        log.append(record("b", 300)).result(60)
+    assert [file.name for file in full_files(path)] == ["evidence.000000000001.jsonl"]
+    assert verify([*full_files(path), path]).records == 2
+
+
 def test_a_log_goes_on_where_a_crash_came_between_two_files(path: Path):
     written(path, "ab")
     path.rename(path.with_name("evidence.000000000001.jsonl"))

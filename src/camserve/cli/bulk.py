@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from camserve.errors import (
     Overloaded,
     Unauthenticated,
     Unavailable,
+    Unsupported,
 )
 from camserve.folders import LIST_SUFFIX, image_names, listed_images
 from camserve.images import read_image
@@ -42,7 +44,7 @@ TABLE = "explanations.csv"
 _BOX = ("left", "top", "right", "bottom", "box_score")
 COLUMNS = (
     *("image", "error", "model", "version", "method", "target", "score", "predicted", "figure", "predictions"),
-    *(*_BOX, "degenerate", "complete", "queries", "seconds", "picture"),
+    *(*_BOX, "degenerate", "complete", "queries", "seconds", "picture", "evidence"),
 )
 """Columns of the table: one row for each map, and one for each image that failed, by `error`."""
 
@@ -54,6 +56,7 @@ _OF_ALL_IMAGES = (Unauthenticated, Unavailable)
 
 AskMany = Callable[[Iterable[bytes]], Iterator[Answered[bytes]]]
 WritePictures = Callable[[Iterable[SaliencyMap], str, Path], list[Path]]
+Keep = Callable[[str], int]
 
 
 def is_many(path: Path) -> bool:
@@ -62,7 +65,13 @@ def is_many(path: Path) -> bool:
 
 
 def explain_many(
-    source: Path, out: Path, settings: Record, ask: AskMany, write: WritePictures, console: Console
+    source: Path,
+    out: Path,
+    settings: Record,
+    ask: AskMany,
+    write: WritePictures,
+    evidence: Path | None,
+    console: Console,
 ) -> None:
     """Explains what is not explained yet, and writes the table of all.
 
@@ -72,18 +81,25 @@ def explain_many(
         settings: what must be the same in every run that writes there.
         ask: yields answers for the contents of image files.
         write: writes the pictures of maps under a name into a folder, and returns their paths.
+        evidence: log to which the answers' evidence records are appended; None where none are asked.
         console: for the bar.
 
     Raises:
         NotFound: there is no image.
-        InvalidOption: `out` lies in the folder, or has what was made with other settings.
+        InvalidOption: `out` lies in the folder, or has what was made with other settings; the log cannot be written, or
+            is none.
         InvalidInput: some images failed; the text names the first of them, and the table all.
         CamserveError: what would fail every image, such as an unknown model or a server that is gone.
     """
     folder, names = listed_images(source) if source.is_file() else (source, image_names(source, out))
-    run = _Run(folder, names, out, Journal(out / JOURNAL, settings), write)
+    journal = Journal(out / JOURNAL, settings)
+    with _evidence_log(evidence) as keep:
+        _explain_all(_Run(folder, names, out, journal, write, keep), ask, console)
+
+
+def _explain_all(run: _Run, ask: AskMany, console: Console) -> None:
     try:
-        with _bar(console, len(names)) as show:
+        with _bar(console, len(run.names)) as show:
             show(run)
             for answer in ask(run.contents()):
                 run.take(answer)
@@ -92,18 +108,58 @@ def explain_many(
         run.write_table()
     if run.failed:
         some = "; ".join(f"{name}: {why}" for name, why in list(run.failed.items())[:5])
-        raise InvalidInput(f"{len(run.failed)} of {len(names)} images failed, see {out / TABLE} ({some})")
+        raise InvalidInput(f"{len(run.failed)} of {len(run.names)} images failed, see {run.out / TABLE} ({some})")
+
+
+@contextmanager
+def _evidence_log(path: Path | None) -> Iterator[Keep | None]:
+    """Yields a function that appends the record of an answer to a log, and returns its number there.
+
+    The record has the log's place in a chain; the one that a server gave it is kept as `received`, so that the line
+    that came can be made again.
+    """
+    if path is None:
+        yield None
+        return
+    from camserve.evidence.log import EvidenceLog
+
+    log = EvidenceLog(path, sys.maxsize)
+
+    def keep(line: str) -> int:
+        if not line:
+            raise Unsupported("this server answers without evidence records")
+        record = json.loads(line)
+        if place := {name: record.pop(name) for name in ("number", "previous") if name in record}:
+            record["received"] = place
+        try:
+            return int(json.loads(log.append(record).result())["number"])
+        except Unavailable:
+            raise InvalidInput(f"evidence log {path} cannot be written") from None
+
+    try:
+        yield keep
+    finally:
+        log.close()
 
 
 class _Run:
     """Knows which images are done, failed, or being asked."""
 
-    def __init__(self, folder: Path, names: Sequence[str], out: Path, journal: Journal, write: WritePictures) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        out: Path,
+        journal: Journal,
+        write: WritePictures,
+        keep: Keep | None,
+    ) -> None:
+        self.names, self.out = names, out
         self.failed: dict[str, str] = {}
         """Images that failed, and why."""
         self.explained = 0
         """Number of images that this run explained."""
-        self._folder, self._names, self._out, self._journal, self._write = folder, names, out, journal, write
+        self._folder, self._journal, self._write, self._keep = folder, journal, write, keep
         self._records: dict[str, Record] = {}
         self._asked: list[Record] = []
 
@@ -114,7 +170,7 @@ class _Run:
 
     def contents(self) -> Iterator[bytes]:
         """Yields the files that are to be asked, each read when its turn comes."""
-        for name in self._names:
+        for name in self.names:
             try:
                 content = read_image(self._folder / name)
                 assert isinstance(content, bytes)
@@ -123,7 +179,7 @@ class _Run:
                 continue
             head = {"kind": "explanation", "image": name, "sha256": hashlib.sha256(content).hexdigest()}
             known = self._journal.find(head)
-            if known is not None and all((self._out / row["picture"]).exists() for row in known["maps"]):
+            if known is not None and all((self.out / row["picture"]).exists() for row in known["maps"]):
                 self._records[name] = known
                 continue
             self._asked.append(head)
@@ -137,8 +193,9 @@ class _Run:
             self._fail(head["image"], answer.error)
             return
         found, name = answer.explanation, Path(head["image"])
-        paths = self._write(found.maps, name.name, self._out / name.parent)  # with the suffix: cat.jpg is not cat.png
-        record = head | _record(found, [path.relative_to(self._out).as_posix() for path in paths])
+        paths = self._write(found.maps, name.name, self.out / name.parent)  # with the suffix: cat.jpg is not cat.png
+        record = head | _record(found, [path.relative_to(self.out).as_posix() for path in paths])
+        record |= {} if self._keep is None else {"evidence": self._keep(found.evidence)}
         self._journal.add(record)
         self._records[head["image"]] = record
         self.explained += 1
@@ -151,10 +208,10 @@ class _Run:
 
     def write_table(self) -> None:
         """Writes a row for each map of the images that are done, and for each that failed, in the images' order."""
-        with (self._out / TABLE).open("w", newline="", encoding="utf-8") as file:
+        with (self.out / TABLE).open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, restval="")
             table.writeheader()
-            for name in self._names:
+            for name in self.names:
                 if name in self._records:
                     table.writerows(_rows(self._records[name]))
                 elif name in self.failed:
@@ -195,6 +252,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
     """Yields the rows of an image, one for each map; the box is the first one, where there are some."""
     first = record["predictions"][0] if record["predictions"] else {"label": "", "figure": ""}
     shared = {name: record[name] for name in ("image", "model", "version", "queries", "seconds")}
+    shared |= {"evidence": record.get("evidence", "")}
     shared |= {"predicted": first["label"], "figure": first["figure"], "predictions": json.dumps(record["predictions"])}
     for each in record["maps"]:
         told = {name: each[name] for name in ("method", "target", "score", "degenerate", "complete", "picture")}

@@ -172,7 +172,7 @@ for _command in (*serving.COMMANDS, token, evidence):
     "--evidence",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the evidence record to this file, for `camserve evidence replay`; with --precision exact the maps "
-    "can be made again, bit by bit.",
+    "can be made again, bit by bit. Of many images it is a log of all records, for `camserve evidence verify`.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="For pictures.")
 @connection_options
@@ -200,6 +200,7 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
     wanted = [read_target(text) for text in targets]
     watch, at_once = out if options.pop("watch") else None, options.pop("at_once")
     record: Path | None = options.pop("evidence")
+    options |= {} if record is None else {"evidence": True}
     with needs_extra("worker" if options["local"] else "cli"):
         from rich.console import Console
 
@@ -208,11 +209,8 @@ def explain(image: Path, methods: tuple[str, ...], targets: tuple[str, ...], out
         if is_many(image):
             if watch is not None:
                 raise InvalidOption("--watch shows one image, and does not go with many")
-            if record is not None:
-                raise InvalidOption("--evidence is of one image, and does not go with many")
-            _explain_many(image, specs, wanted, targets, out, at_once, Console(stderr=True), **options)
+            _explain_many(image, specs, wanted, targets, out, record, at_once, Console(stderr=True), **options)
             return
-        options |= {} if record is None else {"evidence": True}
         answer, seconds = _timed_explanation(image, specs, wanted, Console(stderr=True), watch, **options)
         _show(Console(), image, specs, answer, seconds)
         for path in write_pictures(answer.maps, image.stem, out):
@@ -228,6 +226,7 @@ def _explain_many(
     targets: list[AnyTarget],
     texts: tuple[str, ...],
     out: Path,
+    record: Path | None,
     at_once: int,
     console: Console,
     **options: Any,
@@ -240,13 +239,14 @@ def _explain_many(
     asked = ("model", "layers", "fusion", "size", "signed", "precision", "boxes", "evaluate", "text", "local")
     settings = {name: options[name] for name in asked}
     settings |= {"methods": [method_text(method) for method in methods], "targets": list(texts)}
+    settings |= {"evidence": None if record is None else str(record)}
     local = options["local"]
     with _explainer(many=not local, **options) as ask:
         if local:
             ask_many = partial(answers, ask=lambda content: ask(content, methods, targets), at_once=1)
         else:
             ask_many = partial(ask, methods=methods, targets=targets, at_once=at_once)
-        explain_many(source, out, settings, ask_many, write_pictures, console)
+        explain_many(source, out, settings, ask_many, write_pictures, record, console)
         click.echo(out / TABLE)
 
 

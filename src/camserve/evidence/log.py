@@ -1,7 +1,8 @@
 """Appends evidence records to a file of JSON lines, each of which holds the hash of the line before.
 
 A file that would grow beyond its bound is renamed after the number of its first record, and the chain goes on in a new
-one. A record is on the disk before its reply leaves: one thread writes all that wait, and syncs them at once, so that
+one. Where there is a file of that name, copied back by hand, say, it gets the next free number: nothing is ever written
+over. A record is on the disk before its reply leaves: one thread writes all that wait, and syncs them at once, so that
 the event loop never waits for a disk.
 
 What a crash or a full disk leaves of a line is cut off before the next one is written: its reply never left.
@@ -174,7 +175,12 @@ class EvidenceLog:
     def _rotated(self, future: Future[str]) -> bool:
         """Begins a new file; where that fails, so does the record that would be its first."""
         try:
-            os.rename(self.path, _full(self.path, self._first_number()))
+            kept = _free(self.path, self._first_number())
+            try:
+                os.rename(self.path, kept)
+            except OSError:
+                os.unlink(kept)
+                raise
             self._open()
         except OSError as error:
             self._failed(error, [future])
@@ -221,9 +227,22 @@ def full_files(path: Path) -> list[Path]:
     return [one for one in path.parent.iterdir() if name.fullmatch(one.name)]
 
 
-def _full(path: Path, number: int) -> Path:
-    """Returns the name of a full file whose first record has a number."""
-    return path.with_name(f"{path.stem}.{number:012d}{path.suffix}")
+def _free(path: Path, first: int) -> Path:
+    """Makes an empty file under the name of a full one, of the first number from `first` on that is free; returns it.
+
+    It holds the name until the full file takes its place: nobody else's file can come in between.
+    """
+    number = first
+    while True:
+        kept = path.with_name(f"{path.stem}.{number:012d}{path.suffix}")
+        try:
+            os.close(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+        except FileExistsError:
+            number += 1
+            continue
+        if number > first:
+            _log.warning("evidence log %s: there is a file of number %d already, the full one is %s", path, first, kept)
+        return kept
 
 
 def _locked(path: Path) -> int:
