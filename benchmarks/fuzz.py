@@ -4,6 +4,7 @@
     python benchmarks/fuzz.py all --seconds 3600      # an hour, shared by all targets
     python benchmarks/fuzz.py all --inputs 100        # a hundred inputs for each: does it run?
     python benchmarks/fuzz.py --write-corpus          # the seeds in fuzz_corpus/
+    python benchmarks/fuzz.py --render                # the figures in docs/security.md, at once
 
 Every target may raise the errors that it documents. Anything else is a finding, and so is an input that takes more than
 two seconds of processor time; each kind is printed with an input that shows it. Each target has a process of its own,
@@ -29,8 +30,8 @@ import traceback
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import version
@@ -47,8 +48,13 @@ except ImportError:
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "fuzz_corpus"
-TARGETS = ("image", "v1", "v1_json", "oip", "oip_json", "plain", "step", "answer", "tokens", "archive")
-PACKAGES = ("pillow", "protobuf", "safetensors", *(["atheris"] if atheris else []))
+RESULTS = HERE / "results" / "fuzz.json"
+SECURITY = common.ROOT / "docs" / "security.md"
+TARGETS = (
+    *("image", "v1", "v1_json", "oip", "oip_json", "plain", "step", "answer", "tokens", "archive", "text", "program"),
+    "evidence",
+)
+PACKAGES = ("pillow", "protobuf", "safetensors", "tokenizers", *(["atheris"] if atheris else []))
 SLOW_S = 2.0
 MAX_BYTES = 2**14
 """Bytes of an input: what harms by its size alone is for tests and `hostile.py`."""
@@ -57,6 +63,19 @@ SEPARATOR = b"\n--\n"
 """Separates the parts of an input that stands for several."""
 
 MEMBERS = ("model.json", "labels.json", "weights.safetensors", "references.safetensors")
+PROGRAM = {
+    "archive_format": b"pt2",
+    "archive_version": b"0",
+    ".data/version": b"3",
+    "data/weights/weight_0": bytes(4 * 2 * 3),
+    "data/weights/weight_1": bytes(4 * 2),
+}
+"""Files of a program of torch.export that are the same in every input: numbers, and what it is."""
+PROGRAM_MEMBERS = (
+    "models/model.json",
+    "data/weights/model_weights_config.json",
+    "data/constants/model_constants_config.json",
+)
 
 Read = Callable[[bytes], object]
 
@@ -65,14 +84,19 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
     """Returns what is fuzzed, and the errors that it may raise; files are written into the folder `work`."""
     from camserve import images
     from camserve.archive import read_card
+    from camserve.archive.hugging_face.towers import TextTower
     from camserve.archive.package import read_weights
     from camserve.archive.references import read_references
     from camserve.codecs import oip, oip_json, plain, step, v1, v1_json
     from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption, Unsupported
+    from camserve.evidence.replay import compare, read_record, request_options
+    from camserve.evidence.verify import verify
     from camserve.gateway.api.access import parse_tokens
     from camserve.gateway.ops.settings import Settings
     from camserve.gateway.pool.check_answer import check_answer
     from camserve.gateway.pool.fake import MODEL
+    from camserve.runtimes.exported_network import exported_network
+    from camserve.runtimes.exported_program import read_program
     from camserve.types import Preprocessing
     from camserve.types.request import ExplainRequest
 
@@ -133,6 +157,26 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
         read_weights(file)
         read_references(file, card)
 
+    def text(data: bytes) -> None:
+        tower = TextTower(torch.nn.Module(), data)
+        for words in ("a photo of a cat", "", "na\u00efve  \u732b!"):
+            assert all(isinstance(token, int) for token in tower.tokens(words))
+
+    def program(data: bytes) -> None:
+        if not data.startswith(b"PK"):  # what a program says, in the order of `PROGRAM_MEMBERS`
+            data = _zipped(PROGRAM | dict(zip(PROGRAM_MEMBERS, data.split(SEPARATOR), strict=False)))
+        file.write_bytes(data)
+        exported_network(read_program(file))
+
+    def evidence(data: bytes) -> None:
+        file.write_bytes(data)
+        with suppress(InvalidInput):
+            verify([file])
+        record = read_record(file, 1 if data.count(b"\n") > 1 else None)
+        with suppress(InvalidOption):  # it has hashes in place of words, or what no request may have
+            request_options(record)
+        compare(record, record)
+
     return {
         "image": (image, (InvalidImage,)),
         "v1": (lambda data: fit(v1.request_from_bytes(data)), (CamserveError,)),
@@ -148,7 +192,21 @@ def targets(work: Path) -> dict[str, tuple[Read, tuple[type[Exception], ...]]]:
         ),
         "tokens": (lambda data: parse_tokens(Path("tokens.toml"), data), (InvalidOption,)),
         "archive": (archive, (InvalidInput,)),
+        "text": (text, (InvalidInput, InvalidOption)),
+        "program": (program, (InvalidInput,)),
+        "evidence": (evidence, (InvalidInput,)),
     }
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    """Returns a zip file with files in a folder, as PyTorch writes them."""
+    import io
+
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as packed:
+        for name, content in files.items():
+            packed.writestr(zipfile.ZipInfo(f"network/{name}", (1980, 1, 1, 0, 0, 0)), content)
+    return written.getvalue()
 
 
 def _with_checksums(data: bytes) -> bytes:
@@ -189,7 +247,9 @@ class Round:
             self.read(data)
         except self.allowed:
             self.refused += 1
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # what panics in Rust is no Exception
             self._found(_name(error), data, traceback.format_exc())
         took_s = time.thread_time() - began_s
         self.slowest_s = max(self.slowest_s, took_s)
@@ -223,7 +283,7 @@ class Round:
         self.report.write_text(json.dumps(content))
 
 
-def _name(error: Exception) -> str:
+def _name(error: BaseException) -> str:
     """Returns an exception's class and the line that raised it, which make a kind of finding."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
@@ -428,7 +488,88 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "answer": {"result": step.result_to_bytes(answer(MODEL, items))},
         "tokens": {"two.toml": (tokens.format("a") + "[tokens.b]\nsha256 = '" + "1b" * 32 + "'\n").encode()},
         "archive": archives,
+        "text": _seeds_of_text(),
+        "program": _seeds_of_program(),
+        "evidence": _seeds_of_evidence(),
     }
+
+
+def _seeds_of_text() -> dict[str, bytes]:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "ca", "cat", "<s>", "</s>"]
+    pairs = Tokenizer(models.BPE({one: at for at, one in enumerate(letters)}, [("c", "a"), ("ca", "t")], unk_token="a"))
+    pairs.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    pairs.pre_tokenizer = pre_tokenizers.Split("[a-z]+", "removed", invert=True)
+    pairs.add_special_tokens(["<s>", "</s>"])
+    pairs.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 28), ("</s>", 29)])
+    words = ["[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "##s"]
+    pieces = Tokenizer(models.WordPiece({one: at for at, one in enumerate(words)}, unk_token="[UNK]"))
+    pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    likely = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581a", -1.0), ("\u2581cat", -2.0), ("c", -3.0)], 0, False))
+    likely.pre_tokenizer = pre_tokenizers.Metaspace()
+    padding = {"token": 0, "left": False, "masked": True}
+    return {
+        name: json.dumps({"max_length": 16, "padding": filled, "tokeniser": json.loads(made.to_str())}).encode()
+        for name, made, filled in (("bpe", pairs, None), ("wordpiece", pieces, padding), ("unigram", likely, padding))
+    }
+
+
+def _seeds_of_program() -> dict[str, bytes]:
+    import io
+
+    class Means(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.mean((2, 3)))
+
+    shapes = ({0: torch.export.Dim("n")},)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Means(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=shapes), file)
+    with zipfile.ZipFile(file) as packed:
+        files = {name.partition("/")[2]: packed.read(name) for name in packed.namelist()}
+    said = json.loads(files[PROGRAM_MEMBERS[0]])
+    for node in said["graph_module"]["graph"]["nodes"]:
+        node["metadata"].pop("stack_trace", None)  # it has the paths of this machine
+    files[PROGRAM_MEMBERS[0]] = json.dumps(said).encode()
+    whole = _zipped({name: files[name] for name in (*PROGRAM, *PROGRAM_MEMBERS)})
+    return {"members": SEPARATOR.join(files[name] for name in PROGRAM_MEMBERS), "whole.pt2": whole}
+
+
+def _seeds_of_evidence() -> dict[str, bytes]:
+    from camserve.evidence.canonical import canonical, sha256
+    from camserve.evidence.log import FIRST
+    from camserve.evidence.record import FORM
+
+    maps = {"method": 0, "target": "tabby", "score": 0.5, "shape": [32, 48], "sha256": "0a" * 32, "complete": True}
+    curves = {"protocol": "rise", "deletion_auc": 0.125, "insertion_auc": 1e-7, "sha256": "0b" * 32}
+    record: dict[str, Any] = {
+        "record": FORM,
+        "number": 1,
+        "previous": FIRST,
+        "request_id": "4f0c",
+        "model": {"name": "fake", "version": "1.0", "weights": "0c" * 32},
+        "image": {"form": "file", "bytes": 14528, "sha256": "0d" * 32},
+        "methods": [{"name": "group_cam", "parameters": {"groups": 16, "theta": 70}}],
+        "targets": [{"index": 1}, {"contrast": {"of": {"index": 1}, "than": [{"index": 2}], "gamma": 0.5}}],
+        "layers": ["features"],
+        "fusion": "mean",
+        "output": {"size": "input", "signed": False},
+        "evaluation_steps": 28,
+        "precision": {"asked": "exact", "used": "exact"},
+        "piece": 16,
+        "gateway": {"camserve": "0.1.0"},
+        "workers": [{"torch": "2.9.1", "threads": "2"}],
+        "maps": [maps | {"faithfulness": curves}],
+    }
+    first = canonical(record)
+    more = {"number": 2, "previous": sha256(first.encode()), "targets": [{"text": {"sha256": "0e" * 32, "bytes": 5}}]}
+    lines = f"{first}\n{canonical(record | more)}\n"
+    return {"record.json": f"{first}\n".encode(), "log.jsonl": lines.encode()}
 
 
 def write_corpus() -> None:
@@ -439,17 +580,32 @@ def write_corpus() -> None:
             (CORPUS / target / name).write_bytes(data)
 
 
+def summary(content: Mapping[str, Any]) -> str:
+    """Returns what the page on security says of results: how many inputs each target got, and what came out."""
+    found = content["total"]
+    each = ", ".join(f"{name} {one['inputs']:,}" for name, one in content["targets"].items())
+    return (
+        f"{found['inputs']:,} inputs; exceptions of a foreign type: {found['foreign']}; inputs that took {SLOW_S:g} s: "
+        f"{found['hangs']} (`benchmarks/results/{RESULTS.name}`). By target: {each}."
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", default=["all"], help=f"all, {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--inputs", type=int, default=sys.maxsize, help="at most, for each target")
     parser.add_argument("--write-corpus", action="store_true", help="write the seeds anew")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "fuzz.json")
+    parser.add_argument("--render", action="store_true", help="the figures of docs/security.md from the JSON, at once")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.write_corpus:
         write_corpus()
+        return 0
+    if given.render:
+        found = summary(json.loads(given.out.read_text()))
+        SECURITY.write_text(common.embedded(SECURITY.read_text(), "fuzz", found))
         return 0
     if unknown := set(given.targets) - {*TARGETS, "all"}:
         parser.error(f"there are no targets {', '.join(sorted(unknown))}")

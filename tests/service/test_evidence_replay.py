@@ -30,9 +30,9 @@ from camserve import Engine
 from camserve.archive import build_archive
 from camserve.cli.commands import camserve
 from camserve.client import AsyncClient
-from camserve.errors import InvalidInput, InvalidOption, WorkerLost
+from camserve.errors import InvalidOption, WorkerLost
 from camserve.evaluation.digits.shipped import PREPROCESSING as DIGITS
-from camserve.evidence.replay import Outcome, compare, read_record, request_options
+from camserve.evidence.replay import Outcome, compare, request_options
 from camserve.evidence.verify import parsed
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.discovery import fixed
@@ -276,26 +276,6 @@ def test_what_need_not_be_equal_says_why():
         assert compare(before, changed(found, maps=before["maps"])).outcome is Outcome.EQUAL  # it may be, all the same
 
 
-def test_records_of_a_file(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    one = {"record": "camserve.evidence.v1", "number": 1}
-    path.write_text(json.dumps(one) + "\n" + json.dumps(one | {"number": 2}) + "\n")
-    assert read_record(path, 2)["number"] == 2
-    with pytest.raises(InvalidInput, match="2 records: say which"):
-        read_record(path)
-    with pytest.raises(InvalidInput, match="no record 3"):
-        read_record(path, 3)
-    for text, said in (
-        ("{}\n", "no records of form"),
-        ("", "is empty"),
-        ("{", "cannot read"),
-        ("[" * 10_000, "cannot"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InvalidInput, match=said):
-            read_record(path)
-
-
 def test_the_command_replays_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CAMSERVE_RUNTIME", "eager")
     source = "camserve.evaluation.digits.networks:DigitsNet"
@@ -310,9 +290,13 @@ def test_the_command_replays_without_a_server(tmp_path: Path, monkeypatch: pytes
     found = CliRunner().invoke(camserve, ["evidence", "replay", str(written), str(image), *local])
     assert (found.exit_code, found.output) == (0, "1 maps are equal to those of the record, bit by bit\n")
     (tmp_path / "several").mkdir()
-    asked = (*asked, *local, "--out", str(tmp_path))
-    with pytest.raises(InvalidOption, match="--evidence is of one image"):
-        CliRunner().invoke(camserve, ["explain", str(tmp_path / "several"), *asked], catch_exceptions=False)
+    image.rename(tmp_path / "several" / "scene.png")
+    asked = (*asked[:-1], str(tmp_path / "log.jsonl"), *local, "--out", str(tmp_path / "maps"))
+    found = CliRunner().invoke(camserve, ["explain", str(tmp_path / "several"), *asked])
+    assert found.exit_code == 0, found.output
+    again = [str(tmp_path / "log.jsonl"), str(tmp_path / "several" / "scene.png"), "--number", "1"]
+    found = CliRunner().invoke(camserve, ["evidence", "replay", *again, *local])
+    assert (found.exit_code, found.output) == (0, "1 maps are equal to those of the record, bit by bit\n")
 
 
 async def test_the_command_replays_against_a_server(tmp_path: Path):

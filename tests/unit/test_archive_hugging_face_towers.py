@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from PIL import Image
+from torch import nn
 from towers import FAMILIES, PROMPTS, saved
 
 from camserve.archive import build_archive, load_package, read_card
+from camserve.archive.hugging_face.towers import TextTower
 from camserve.engine import Engine
 from camserve.errors import CamserveError, InvalidInput, InvalidOption, NotFound
 
@@ -171,3 +174,37 @@ def test_an_archive_with_another_text_is_refused(directory, tmp_path, content):
     (unpacked / "text.json").write_text(content)
     with pytest.raises(InvalidInput, match=r"text\.json is not what makes tokens of texts"):
         load_package(unpacked)
+
+
+def words(**changes: object) -> bytes:
+    """What makes tokens of texts, by a table of two words."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0, "cat": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    said = json.loads(made.to_str()) | changes
+    return json.dumps({"max_length": 9, "padding": None, "tokeniser": said}).encode()
+
+
+MARKED = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [0], "tokens": ["[CLS]"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("a dog", {}),  # an Exception: there is no [UNK]
+        ("a cat", {"post_processor": MARKED | {"special_tokens": {}}}),  # a panic in Rust
+    ],
+)
+def test_a_text_that_a_tokeniser_fails_on_is_refused(text, changes):
+    """An archive can hold any tokeniser; where it is made it says nothing of texts that it will fail on."""
+    tower = TextTower(nn.Module(), words(**changes))
+    with pytest.raises(InvalidOption, match=f"this model's tokeniser makes no tokens of '{text}': the package token"):
+        tower.tokens(text)
+
+
+def test_a_tokeniser_of_an_archive_makes_tokens():
+    assert list(TextTower(nn.Module(), words(post_processor=MARKED)).tokens("a cat")) == [0, 0, 1]

@@ -116,14 +116,14 @@ def test_every_seed_is_accepted(tmp_path, fuzz):
             read(seed.read_bytes())
 
 
-def test_the_page_on_security_has_the_figures_of_the_results(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_the_page_on_security_has_the_figures_of_the_results(fuzz):
     import common
     import hostile
 
     page, content = hostile.SECURITY.read_text(), json.loads(hostile.RESULTS.read_text())
     assert common.embedded(page, "summary", hostile.summary(content)) == page
     assert common.embedded(page, "attacks", hostile.table(content)) == page
+    assert common.embedded(page, "fuzz", fuzz.summary(json.loads(fuzz.RESULTS.read_text()))) == page
 
 
 def test_the_page_of_networks_is_made_from_the_results(monkeypatch):

@@ -281,6 +281,10 @@ BROKEN = {
     ),
     "another form": (lambda found: [*found[:2], found[2].replace(b":", b": ", 1), *found[3:]], "line 3: .* canonical"),
     "no json": (lambda found: [*found[:2], b"{", *found[3:]], "line 3: it is no JSON"),
+    "a huge number": (
+        lambda found: [*found[:2], b'{"a":1%s}' % (400 * b"0"), *found[3:]],
+        "line 3: it is no JSON",
+    ),
     "empty line": (lambda found: [*found[:2], b"", *found[2:]], "line 3: it is no JSON"),
     "no record": (lambda found: [*found[:2], b"{}", *found[3:]], "line 3: it is no record of form"),
     "a beginning that is none": (

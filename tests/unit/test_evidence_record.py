@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_finalise_results import IMAGE
 from tiny import png
 
+from camserve.errors import CamserveError, InvalidInput
 from camserve.evidence.canonical import sha256
 from camserve.evidence.record import image_told, line_of, map_digest, target_told
+from camserve.evidence.replay import check_image, compare, read_record, request_options
 from camserve.evidence.verify import parsed
 from camserve.gateway.pool.fake import MODEL
 from camserve.methods import GradCam
@@ -20,6 +26,7 @@ from camserve.types import (
     Cost,
     Explanation,
     InputView,
+    ModelInfo,
     Prediction,
     Region,
     SaliencyMap,
@@ -28,7 +35,7 @@ from camserve.types import (
     Vector,
     Word,
 )
-from camserve.types.request import ExplainRequest
+from camserve.types.request import ExplainRequest, make_request
 
 VIEW = InputView((32, 48), (0.0, 0.0, 48.0, 32.0), (32, 48))
 WORDS = "is Ann Smith ill?"
@@ -76,8 +83,10 @@ def test_a_map_is_told_by_its_numbers():
     assert map_digest(array.T) != map_digest(array)
 
 
-def line(target: AnyTarget, text: str, **fields: object) -> str:
-    model = replace(MODEL, outputs="text-image", dimension=4, labels=())
+TOWERS = replace(MODEL, outputs="text-image", dimension=4, labels=())
+
+
+def line(target: AnyTarget, text: str, model: ModelInfo = TOWERS, **fields: object) -> str:
     fitted = ExplainRequest(PICTURE, (GradCam(),), (target,), evidence=True, **fields).fit(model)
     array = np.zeros((32, 48), np.float32)
     saliency = SaliencyMap(
@@ -92,3 +101,64 @@ def test_words_that_are_explained_are_nowhere_in_a_record():
     assert "Smith" not in found
     assert parsed(found.encode())["maps"][0]["target"] == hash_of(f"text:{WORDS}".encode())
     assert parsed(line(Vector(VECTOR), "vector:4").encode())["maps"][0]["target"] == "vector:4"
+
+
+def test_records_of_a_file(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    one = json.loads(line(Target(index=3), "three", MODEL)) | {"number": 1}
+    path.write_text(json.dumps(one) + "\n" + json.dumps(one | {"number": 2}) + "\n")
+    assert read_record(path, 2)["number"] == 2
+    with pytest.raises(InvalidInput, match="2 records: say which"):
+        read_record(path)
+    with pytest.raises(InvalidInput, match="no record 3"):
+        read_record(path, 3)
+    for text, said in (
+        ("{}\n", "no records of form"),
+        ("", "is empty"),
+        ("{", "cannot read"),
+        ("[" * 10_000, "cannot"),
+        (json.dumps(one | {"maps": [{}]}), "a record whose maps is not as camserve writes it"),
+        (json.dumps(one | {"methods": []}), "a map of a method that it does not tell of"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidInput, match=said):
+            read_record(path)
+
+
+MISSING = object()
+
+
+def places(value: object, way: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """The way to each value in a JSON value, but for itself."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*way, key)
+        yield from places(one, (*way, key))
+
+
+def test_a_record_that_somebody_has_changed_is_refused_or_asked_but_never_a_fault(tmp_path: Path):
+    """Whatever stands in whatever place: a record may come from anybody."""
+    path = tmp_path / "record.json"
+    whole = json.loads(line(Contrast(Target(index=3), (Target(index=1),)), "three", MODEL))
+    assert len(list(places(whole))) > 50
+    refused, asked = 0, 0
+    for way in places(whole):
+        for other in (MISSING, None, [], [{}], "a", -9, {"a": 1}):
+            found = copy.deepcopy(whole)
+            inside = found
+            for key in way[:-1]:
+                inside = inside[key]
+            inside[way[-1]] = other
+            if other is MISSING:
+                del inside[way[-1]]
+            path.write_text(json.dumps(found))
+            try:
+                record = read_record(path)
+                assert isinstance(check_image(record, PICTURE), str)
+                options = request_options(record)
+                compare(record, whole | {"maps": []})
+                make_request(PICTURE, **options).fit(MODEL)
+                asked += 1
+            except CamserveError:
+                refused += 1
+    assert min(refused, asked) > 50

@@ -41,6 +41,24 @@ class Compared:
     """Sentences that say what was found."""
 
 
+_SHAPE: Mapping[str, Any] = {
+    "model": {"name": str, "weights": str},
+    "image": {"sha256": str},
+    "methods": [{"name": str, "parameters": {}}],
+    "targets": [{}],
+    "layers": [str],
+    "fusion": str,
+    "output": {"size": str, "signed": bool},
+    "evaluation_steps": int,
+    "precision": {"asked": str},
+    "piece": int,
+    "workers": [{}],
+    "gateway": {},
+    "maps": [{"method": int, "target": str | dict, "complete": bool}],
+}
+"""What a replay looks at in a record: the type of each value, or what is inside of it."""
+
+
 def read_record(path: Path, number: int | None = None) -> Record:
     """Returns a record of a file.
 
@@ -49,7 +67,8 @@ def read_record(path: Path, number: int | None = None) -> Record:
         number: number of the record in the log; None: the file has one record only.
 
     Raises:
-        InvalidInput: the file cannot be read, has no such record, or has several and no number is given.
+        InvalidInput: the file cannot be read, has no such record, or has several and no number is given; or the record
+            is not as camserve writes one.
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -64,7 +83,24 @@ def read_record(path: Path, number: int | None = None) -> Record:
     wanted = [one for one in records if number is None or one.get("number") == number]
     if not wanted:
         raise InvalidInput(f"{path} has no record {number}")
+    _check_shape(path, wanted[0])
     return wanted[0]
+
+
+def _check_shape(path: Path, record: Record) -> None:
+    for name, shape in _SHAPE.items():
+        if not _has_shape(record.get(name), shape):
+            raise InvalidInput(f"{path} has a record whose {name} is not as camserve writes it")
+    if any(not 0 <= one["method"] < len(record["methods"]) for one in record["maps"]):
+        raise InvalidInput(f"{path} has a record with a map of a method that it does not tell of")
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Mapping):
+        return isinstance(value, dict) and all(_has_shape(value.get(name), inner) for name, inner in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(one, shape[0]) for one in value)
+    return isinstance(value, shape)
 
 
 def check_image(record: Record, image: ImageContent) -> str:
@@ -94,7 +130,8 @@ def request_options(record: Record, targets: Sequence[AnyTarget] = (), text: str
         "targets": _targets(record["targets"], targets),
         "layer": tuple(record["layers"]),
         "fusion": record["fusion"],
-        **record["output"],
+        "size": record["output"]["size"],
+        "signed": record["output"]["signed"],
         "evaluate": bool(record["evaluation_steps"]),
         **({"evaluation_steps": record["evaluation_steps"]} if record["evaluation_steps"] else {}),
         "precision": "exact",

@@ -82,7 +82,7 @@ def parsed(line: bytes) -> Record:
     try:
         found: Any = json.loads(line)
         same = canonical(found).encode() == line
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):  # of a number beyond float64, of too deep a nesting
         raise ValueError("it is no JSON of a record") from None
     if not isinstance(found, dict) or found.get("record") != FORM:
         raise ValueError(f"it is no record of form {FORM}")

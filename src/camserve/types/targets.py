@@ -97,10 +97,9 @@ class Target:
         """
         if self.label is not None:
             return Target(index=resolve_label(self.label, labels))
-        number, what = (self.index, "class index") if self.index is not None else (self.top_k, "top_k")
-        low, high = (0, len(labels) - 1) if self.index is not None else (1, len(labels))
-        if number is None or not low <= number <= high:
-            raise InvalidOption(f"{what} must be {low}..{high}, got {shown(number)}")
+        what, number, low = ("class index", self.index, 0) if self.top_k is None else ("top_k", self.top_k, 1)
+        if not low <= cast("int", number) < low + len(labels):
+            raise InvalidOption(f"{what} must be {low}..{low + len(labels) - 1}, got {shown(number)}")
         return self
 
     def each(self, ranked: Sequence[int]) -> tuple[Target, ...]:
@@ -131,8 +130,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         _check_class("contrast", self.of)
-        if not isinstance(self.than, tuple):
-            object.__setattr__(self, "than", _classes("contrast", self.than))
+        object.__setattr__(self, "than", _classes("contrast", self.than))
         if not self.than:
             raise InvalidOption(f"contrast holds a class against at least one other, got none: {EXAMPLES['contrast']}")
         for other in self.than:
@@ -158,11 +156,11 @@ class Contrast:
             InvalidOption: a class that does not exist, or a class that is named twice.
         """
         of, than = self.of.resolved(labels), [other.resolved(labels) for other in self.than]
-        named = [one.index for one in (of, *than) if one.index is not None]
+        named = [one.index for one in (of, *than)]
         for index in named:
             if named.count(index) > 1:
                 raise InvalidOption(f"contrast names each class once, got {Target(index=index).text(labels)} twice")
-        return Contrast(of, tuple(sorted(than, key=lambda other: other.index or 0)), self.gamma)
+        return Contrast(of, tuple(sorted(than, key=operator.attrgetter("index"))), self.gamma)
 
     def each(self, ranked: Sequence[int]) -> tuple[Contrast, ...]:
         """Returns a target of one class for each map; raises InvalidOption where one is held against itself."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from camserve.archive.untrusted import is_file, reading, short
 from camserve.errors import InvalidInput, InvalidOption, NotFound
 from camserve.scores.returned import Wrapped
+from camserve.wording import shown
 
 TEXT = "text.json"
 """Name in an archive of what makes tokens of texts."""
@@ -95,8 +97,12 @@ class TextTower:
         return None if bias is None else float(bias)
 
     def tokens(self, text: str) -> Sequence[int]:
-        """Returns all tokens of a text, those of its ends included."""
-        return cast("Sequence[int]", self._tokeniser.encode(text).ids)
+        """Returns all tokens of a text, those of its ends included; raises InvalidOption where it has none for it."""
+        try:
+            with _in_rust():
+                return cast("Sequence[int]", self._tokeniser.encode(text).ids)
+        except ValueError as error:
+            raise InvalidOption(f"this model's tokeniser makes no tokens of {shown(text)}: {error}") from None
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Returns the vectors (n, D); texts of as many tokens go together, so that none is padded to another's length.
@@ -216,10 +222,16 @@ def _vectors(found: Any) -> Tensor:
 
 
 def _tokeniser(text: str) -> Tokenizer:
-    try:
+    with _in_rust():
         return Tokenizer.from_str(text)
+
+
+@contextmanager
+def _in_rust() -> Iterator[None]:
+    """Makes whatever the package tokenizers raises a ValueError: what panics in Rust is no Exception here."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
     except BaseException as error:
-        # The package is written in Rust: what panics there is no Exception here.
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        raise ValueError(f"it is no tokeniser: {error}") from None
+        raise ValueError(f"the package tokenizers says {short(' '.join(str(error).split()))}") from None
