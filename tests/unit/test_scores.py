@@ -9,7 +9,10 @@ import torch
 from camserve.errors import CamserveError, InvalidOption, Unsupported
 from camserve.saliency.masks import loss
 from camserve.scores import SCORES, find_outputs, make_score
+from camserve.scores.classes import SUM_TOLERANCE
+from camserve.scores.score import QUERY_SIZE
 from camserve.types import OUTPUTS, Against, Contrast, Finer, Prediction, Target, Value, Vector
+from camserve.types.tokenisers import Words
 
 LOGITS = torch.tensor([0.5, -1.0, 3.0, 2.0, 3.0])
 
@@ -198,6 +201,54 @@ def test_outputs_that_are_not_of_the_kind_are_refused(kind, outputs, message):
 def test_references_must_be_as_long_as_the_vectors():
     with pytest.raises(InvalidOption, match="vectors have 3 numbers, its references 2"):
         make_score("embedding", np.ones((4, 2))).check(torch.zeros(1, 3))
+
+
+NAMES = {
+    "softmax": ((4,), ("class 0", "class 1", "class 2", "class 3")),
+    "probabilities": ((4,), ("class 0", "class 1", "class 2", "class 3")),
+    "value": ((4,), ("value 0", "value 1", "value 2", "value 3")),
+    "segmentation": ((2, 1, 2), ("class 0", "class 1")),
+}
+ALONE = {"binary": ("no", "yes"), "probabilities": ("no", "yes"), "value": ("value",), "sigmoid": ("class 0",)}
+
+
+def test_what_has_no_names_gets_some():
+    for kind, (shape, names) in NAMES.items():
+        assert make_score(kind, shape=shape).names(4) == names, kind
+    for kind, names in ALONE.items():
+        assert make_score(kind, shape=(1,)).names(1) == names, kind
+    assert make_score("segmentation", shape=(1, 2, 2)).names(4) == ("no", "yes")
+    with pytest.raises(InvalidOption, match="outputs boxes do not tell how many classes there are: give the names of"):
+        make_score("boxes", shape=(9, 6)).names(54)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "probabilities", "value"])
+def test_what_is_said_of_targets_is_said_of_each(kind):
+    one = Value(of(1)) if kind == "value" else of(1)
+    targets = make_score(kind).targets([Contrast(of(2), (of(0), of(1))), one, one])
+    is_class = targets.score.is_class(targets.asked)
+    assert (is_class.dtype, is_class.tolist()) == (torch.bool, [[False, *[kind != "value"] * 2]])
+    assert targets.query_size.tolist() == [[0 if kind == "value" else QUERY_SIZE, 0, 0]]
+
+
+def test_a_network_of_an_image_alone_reads_no_text():
+    with pytest.raises(Unsupported, match="outputs softmax are of an image alone"):
+        make_score("softmax").read(Words(["a"], "a", 3), "a", (), ())
+
+
+def test_probabilities_and_their_sum_are_taken_with_the_rounding_of_bfloat16():
+    check, off, far = make_score("probabilities").check, 0.9 * SUM_TOLERANCE, 1.1 * SUM_TOLERANCE
+    check(torch.tensor([[-off, 1 + off], [0.5, 0.5]]))
+    for outputs in ([-far, 0.5], [0.5, 1 + far]):
+        with pytest.raises(InvalidOption, match=r"numbers in 0\.\.1"):
+            check(torch.tensor([[0.5, 0.5], outputs]))
+    for more in (off, -off):
+        assert find_outputs(torch.tensor([[0.5, 0.5 + more]])) == "probabilities"
+    for more in (far, -far):
+        assert find_outputs(torch.tensor([[0.5, 0.5 + more]])) == "softmax"
+    assert find_outputs(torch.tensor([[-far, 1 + far]])) == "softmax"  # they sum to 1
+    with pytest.raises(InvalidOption, match="one output"):
+        find_outputs(torch.ones(2, 1))
 
 
 def test_the_kind_is_found_where_numbers_tell():

@@ -8,20 +8,25 @@ from hypothesis import strategies as st
 from camserve.errors import InvalidOption
 from camserve.types import (
     Against,
+    BoxTarget,
     Contrast,
+    Detection,
     Finer,
     Prediction,
+    Region,
     Target,
     Text,
     Value,
     Vector,
+    Word,
     as_target,
     final_targets,
     is_final,
 )
 from camserve.types.model import ModelInfo
-from camserve.types.targets import parse_target, split_targets
+from camserve.types.targets import MAX_GAMMA, MAX_NEAREST, MAX_WORD, parse_target, split_targets
 
+BOX = (1, 2.5, 30, 40)
 LABELS = ("tench", "tabby", "tiger cat", "crane", "Egyptian_cat", "crane", "T-shirt", "7", "lynx, catamount", "up:age")
 
 
@@ -156,11 +161,16 @@ def test_what_is_no_target_is_refused_with_what_is(value):
         lambda: Contrast(at(1), ("lynx",)),
         lambda: Contrast(at(1), (at(2),), gamma=float("inf")),
         lambda: Contrast(at(1), (at(2),), gamma="much"),
+        lambda: Contrast(at(1), (at(2),), gamma=True),
+        lambda: Contrast(at(1), (at(2),), gamma=10**400),
+        lambda: Finer("tabby"),
+        lambda: Finer(at(1), nearest=None),
         lambda: Finer(at(1), nearest=0),
         lambda: Finer(at(1), nearest=101),
         lambda: Finer(at(1), nearest=2.5),
         lambda: Finer(at(1), gamma=-0.1),
         lambda: Against(1),
+        lambda: Value("age"),
         lambda: Value(at(1), "sideways"),
         lambda: Vector(),
         lambda: Vector([1.0], b"file"),
@@ -169,17 +179,75 @@ def test_what_is_no_target_is_refused_with_what_is(value):
         lambda: Vector(["a"]),
         lambda: Vector([1.0, float("nan")]),
         lambda: Vector([1e300]),
+        lambda: Vector([10**400]),
         lambda: Vector([0.0, 0.0]),
         lambda: Text(None),
         lambda: Text(b"a three"),
         lambda: Text(""),
         lambda: Text(" \n"),
         lambda: Text("half a \ud83d"),
+        lambda: Word(None),
+        lambda: Word(0),
+        lambda: Word(MAX_WORD + 1),
+        lambda: Word(1.5),
+        lambda: Word(1, b"two"),
+        lambda: Word(1, "half a \ud83d"),
+        lambda: Detection(),
+        lambda: Detection(0, at(1)),
+        lambda: Detection(-1),
+        lambda: Detection(True),
+        lambda: Detection(of="cat"),
+        lambda: BoxTarget(3),
+        lambda: BoxTarget((1, 2, 3)),
+        lambda: BoxTarget((1, 2, 3, "wide")),
+        lambda: BoxTarget((1, 2, 3, True)),
+        lambda: BoxTarget((1, 2, 3, float("inf"))),
+        lambda: BoxTarget((1, 2, float("nan"), 4)),
+        lambda: BoxTarget((3, 2, 3, 4)),
+        lambda: BoxTarget((1, 4, 3, 4)),
+        lambda: BoxTarget(BOX, "cat"),
+        lambda: BoxTarget(BOX, Target(top_k=1)),
+        lambda: BoxTarget(BOX, probabilities=3),
+        lambda: BoxTarget(BOX, probabilities=(0.5, None)),
+        lambda: BoxTarget(BOX, probabilities=(0.5, -0.1)),
+        lambda: BoxTarget(BOX, probabilities=(0.5, float("nan"))),
+        lambda: BoxTarget(BOX, probabilities=(0.5, float("inf"))),
+        lambda: BoxTarget(BOX, probabilities=(0, 0)),
+        lambda: Region("cat"),
+        lambda: Region(box=(1, 2, 1, 4)),
+        lambda: Region(box=BOX, grid=b"file"),
+        lambda: Region(mask=b"file", grid=b"file"),
+        lambda: Region(grid=b""),
     ],
 )
 def test_what_no_target_may_be_is_refused_when_it_is_made(make):
     with pytest.raises(InvalidOption):
         make()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Contrast(at(1), (at(2),), gamma=0),
+        Contrast(at(1), (at(2),), gamma=MAX_GAMMA),
+        Finer(at(1), gamma=MAX_GAMMA, nearest=1),
+        Finer(at(1), gamma=0, nearest=MAX_NEAREST),
+        Word(1),
+        Word(MAX_WORD, "two"),
+        Detection(0),
+        BoxTarget((-1, -2.5, 0, 0), at(1), probabilities=(0, 1e-9)),
+    ],
+)
+def test_what_is_at_a_bound_is_taken(target):
+    assert target.resolved(LABELS) == target
+
+
+def test_a_vector_is_not_the_image_whose_bytes_it_has():
+    values = np.array([1.0, 2.0], np.float32)
+    image = Vector(image=values.astype("<f4").tobytes())
+    assert image.key == Vector(values).key, "else this says nothing"
+    assert image != Vector(values)
+    assert Vector(values) != values.tolist()
 
 
 def test_equal_targets_are_one_key():
@@ -216,12 +284,23 @@ def test_the_values_of_a_vector_are_its_own():
         (Finer(at(1)), "finer:tabby"),
         (Against(Target(top_k=3)), "against:top3"),
         (Value(at(0), "down"), "down:tench"),
+        (Word(2), "word:2"),
+        (Word(2, " seven two "), "word:2:seven two"),
+        (Detection(3), "detection:3"),
+        (BoxTarget(BOX), "box:1,2.5,30,40"),
+        (BoxTarget(BOX, at(1)), "box:1,2.5,30,40:tabby"),
+        (Region(at(1), box=BOX), "region:1,2.5,30,40:tabby"),
+        (Region(box=BOX), "region:1,2.5,30,40"),
         (Text("tench, or tabby; 3"), "text:tench, or tabby; 3"),
     ],
 )
 def test_a_target_says_what_can_be_read_back(target, text):
     assert target.text(LABELS) == text
     assert parse_target(text).resolved(LABELS) == target.resolved(LABELS)
+
+
+def test_an_index_without_a_label_is_said_as_it_is():
+    assert [at(index).text(("a", "b")) for index in (1, 2, 3)] == ["b", "2", "3"]
 
 
 def test_an_index_is_said_where_the_label_is_another_classes_index():

@@ -784,7 +784,7 @@ def describe_method(name: str, model: ModelInfo | None = None) -> dict[str, Any]
 
     The cost is for one target with default parameters at the model's default layer: images that go through the network
     beyond the first forward pass, at most; null where no model is named or the defaults do not fit. `refused` says why
-    the model has not the method; it is empty where it works.
+    the model has not the method; it is empty where it works, given what it needs.
 
     Each parameter has name, type, default, minimum, maximum, choices and description; a bound that is null does not
     exist, or depends on the layer.

@@ -292,7 +292,7 @@ class MethodInfo:
     needs: str = ""
     """Property that a network must have for the method: "GAP head", "ReLU", "ViT"; empty: none."""
     refused: str = ""
-    """Why this model has not the method; empty: it works."""
+    """Why this model has not the method, whatever its network is made of; empty: it works, given what it `needs`."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Target:
         if self.label is not None and not isinstance(self.label, str):
             raise InvalidOption(f"a label is a text, got {shown(self.label)}")
         for name in ("index", "top_k"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+            object.__setattr__(self, name, _whole_or_none(name, getattr(self, name)))
         if self.top_k is not None and self.top_k < 1:
             raise InvalidOption(f"top_k must be at least 1, got {shown(self.top_k)}")
 
@@ -527,8 +527,7 @@ class BoxTarget:
             _check_class("a box", self.of)
             if self.of.top_k is not None:
                 raise InvalidOption(f"a box is of a class by name or index, got {self.of.text()}")
-        if len(self.probabilities):
-            object.__setattr__(self, "probabilities", _probabilities("a box", self.probabilities))
+        object.__setattr__(self, "probabilities", _probabilities("a box", self.probabilities))
 
     @property
     def classes(self) -> tuple[Target, ...]:
@@ -573,7 +572,7 @@ class Detection:
     def __post_init__(self) -> None:
         if (self.index is None) == (self.of is None):
             raise InvalidOption("a detection is named by its number or by a class: exactly one")
-        object.__setattr__(self, "index", _whole("a detection's number", self.index))
+        object.__setattr__(self, "index", _whole_or_none("a detection's number", self.index))
         if self.index is not None and self.index < 0:
             raise InvalidOption(f"detections are numbered from 0, got {shown(self.index)}")
         if self.of is not None:
@@ -624,8 +623,12 @@ def edges(what: str, values: Any) -> Edges:
 
 
 def _probabilities(what: str, values: Any) -> tuple[float, ...]:
-    found = tuple(map(_number, values))
-    if not all(each is not None and 0 <= each < math.inf for each in found) or not any(found):  # NaN fails as well
+    try:
+        found = tuple(map(_number, values))
+    except TypeError:  # a number alone
+        found = (None,)
+    fit = all(each is not None and 0 <= each < math.inf for each in found)  # NaN fails as well
+    if found and not (fit and any(found)):
         raise InvalidOption(f"{what} has probabilities of at least 0, not all 0; got {shown(values)}")
     return cast("tuple[float, ...]", found)
 
@@ -938,10 +941,12 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _whole(name: str, value: Any) -> Any:
-    """Returns a whole number as int, numpy's included, and None as it is."""
-    if value is None:
-        return None
+def _whole_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else _whole(name, value)
+
+
+def _whole(name: str, value: Any) -> int:
+    """Returns a whole number as int, numpy's included."""
     try:
         return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]  # None raises
     except TypeError:
