@@ -125,6 +125,18 @@ def test_a_score_that_is_no_number_stays_for_somebody_to_see():
         first, second = decode(decoding, returned, SIZE)
         assert first["scores"].isnan().any()
         assert not second["scores"].isnan().any()
+    many = torch.full((1, 5, 500), 4.0)  # more than are kept, side by side, the last one without a number
+    many[0, 0], many[0, 4] = 10 * torch.arange(500), torch.rand(500) + 0.1
+    many[0, 4, 499] = math.nan
+    logits = torch.randn(1, 500, 2)
+    logits[0, 499] = math.nan
+    beside = {"logits": logits, "pred_boxes": torch.rand(1, 500, 4)}
+    for decoding, given in (
+        ("yolo", many),
+        ("yolo5", many.mT.repeat_interleave(torch.tensor([1, 1, 1, 1, 2]), 2)),
+        ("detr-sigmoid", beside),
+    ):
+        assert decode(decoding, given, SIZE)[0]["scores"].isnan().any(), decoding
 
 
 class Yolo(nn.Module):
