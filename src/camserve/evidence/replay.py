@@ -56,7 +56,7 @@ _SHAPE: Mapping[str, Any] = {
     "gateway": {},
     "maps": [{"method": int, "target": str | dict, "complete": bool}],
 }
-"""What a replay looks at in a record: the type of each value, or what is inside of it."""
+"""Tells what a replay looks at in a record: the type of each value, or what is inside of it."""
 
 
 def read_record(path: Path, number: int | None = None) -> Record:

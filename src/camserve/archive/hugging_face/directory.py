@@ -12,6 +12,7 @@ probabilities of texts.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -163,18 +164,8 @@ def build_network(files: Mapping[str, bytes]) -> torch.nn.Module:
 
 
 def _configuration(transformers: Any, content: Mapping[str, Any]) -> Any:
-    """Returns the configuration of a network; weights of its backbone are never looked for."""
-    return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(_without_downloads(content))
-
-
-def _without_downloads(content: Any) -> Any:
-    if isinstance(content, list):
-        return [_without_downloads(value) for value in content]
-    if not isinstance(content, dict):
-        return content
-    return {
-        key: False if key == "use_pretrained_backbone" else _without_downloads(value) for key, value in content.items()
-    }
+    """Returns the configuration of a network; it is made of a copy, from which transformers may take parts."""
+    return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(copy.deepcopy(content))
 
 
 def _text(transformers: Any, directory: Path, network: Any, preprocessing: Preprocessing) -> dict[str, bytes]:
