@@ -4,12 +4,14 @@ import json
 import pickle
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -171,6 +173,19 @@ def test_an_archive_holds_all_that_is_needed_and_asks_no_network(directory, tmp_
     assert type(module) is transformers.ViTForImageClassification
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_whoever_packs_can_ask_the_hub_and_hears_of_it_afterwards(directory, tmp_path, monkeypatch, good):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if not good:
+        changed("config.json", hidden_size=48)(directory)  # which fails while transformers loads it
+    with nullcontext() if good else pytest.raises(InvalidInput):
+        packed(directory, tmp_path)
+    assert constants.HF_HUB_OFFLINE is False
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
 def test_weights_of_half_precision_are_kept_as_they_are_in_float32(directory, tmp_path):
     before, _ = load_package(packed(directory, tmp_path, name="whole"))
     weights = load_file(directory / "model.safetensors")
@@ -293,6 +308,15 @@ def pickled(directory: Path) -> None:
     (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
 
 
+def pickled_in_parts(directory: Path) -> None:
+    """An index that safetensors have names a file that is none."""
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(weights, directory / "pytorch_model.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def cut(directory: Path) -> None:
     data = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -352,6 +376,7 @@ BAD = {
         "code",
     ),
     "pickled weights": (pickled, InvalidInput, "save_pretrained"),
+    "pickled weights in parts": (pickled_in_parts, InvalidInput, "are safetensors that lie .*'pytorch_model.bin'"),
     "weights outside": (outside, InvalidInput, "lie in the directory itself"),
     "an adapter": (lambda directory: (directory / "adapter_config.json").write_text("{}"), InvalidInput, "adapter"),
     "no weights": (without("model.safetensors"), NotFound, "no model.safetensors"),

@@ -263,9 +263,12 @@ def _check_files(directory: Path) -> None:
     if WEIGHTS[1] in names:
         parts = _parsed(directory / WEIGHTS[1]).get("weight_map", {})
         with reading(directory / WEIGHTS[1], "an index of weights"):
-            strange = [name for name in set(parts.values()) if Path(name).name != name or name not in names]
-            if strange:
-                raise ValueError(f"the weights lie in the directory itself, and it names {short(repr(strange[0]))}")
+            files = [name for name in names if name.endswith(".safetensors")]
+            if strange := set(parts.values()) - set(files):
+                some_file = short(repr(strange.pop()))
+                raise ValueError(
+                    f"the weights are safetensors that lie in the directory itself, and it names {some_file}"
+                )
 
 
 def _parsed(path: Path) -> dict[str, Any]:
