@@ -395,6 +395,12 @@ def test_finer_takes_the_classes_whose_scores_are_nearest(scores, nearest, data)
     assert found.gamma == 0.6
 
 
+def test_of_equally_near_classes_those_of_lower_index_are_taken():
+    scores = np.tile([0.0, 1.0, -1.0], 100)  # sorting leaves equal ones in place where they are few
+    found = Finer(at(99), nearest=100).contrast(scores)
+    assert [other.index for other in found.than] == sorted([*range(0, 99, 3), *range(102, 300, 3), 1])
+
+
 @pytest.mark.parametrize(
     ("target", "final"),
     [
