@@ -242,6 +242,12 @@ def test_what_is_at_a_bound_is_taken(target):
     assert target.resolved(LABELS) == target
 
 
+@pytest.mark.parametrize("given", [(), ([1.0], b"file")])
+def test_a_vector_is_of_numbers_or_of_an_image(given):
+    with pytest.raises(InvalidOption, match=f"has values or an image: exactly one, got {len(given)}"):
+        Vector(*given)
+
+
 def test_a_vector_is_not_the_image_whose_bytes_it_has():
     values = np.array([1.0, 2.0], np.float32)
     image = Vector(image=values.astype("<f4").tobytes())
