@@ -262,6 +262,7 @@ def test_equal_targets_are_one_key():
     assert Vector([1, 2]) != Vector([2, 1])
     assert {Contrast(at(1), (at(2),)), Contrast(at(1), [at(2)]), Contrast(at(1), at(2))} == {Contrast(at(1), (at(2),))}
     assert {Text("a three"), Text(" a three ")} == {Text("a three")}
+    assert Region(at(1), box=BOX) != at(1)
     assert len({Text("1"), Text("one"), at(1), named("one")}) == 4
     assert len({Finer(at(1)), Against(at(1)), at(1), Value(at(1)), Value(at(1), "down"), Finer(at(1), 0.5)}) == 6
 
@@ -376,6 +377,12 @@ def test_a_worker_explains_one_class_at_a_time_each_target_once():
         Value(at(0)),
         Contrast(at(3), (at(0),)),
         Contrast(at(1), (at(0),)),
+    )
+    asked = [Region(Target(top_k=2), box=BOX), Region(Finer(at(0), nearest=2), box=BOX)]
+    assert final_targets(asked, ranked, scores) == (
+        Region(at(3), box=BOX),
+        Region(at(1), box=BOX),
+        Region(Contrast(at(0), (at(1), at(2)), 0.6), box=BOX),
     )
     assert final_targets([Finer(at(0), nearest=2), Contrast(at(0), (at(1), at(2)), 0.6)], ranked, scores) == (
         Contrast(at(0), (at(1), at(2)), 0.6),
