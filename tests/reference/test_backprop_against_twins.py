@@ -76,10 +76,10 @@ def rough(seed: int) -> np.ndarray:
     return (picture(seed) * 0.6 + noise).astype(np.uint8)
 
 
-def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
+def sums_of(network: Network, layer: str, spec: MethodSpec, target: int, image: np.ndarray) -> np.ndarray:
     """Returns what is upsampled and scaled at the end, (H, W)."""
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", 0, 7, 7), 1), layer),))
-    (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
+    (found,) = maps_of(Executor(network), item)
     return found[0]
 
 
@@ -88,11 +88,11 @@ def assert_equal(module, layer, spec, twin_of_it, target, seed=0):
     pixels = rough(seed)
     image = twins.normalised(pixels, PREPROCESSING.mean, PREPROCESSING.std)
     raw = twin_of_it(module, image, layer, target, pixels)
-    sums = sums_of(module, layer, spec, target, pixels, PREPROCESSING)
+    engine = Engine(module, preprocessing=PREPROCESSING)
+    sums = sums_of(engine.network, layer, spec, target, pixels)
     assert sums.dtype == np.float64
     scale = raw.abs().max().item() or 1.0
     np.testing.assert_allclose(sums / scale, raw.numpy() / scale, **FLOAT64)
-    engine = Engine(module, preprocessing=PREPROCESSING)
     (result,) = engine.explain(pixels, methods=[spec], targets=[target], layer=layer).maps
     expected = twins.final(raw)
     assert result.degenerate == (not expected.any())
@@ -151,7 +151,8 @@ def test_smooth_grad_with_other_noise(samples, sigma, seed):
 def test_smooth_grad_without_noise_is_the_gradient():
     module, pixels = build("perceptron", 2, torch.float64), rough(2)
     image = twins.normalised(pixels, PREPROCESSING.mean, PREPROCESSING.std)
-    found = sums_of(module, "", SmoothGrad(samples=3, sigma=0), 5, pixels, PREPROCESSING)
+    network = Network(module, preprocessing=PREPROCESSING)
+    found = sums_of(network, "", SmoothGrad(samples=3, sigma=0), 5, pixels)
     np.testing.assert_allclose(found, twin.largest(twin.gradient(module, image, 5)), **FLOAT64)
 
 
@@ -172,7 +173,8 @@ def test_integrated_gradients_are_complete(name, baseline):
     with torch.no_grad():
         difference = module(image[None])[0] - module(begin[baseline][None])[0]
     target = int(difference.abs().argmax())
-    sums = sums_of(module, "", IntegratedGradients(steps=200, baseline=baseline), target, pixels, PREPROCESSING)
+    network = Network(module, preprocessing=PREPROCESSING)
+    sums = sums_of(network, "", IntegratedGradients(steps=200, baseline=baseline), target, pixels)
     assert sums.sum() == pytest.approx(difference[target].item(), rel=0.01)
 
 
@@ -205,7 +207,7 @@ def test_method_equals_its_twin_on_the_default_model(small_engines, lite0_float6
 
 
 @pytest.mark.parametrize("baseline", ["zero", "black"])
-def test_integrated_gradients_are_nearly_complete_on_the_default_model(lite0, photo, baseline):
+def test_integrated_gradients_are_nearly_complete_on_the_default_model(engines, lite0, photo, baseline):
     """50 points of a gradient that jumps at thousands of ReLU6 are a few percent off; 500 points are within 0.5 %."""
     preprocessing = lite0[1].preprocessing
     image = twins.normalised(photo, preprocessing.mean, preprocessing.std).float()
@@ -214,7 +216,7 @@ def test_integrated_gradients_are_nearly_complete_on_the_default_model(lite0, ph
     with torch.no_grad():
         difference = lite0[0](image[None])[0] - lite0[0](begin[None])[0]
     target = int(difference.argmax())
-    sums = sums_of(lite0[0], "", IntegratedGradients(baseline=baseline), target, photo, preprocessing)
+    sums = sums_of(engines["float32"].network, "", IntegratedGradients(baseline=baseline), target, photo)
     assert sums.sum() == pytest.approx(difference[target].item(), rel=0.06)
 
 

@@ -7,7 +7,6 @@ from reference import twins
 from reference import twins_gradient as twin
 from reference.finished import maps_of
 from reference.models import CHANNELS, CLASSES, MODELS, PREPROCESSING, build, picture, silence
-from torch import nn
 from torch.nn import functional as F
 
 from camserve import Engine
@@ -61,14 +60,12 @@ METHODS = {
 }
 
 
-def sums_of(
-    module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing
-) -> np.ndarray:
+def sums_of(network: Network, layer: str, spec: MethodSpec, target: int, image: np.ndarray) -> np.ndarray:
     """Returns what is upsampled and scaled at the end, at the layer's resolution, in float64."""
     item = Item(
         image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", CHANNELS, 7, 7), 1), layer),)
     )
-    (found,) = maps_of(Executor(Network(module, preprocessing=preprocessing)), item)
+    (found,) = maps_of(Executor(network), item)
     assert found.dtype == np.float64
     return found[0]
 
@@ -78,12 +75,12 @@ def assert_equal(module, layer, spec, twin_of_it, target, seed=0):
     pixels = picture(seed)
     image = twins.normalised(pixels, PREPROCESSING.mean, PREPROCESSING.std)
     raw = twin_of_it(module, image, layer, target)
-    sums = torch.from_numpy(sums_of(module, layer, spec, target, pixels, PREPROCESSING))
+    engine = Engine(module, preprocessing=PREPROCESSING)
+    sums = torch.from_numpy(sums_of(engine.network, layer, spec, target, pixels))
     large = F.interpolate(sums[None, None], size=raw.shape, mode="bilinear", align_corners=False)[0, 0].clamp(min=0)
     mean = spec.images if spec == IntegratedGradCam() else 1  # ours are sums, the paper's a mean
     scale = raw.abs().max().item() or 1.0
     np.testing.assert_allclose(large.numpy() / mean / scale, raw.numpy() / scale, **FLOAT64)
-    engine = Engine(module, preprocessing=PREPROCESSING)
     (result,) = engine.explain(pixels, methods=[spec], targets=[target], layer=layer).maps
     expected = twins.final(raw)
     assert result.degenerate == (not expected.any())

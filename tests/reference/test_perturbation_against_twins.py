@@ -104,9 +104,8 @@ def normalised(image: np.ndarray, preprocessing=PREPROCESSING) -> torch.Tensor:
     return twins.normalised(image, preprocessing.mean, preprocessing.std)
 
 
-def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image: np.ndarray, preprocessing):
+def sums_of(network: Network, layer: str, spec: MethodSpec, target: int, image: np.ndarray) -> np.ndarray:
     """Returns what is upsampled and scaled at the end, in float64."""
-    network = Network(module, preprocessing=preprocessing)
     total = spec.queries(network.info.layer(layer), 1)
     item = Item(image, (Target(index=target),), (Task(0, spec, 0, total, layer),))
     (found,) = maps_of(Executor(network), item)
@@ -117,12 +116,12 @@ def sums_of(module: nn.Module, layer: str, spec: MethodSpec, target: int, image:
 def assert_equal(module, layer, spec, by_twin, target, image, preprocessing=PREPROCESSING):
     """Holds the final map, and before it the sums up to a positive factor, against the twin; returns the final map."""
     raw = by_twin(module, normalised(image, preprocessing), layer, target)
-    sums = sums_of(module, layer, spec, target, image, preprocessing)
+    engine = Engine(module, preprocessing=preprocessing)
+    sums = sums_of(engine.network, layer, spec, target, image)
     large = upsample(sums, tuple(raw.shape))
     if raw.abs().max() > 0:
         tolerance = SMALL_DIFFERENCES if isinstance(spec, (Rise, AblationCam)) else FLOAT64
         np.testing.assert_allclose(large / np.abs(large).max(), (raw / raw.abs().max()).numpy(), **tolerance)
-    engine = Engine(module, preprocessing=preprocessing)
     (result,) = engine.explain(image, methods=[spec], targets=[target], layer=layer).maps
     expected = twins.final(raw)
     assert result.degenerate == (not expected.any())

@@ -50,11 +50,12 @@ def assert_equal(module, layer, spec, twin, target, seed=0):
     """Holds the engine's final map, and before it the sums, against the twin; returns the final map."""
     image = picture(seed)
     raw = twin(module, normalised(image), layer, target)
-    sums = sums_of(module, layer, spec, target, image)
+    engine = engine_of(module)
+    sums = sums_of(engine.network, layer, spec, target, image)
     large = F.interpolate(torch.from_numpy(sums)[None, None], size=raw.shape, mode="bilinear", align_corners=False)
     scale = raw.abs().max().item() or 1.0
     np.testing.assert_allclose(large[0, 0].numpy() / scale, raw.numpy() / scale, **FLOAT64)
-    (result,) = engine_of(module).explain(image, methods=[spec], targets=[target], layer=layer).maps
+    (result,) = engine.explain(image, methods=[spec], targets=[target], layer=layer).maps
     assert result.array.dtype == np.float32
     expected = twins.final(raw)
     assert result.degenerate == (not expected.any())
@@ -62,13 +63,13 @@ def assert_equal(module, layer, spec, twin, target, seed=0):
     return result
 
 
-def sums_of(module, layer, spec, target, image) -> np.ndarray:
+def sums_of(network: Network, layer, spec, target, image) -> np.ndarray:
     """Returns what a worker adds up, at the layer's resolution, in float64."""
-    channels = Network(module, preprocessing=PREPROCESSING).info.layer(layer).channels
+    channels = network.info.layer(layer).channels
     item = Item(
         image, (Target(index=target),), (Task(0, spec, 0, spec.queries(Layer("layer", channels, 7, 7), 1), layer),)
     )
-    (outcome,) = Executor(Network(module, preprocessing=PREPROCESSING)).execute([item]).outcomes
+    (outcome,) = Executor(network).execute([item]).outcomes
     (partial,) = outcome.partials
     assert partial.sums.dtype == np.float64
     return finished(spec, partial)[0]
