@@ -27,6 +27,7 @@ from camserve.types.request import make_request
 SMALL = {
     "group_cam": {"groups": 4},
     "rise": {"masks": 20},
+    "d_rise": {"masks": 20},
     "occlusion": {"positions": 4},
     "integrated_gradients": {"steps": 3},
     "integrated_grad_cam": {"steps": 3},
