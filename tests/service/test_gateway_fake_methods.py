@@ -11,7 +11,7 @@ from gateway_harness import arrays, ask, photo, serving
 from camserve.codecs import v1
 from camserve.finalise.maps import final_map
 from camserve.gateway.pool.fake import MODEL, FakeBackend
-from camserve.methods import METHODS, GroupCam, IsCam, MethodSpec, Rise, SsCam, parse_method
+from camserve.methods import METHODS, GroupCam, IsCam, MethodSpec, SsCam, parse_method
 from camserve.types import Prediction
 
 INPUT, LAYER = (32, 48), (4, 6)
@@ -19,7 +19,7 @@ INPUT, LAYER = (32, 48), (4, 6)
 
 
 def spec_of(name: str) -> MethodSpec:
-    return Rise(masks=40) if name == "rise" else parse_method(name)
+    return parse_method(name, {"masks": 40} if name in {"rise", "d_rise"} else {})
 
 
 @pytest.mark.parametrize("name", METHODS)
