@@ -64,7 +64,8 @@ class RandomMasks:
         cell = -(-pixels // self.spec.grid)
         offset = (random * cell).long()
         pixel = torch.arange(pixels, device=random.device)
-        return _upsampling(self.spec.grid, (self.spec.grid + 1) * cell).to(random)[offset[:, None] + pixel]
+        each = _upsampling(self.spec.grid, (self.spec.grid + 1) * cell, random.dtype, random.device)
+        return each[offset[:, None] + pixel]
 
 
 def masks(features: Features, spec: Rise, numbers: Tensor) -> RandomMasks:
@@ -98,7 +99,10 @@ def reduce(scores: Tensor, masks: RandomMasks, spec: Rise) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _upsampling(source: int, target: int) -> Tensor:
-    """Returns the (target, source) bilinear interpolation matrix of one axis, align_corners=False."""
+def _upsampling(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the (target, source) bilinear interpolation matrix of one axis, align_corners=False.
+
+    It is kept on the device: bringing it there for each pass would wait for the passes before.
+    """
     eye = torch.eye(source, dtype=torch.float64)
-    return F.interpolate(eye[None], size=target, mode="linear", align_corners=False)[0].T
+    return F.interpolate(eye[None], size=target, mode="linear", align_corners=False)[0].T.to(device, dtype)
