@@ -51,12 +51,13 @@ def scores(bench: Bench, precision: Precision, x: Tensor) -> Tensor:
     """Returns the outputs of camserve's network, in whichever runtime it has chosen."""
     network = bench.engine.network
     with network.evaluating(), exact_float32(), torch.inference_mode():
-        return network.scores(x.contiguous(memory_format=torch.channels_last), precision)
+        return network.scores(x.contiguous(memory_format=network.runtime_of(precision).memory_format), precision)
 
 
 @torch.inference_mode()
 def _eager(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
+    with exact_float32():  # as it comes a GPU would convolve in TF32, which is no float32
+        return module(x)
 
 
 def _onnx(bench: Bench) -> Forward:
