@@ -20,10 +20,11 @@ from camserve.methods import METHODS, IntegratedGradients, IsCam, Rise, SmoothGr
 from camserve.runtimes import precision
 from camserve.runtimes.choice import (
     EQUAL,
+    RUNTIMES,
     SAME,
     Measured,
-    checked_onnx,
     choose,
+    fast_runtime,
     fastest,
     largest_difference,
     measure,
@@ -226,7 +227,7 @@ def test_activations_are_checked_beside_the_outputs():
     site, images = site_and_pictures(module)
     assert site.layer.name == "last"
     with torch.no_grad(), pytest.raises(Unsupported, match="activations of last differ"):
-        checked_onnx(module, site, images, 1)
+        fast_runtime(module, site, images, 1)
 
 
 def test_pictures_that_change_each_others_scores_are_left_to_pytorch():
@@ -417,8 +418,8 @@ def test_a_micro_batch_that_is_named_is_kept_to(tmp_path):
 
 
 def test_the_environment_says_which_runtime(monkeypatch, tmp_path):
-    assert [runtime_name(name) for name in ("", "auto", "eager", "onnx")] == ["auto", "auto", "eager", "onnx"]
-    with pytest.raises(InvalidOption, match="one of auto, eager, onnx, got 'onxx'"):
+    assert [runtime_name(name) for name in ("", *RUNTIMES)] == ["auto", *RUNTIMES]
+    with pytest.raises(InvalidOption, match="one of auto, eager, onnx, cuda_graphs, got 'onxx'"):
         runtime_name("onxx")
     monkeypatch.setenv("CAMSERVE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

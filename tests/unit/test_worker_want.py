@@ -28,8 +28,9 @@ from camserve.methods import (
     SmoothGrad,
     SmoothGradCamPlusPlus,
 )
+from camserve.runtimes.memory import is_out_of_memory
 from camserve.types import Item, ItemResult, Layer, Preprocessing, StepResult, Target, Task
-from camserve.worker.device import BrokenDevice, is_out_of_memory, works
+from camserve.worker.device import BrokenDevice, works
 from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.micro_batch import CALM_STEPS, MicroBatch
 from camserve.worker.network import Network

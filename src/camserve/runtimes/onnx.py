@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from camserve.errors import Unsupported
-from camserve.saliency.arrangement import Arrangement
-from camserve.saliency.capture import Tap, is_spatial
+from camserve.runtimes.recorded import Recorded, in_a_line, why_not_replayed
 from camserve.saliency.layers import FoundLayer
-from camserve.saliency.run import dtype_of, run
+from camserve.saliency.run import dtype_of
 
 OPSET = 17
 """Version of ONNX's operators: the newest that has all of what PyTorch 2's exporter by tracing writes."""
@@ -94,20 +92,15 @@ def exported(module: nn.Module, found: FoundLayer, images: Tensor) -> bytes:
     """
     if dtype_of(module) != torch.float32 or images.device.type != "cpu":
         raise Unsupported(f"the network computes in {dtype_of(module)} on {images.device}, not in float32 on a CPU")
-    try:
-        with torch.no_grad(), _Decisions() as decisions:
-            run(module, images)
-    except Exception as error:  # whatever comes of a forward that is watched; without, it has run before
-        raise Unsupported(f"the network cannot be watched: {_in_a_line(error)}") from error
-    if decisions.made:
-        raise Unsupported(f"the forward decides by numbers that the picture has a part in ({decisions.made[0]})")
+    if reason := why_not_replayed(module, images):
+        raise Unsupported(reason)
     raw = [f"raw{call}" for call in range(max(1, len(found.calls)))]
     names = [INPUT, OUTPUTS, *raw]
     file = io.BytesIO()
     try:
         with _exporting, _tracing(), torch.no_grad():
             torch.onnx.export(
-                _Recorded(module, found).eval(),  # the exporter gives a wrapper's mode to all that is inside
+                Recorded(module, found).eval(),  # the exporter gives a wrapper's mode to all that is inside
                 (images,),
                 file,  # type: ignore[arg-type]  # the stub knows paths only
                 input_names=names[:1],
@@ -117,12 +110,8 @@ def exported(module: nn.Module, found: FoundLayer, images: Tensor) -> bytes:
                 dynamo=False,
             )
     except Exception as error:  # any error may come of a forward that is traced
-        raise Unsupported(f"the network has no ONNX graph: {_in_a_line(error)}") from error
+        raise Unsupported(f"the network has no ONNX graph: {in_a_line(error)}") from error
     return file.getvalue()
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager
@@ -137,49 +126,6 @@ def _tracing() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-class _Decisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the operations by which Python reads numbers out of tensors: a graph would hold what it read in tracing."""
-
-    _READING = frozenset({"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2"})
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in self._READING:
-            self.made.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-class _Recorded(nn.Module):
-    """Returns a network's outputs, and the layer's raw output at each of its calls that count."""
-
-    def __init__(self, module: nn.Module, found: FoundLayer) -> None:
-        super().__init__()
-        self.module = module
-        self._found = found
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Runs the network."""
-        record = _Record(self._found.layer.name, self._found.calls, len(images), self._found.arrangement)
-        with record.installed(self.module):
-            outputs = run(self.module, images)
-        return (outputs, *record.raw)
-
-
-class _Record(Tap):
-    """Keeps the layer's raw outputs."""
-
-    def __init__(self, layer: str, calls: Sequence[int], images: int, arrangement: Arrangement) -> None:
-        super().__init__(layer, calls, lambda output: is_spatial(output, images, arrangement))
-        self.raw: list[Tensor] = []
-
-    def at(self, output: Tensor, index: int) -> None:
-        # A copy, because the network may alter its output in place after this.
-        self.raw[index:] = [output.clone()]
 
 
 def session(graph: bytes, threads: int) -> Any:
@@ -205,4 +151,4 @@ def session(graph: bytes, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise Unsupported(f"ONNX Runtime cannot run the network's graph: {_in_a_line(error)}") from error
+        raise Unsupported(f"ONNX Runtime cannot run the network's graph: {in_a_line(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Runtime(Protocol):
         """Returns the outputs (n, numbers), in float32 at least, of (n, C, H, W)."""
 
 
+@runtime_checkable
 class Trunked(Runtime, Protocol):
     """Runs a network, and returns what one layer made on the way."""
 

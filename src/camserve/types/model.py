@@ -142,7 +142,7 @@ class RuntimeInfo:
     """Says what runs a network on the worker that was asked, chosen by measuring when it was loaded."""
 
     name: str = ""
-    """Name of the runtime: "eager" (PyTorch) or "onnx" (ONNX Runtime); "" where a worker does not say."""
+    """Name of the runtime: "eager" (PyTorch), "onnx" (ONNX Runtime), "cuda_graphs"; "" where a worker does not say."""
     micro_batch: int = 0
     """Number of masked queries of a pass; 0 where a worker does not say."""
     precision: Precision = "exact"

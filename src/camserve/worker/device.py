@@ -1,5 +1,4 @@
-"""Tells how much memory the device of a worker has and how much of it is in use, whether it ran out, and whether the
-device still works."""
+"""Tells how much memory the device of a worker has and how much of it is in use, and whether the device still works."""
 
 from __future__ import annotations
 
@@ -11,20 +10,10 @@ import torch
 
 from camserve.cgroup import memory_limit
 from camserve.errors import INTERNAL_MESSAGE, Internal
+from camserve.runtimes.memory import is_out_of_memory
 from camserve.types import DeviceMemory
 
 _RESIDENT = Path("/proc/self/statm")
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "_STATUS_ALLOC_FAILED",
-    "Failed to allocate memory",
-    "bad allocation",
-    "std::bad_alloc",
-)
-"""Fragments of the texts that say that memory ran out: PyTorch's of CUDA, of the CPU, of cuBLAS and cuDNN; ONNX
-Runtime's."""
 
 
 class BrokenDevice(Internal):
@@ -32,13 +21,6 @@ class BrokenDevice(Internal):
 
     def __init__(self) -> None:
         super().__init__(INTERNAL_MESSAGE)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an exception says that memory ran out, of the device or of the process."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def free_cached(device: torch.device) -> None:

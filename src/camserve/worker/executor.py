@@ -36,6 +36,7 @@ from camserve.images import ImageContent
 from camserve.methods import GradCam, MethodSpec
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
+from camserve.runtimes.memory import is_out_of_memory
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
 from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
@@ -59,7 +60,7 @@ from camserve.types.offered import check_offered, sample_method, why_not
 from camserve.types.target_forms import sample_target
 from camserve.types.targets import network_made
 from camserve.worker import environment
-from camserve.worker.device import BrokenDevice, device_memory, free_cached, is_out_of_memory, works
+from camserve.worker.device import BrokenDevice, device_memory, free_cached, works
 from camserve.worker.forward import Decoding, Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch

@@ -27,10 +27,9 @@ from camserve.methods.work import Kind
 from camserve.runtimes.choice import RuntimeName, runtime_name
 from camserve.runtimes.exported_network import ExportedNetwork
 from camserve.runtimes.kept import cache_folder
-from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.onnx_network import OnnxNetwork
 from camserve.runtimes.precision import why_no_bfloat16
-from camserve.runtimes.runtime import Eager, Graph, Runtime
+from camserve.runtimes.runtime import Eager, Graph, Runtime, Trunked
 from camserve.saliency.asked import Asked
 from camserve.saliency.capture import Capture
 from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outputs
@@ -160,7 +159,7 @@ class Network:
         if not self._openings:
             self._openings = {NO_LAYER.name: Whole(self.module, self.survey.keeps)}
         self.runtime = _runtime(module, self.module)  # `_select` may have made another module of it
-        self._bfloat16 = Eager(self.module, bfloat16=True)
+        self._bfloat16: Runtime = Eager(self.module, bfloat16=True)
         self.info = ModelInfo(
             name=name,
             version=version,
@@ -285,19 +284,21 @@ class Network:
         """Number of queries of a pass that is to give the same numbers again: the kind of device alone decides it."""
         return 1 if self.survey.alone else min(MOST_REPRODUCIBLE, DEFAULT_MICRO_BATCH.get(self.device.type, 32))
 
-    def adopt(self, runtime: Runtime, info: RuntimeInfo) -> None:
+    def adopt(self, runtime: Runtime, info: RuntimeInfo, half: Runtime | None = None) -> None:
         """Has a runtime run the network from now on; see `camserve.worker.tuning`.
 
         Args:
             runtime: a runtime of this network's module.
             info: what is said of it.
+            half: what asks masked queries in bfloat16; None: PyTorch.
         """
         if self._eager is None:
             self._eager = copy.copy(self)
             self._eager._openings = dict(self._openings)
         self.runtime, self.micro_batch = runtime, info.micro_batch
+        self._bfloat16 = half or self._bfloat16
         self.info = replace(self.info, runtime=info)
-        if isinstance(runtime, OnnxRuntime):
+        if isinstance(runtime, Trunked):
             (found,) = (each for each in self.survey.layers if each.layer.name == runtime.layer)
             self._openings[runtime.layer] = self._opening(found, runtime.trunk)
 
@@ -396,7 +397,7 @@ class Network:
     def is_light(self, layer: str) -> bool:
         """Tells whether PyTorch has hardly any work with the pass at a layer: another runtime makes it, and what is
         behind the layer is little more than the network's last linear layer."""
-        trunked, last = isinstance(self.runtime, OnnxRuntime) and self.runtime.layer == layer, self.classifier
+        trunked, last = isinstance(self.runtime, Trunked) and self.runtime.layer == layer, self.classifier
         return trunked and last is not None and last.in_features == self.info.layer(layer).channels
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:

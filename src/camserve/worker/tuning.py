@@ -17,10 +17,23 @@ from torch import Tensor
 from camserve.errors import Unsupported
 from camserve.methods import GroupCam, ScoreCam
 from camserve.queries.pack import ask
-from camserve.runtimes.choice import BUDGET_S, SIZES, Choice, Measured, RuntimeName, choose, fastest, measure
+from camserve.runtimes.choice import (
+    BUDGET_S,
+    FAST,
+    SIZES,
+    TITLES,
+    Choice,
+    Measured,
+    RuntimeName,
+    choose,
+    fastest,
+    measure,
+    ready,
+)
+from camserve.runtimes.cuda_graphs import CudaGraphs
 from camserve.runtimes.kept import Kept
 from camserve.runtimes.precision import Auto, auto_precision, why_no_bfloat16
-from camserve.runtimes.runtime import Eager
+from camserve.runtimes.runtime import Eager, Runtime
 from camserve.saliency import group_cam, score_cam
 from camserve.saliency.features import Features
 from camserve.saliency.layers import FoundLayer
@@ -70,19 +83,27 @@ def tune(
     with network.evaluating(), exact_float32():
         if reason := _why_eager(network):
             if wanted != "auto":
-                raise Unsupported(f"ONNX Runtime cannot run the network: {reason}")
+                raise Unsupported(f"{TITLES[wanted]} cannot run the network: {reason}")
             choice = Choice(network.runtime, _micro_batch(network, micro_batch, kept), 0.0, reason)
         else:
             choice = choose(network.module, _site(network), _pictures(network), wanted, threads, micro_batch, kept)
-        auto, size = _precision(network, choice, micro_batch, kept, calibration)
+        half: Runtime = Eager(network.module, bfloat16=True)
+        try:
+            half = choice.runtime.in_bfloat16() if isinstance(choice.runtime, CudaGraphs) else half
+            auto, size = _precision(network, choice, half, micro_batch, kept, calibration)
+        except Unsupported as error:
+            auto, size = Auto("exact", str(error)), choice.micro_batch
+            log.warning("nothing is asked in bfloat16 unless a request says so: %s", error)
+    if isinstance(choice.runtime, CudaGraphs):  # which cuts passes that are too large for it, in either precision
+        size = max(size, choice.micro_batch)
     info = RuntimeInfo(choice.runtime.name, size, auto.precision, "; ".join(filter(None, (choice.reason, auto.reason))))
-    network.adopt(choice.runtime, info)
+    network.adopt(choice.runtime, info, half if auto.precision == "bfloat16" else None)
     log.info("%s is run by %s, %d queries a pass; auto is %s", network.info.name, info.name, size, info.precision)
 
 
 def _why_eager(network: Network) -> str:
     """Returns why PyTorch alone can run the network; "" where others may."""
-    if network.device.type != "cpu":
+    if network.device.type not in FAST:
         return f"it runs on {network.device}"
     if dtype_of(network.module) != torch.float32:
         return f"it computes in {str(dtype_of(network.module)).removeprefix('torch.')}"
@@ -94,12 +115,14 @@ def _why_eager(network: Network) -> str:
 
 
 def _micro_batch(network: Network, micro_batch: int | None, kept: Kept) -> int:
-    """Returns how many queries of a pass suit a network that PyTorch runs; that of one with layers is not measured."""
-    if micro_batch or network.survey.layers or network.survey.alone or network.device.type != "cpu":
+    """Returns how many queries of a pass suit a network that PyTorch runs; on CPUs that of one with layers is not
+    measured."""
+    device = network.device.type
+    if micro_batch or network.survey.alone or device not in FAST or (network.survey.layers and device == "cpu"):
         return network.micro_batch
     known = Measured.read(kept.read().get("exact"))
     if known is None:
-        known = fastest(list(measure(network.runtime, _pictures(network)[:1], SIZES, BUDGET_S / 4)))
+        known = fastest(list(measure(network.runtime, _pictures(network)[:1], SIZES[device], BUDGET_S / 4)))
         kept.write(exact=asdict(known))
     return known.micro_batch
 
@@ -115,9 +138,18 @@ def _pictures(network: Network) -> Tensor:
 
 
 def _precision(
-    network: Network, choice: Choice, micro_batch: int | None, kept: Kept, calibration: Sequence[np.ndarray]
+    network: Network,
+    choice: Choice,
+    half: Runtime,
+    micro_batch: int | None,
+    kept: Kept,
+    calibration: Sequence[np.ndarray],
 ) -> tuple[Auto, int]:
-    """Returns what precision "auto" is, and the number of queries of a pass that suits it."""
+    """Returns what precision "auto" is, and the number of queries of a pass that suits it.
+
+    Raises:
+        Unsupported: what asks in bfloat16 cannot.
+    """
     if reason := why_no_bfloat16(network.device):
         return Auto("exact", reason), choice.micro_batch
     if network.survey.alone or dtype_of(network.module) != torch.float32:
@@ -129,13 +161,21 @@ def _precision(
     found, images = kept.read().get("auto"), _digest(calibration)
     if isinstance(found, dict) and (found.get("images"), micro_batch) == (images, None):
         precision: Precision = "bfloat16" if found.get("precision") == "bfloat16" else "exact"
-        return Auto(precision, str(found.get("reason", ""))), int(found.get("micro_batch", choice.micro_batch))
-    image, half = _pictures(network)[:1], Eager(network.module, bfloat16=True)
-    sizes = (choice.micro_batch,) if micro_batch or network.device.type != "cpu" else SIZES
+        size = int(found.get("micro_batch", choice.micro_batch))
+        return Auto(precision, str(found.get("reason", ""))), ready(half, size) if precision == "bfloat16" else size
+    image = _pictures(network)[:1]
+    sizes = (choice.micro_batch,) if micro_batch else SIZES[network.device.type]
     best = fastest(list(measure(half, image, sizes, BUDGET_S / 4)))
     seconds = choice.seconds or next(measure(choice.runtime, image, (choice.micro_batch,), BUDGET_S / 4)).seconds
-    auto = auto_precision(seconds, best.seconds, lambda: list(_maps(network, half, calibration)))
-    size = best.micro_batch if auto.precision == "bfloat16" else choice.micro_batch
+    size = best.micro_batch
+
+    def maps() -> list[tuple[np.ndarray, np.ndarray]]:
+        nonlocal size
+        size = ready(half, size)
+        return list(_maps(network, half, calibration))
+
+    auto = auto_precision(seconds, best.seconds, maps)
+    size = size if auto.precision == "bfloat16" else choice.micro_batch
     if not micro_batch:
         kept.write(auto={"images": images, **asdict(auto), "micro_batch": size})
     return auto, size
@@ -148,7 +188,7 @@ def _digest(images: Sequence[np.ndarray]) -> str:
     return found.hexdigest()
 
 
-def _maps(network: Network, half: Eager, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _maps(network: Network, half: Runtime, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields maps of Group-CAM and Score-CAM at the layer's resolution, of PyTorch in float32 and in bfloat16."""
     exact, end = Eager(network.module), time.perf_counter() + BUDGET_S
     for index, image in enumerate(images):
