@@ -430,7 +430,7 @@ async def image(store: Path, rounds: int) -> dict[str, Any]:
 
 async def steps(store: Path, rounds: int) -> dict[str, Any]:
     """Measures the seconds of a Grad-CAM in a step of one photo that is not remembered, and in one of four."""
-    executor = Executor(Engine.load(MODEL, store).network, MEMORY_BYTES, own_process=True)
+    executor = Executor(Engine.load(MODEL, store).network, MEMORY_BYTES)
     found = {}
     for name, camera in CAMERAS.items():
         photos = iter(camera.photos((1 + rounds) * sum(STEPS)))

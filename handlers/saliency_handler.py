@@ -32,7 +32,7 @@ class SaliencyHandler:
         except CamserveError as error:
             self._service = Refusal(error)
             return
-        executor = Executor(network, memory_bytes=int(settings.get("memory_bytes", MEMORY_BYTES)), own_process=True)
+        executor = Executor(network, memory_bytes=int(settings.get("memory_bytes", MEMORY_BYTES)))
         executor.warm_up()
         self._service = WorkerService(executor)
 

@@ -280,6 +280,7 @@ class Timed:
     """A runtime that takes what it is told, on a clock of its own."""
 
     memory_format = torch.contiguous_format
+    own_threads = False
 
     def __init__(self, name: str, world: SimpleNamespace, seconds, first: float = 0.0) -> None:
         self.name, self._world, self._seconds, self._first, self.asked = name, world, seconds, first, []
@@ -319,6 +320,26 @@ def test_the_masks_of_each_pass_are_blended_within_its_time():
     assert only.seconds == pytest.approx(0.01 / 4)
     assert len({x.data_ptr() for x in seen}) == len(seen) >= 4
     assert all(x.shape == (4, 3, 8, 8) and len(x.flatten(1).unique(dim=0)) == 4 for x in seen)
+
+
+@pytest.mark.parametrize(("own_threads", "expected"), [(True, 1), (False, 3)])
+def test_pytorch_has_the_threads_that_it_has_when_queries_are_asked(own_threads, expected):
+    on, seen = world(), set()
+
+    class Watching(Timed):
+        def outputs(self, x):
+            seen.add(torch.get_num_threads())
+            return super().outputs(x)
+
+    runtime = Watching("r", on, lambda size: 0.01)
+    runtime.own_threads, before = own_threads, torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(measure(runtime, IMAGE, (1, 2), 60, on.clock))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {expected}
 
 
 def test_larger_passes_are_tried_as_long_as_they_pay():

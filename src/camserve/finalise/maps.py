@@ -9,6 +9,7 @@ and `degenerate`, never NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -120,8 +121,7 @@ def normalise_signed(raw: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def upsample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns (h, w) upsampled to `size`, float64, as torch's `F.interpolate` does (bilinear, align_corners=False)."""
-    rows, columns = _weights(array.shape[0], size[0]), _weights(array.shape[1], size[1])
-    return np.asarray(rows @ array.astype(np.float64) @ columns.T)
+    return _resampled(array.astype(np.float64), _taps(array.shape[0], size[0]), _taps(array.shape[1], size[1]))
 
 
 def into_original(array: np.ndarray, view: InputView) -> np.ndarray:
@@ -131,35 +131,62 @@ def into_original(array: np.ndarray, view: InputView) -> np.ndarray:
     """
     height, width = view.original_size
     left, top, right, bottom = view.crop
-    rows = _crop_weights(height, top, bottom, array.shape[0])
-    columns = _crop_weights(width, left, right, array.shape[1])
-    laid = rows @ array.astype(np.float32) @ columns.T
+    rows = _crop_taps(height, top, bottom, array.shape[0])
+    columns = _crop_taps(width, left, right, array.shape[1])
+    laid = _resampled(array.astype(np.float32), rows, columns)
     return np.asarray(laid.clip(-1, 1, out=laid))  # a convex combination may round to just above 1
 
 
+@dataclass(frozen=True)
+class _Taps:
+    """Holds for each place of a goal the two samples of a source that it lies between, and their weights."""
+
+    low: np.ndarray
+    high: np.ndarray
+    low_weights: np.ndarray
+    high_weights: np.ndarray
+
+
+BLOCK = 2**14
+"""Values that are made at a time at most, so that their samples stay in the processor's cache."""
+
+
+def _resampled(array: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
+    """Returns (h, w) at the places of some rows and columns, in its own dtype.
+
+    No matrix product: NumPy's would be made by threads of OpenBLAS, which spin for some 25 ms afterwards, and so keep
+    PyTorch's threads from the cores, of this process and of workers beside a gateway.
+    """
+    return _along(np.ascontiguousarray(_along(array.T, columns).T), rows)
+
+
+def _along(array: np.ndarray, taps: _Taps) -> np.ndarray:
+    """Returns (h, w) at the places of some rows."""
+    found = np.empty((len(taps.low), array.shape[1]), array.dtype)
+    step = max(1, BLOCK // max(1, array.shape[1]))
+    for start in range(0, len(found), step):
+        some = slice(start, start + step)
+        np.multiply(array[taps.low[some]], taps.low_weights[some, None], out=found[some], casting="same_kind")
+        found[some] += np.multiply(array[taps.high[some]], taps.high_weights[some, None], dtype=array.dtype)
+    return found
+
+
 @lru_cache(maxsize=128)
-def _weights(source: int, goal: int) -> np.ndarray:
-    """Returns a (goal, source) float64 matrix whose rows have two weights that sum to 1."""
-    weights = _interpolation((np.arange(goal) + 0.5) * (source / goal) - 0.5, source)
-    weights.setflags(write=False)  # shared by every caller
-    return weights
+def _taps(source: int, goal: int) -> _Taps:
+    """Returns taps whose weights sum to 1; every caller shares them."""
+    return _between((np.arange(goal) + 0.5) * (source / goal) - 0.5, source)
 
 
-def _crop_weights(pixels: int, start: float, stop: float, source: int) -> np.ndarray:
-    """Returns (pixels, source), float32: `_weights` for pixel centres within start..stop, zero rows for the others."""
+def _crop_taps(pixels: int, start: float, stop: float, source: int) -> _Taps:
+    """Returns taps of pixel centres within start..stop; the others have no weight."""
     centres = np.arange(pixels) + 0.5
-    weights = _interpolation((centres - start) * (source / (stop - start)) - 0.5, source)
-    weights[(centres < start) | (centres >= stop)] = 0
-    return weights.astype(np.float32)
+    outside = (centres < start) | (centres >= stop)
+    return _between((centres - start) * (source / (stop - start)) - 0.5, source, outside)
 
 
-def _interpolation(positions: np.ndarray, source: int) -> np.ndarray:
-    """Returns linear interpolation at fractional positions of `source` samples as a matrix, clamped at both ends."""
+def _between(positions: np.ndarray, source: int, outside: np.ndarray | bool = False) -> _Taps:
+    """Returns the taps of fractional positions among `source` samples, clamped at both ends; none for those outside."""
     at = positions.clip(0, source - 1)
     low = np.floor(at).astype(np.intp)
-    high = np.minimum(low + 1, source - 1)
-    rows, fraction = np.arange(len(at)), at - low
-    weights = np.zeros((len(at), source))
-    weights[rows, low] = 1 - fraction
-    weights[rows, high] += fraction
-    return weights
+    high, fraction = np.minimum(low + 1, source - 1), at - low
+    return _Taps(low, high, np.where(outside, 0, 1 - fraction), np.where(outside, 0, fraction))

@@ -140,12 +140,12 @@ class Background:
 def lies_on(content: ImageContent, view: InputView, size: MapSize) -> Background | None:
     """Returns what makes the image that maps of a size lie on; None for the size "layer", which lie on none.
 
-    What the caller may write into, pixels and pictures, is looked at now; a file can wait.
+    What the caller may write into is kept as it is now: pixels are copied, and a picture is looked at; a file can wait.
     """
     if size == "layer":
         return None
-    found = Background(content, view, size)
-    if not isinstance(content, bytes):
+    found = Background(content.copy() if isinstance(content, np.ndarray) else content, view, size)
+    if isinstance(content, Image.Image):
         found()
     return found
 

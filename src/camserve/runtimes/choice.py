@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ from camserve.runtimes.memory import is_out_of_memory
 from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.recorded import in_a_line
 from camserve.runtimes.runtime import Eager, Runtime, Trunked
+from camserve.runtimes.threads import one_thread
 from camserve.saliency.layers import FoundLayer
 from camserve.saliency.masks import upsample
 from camserve.saliency.opening import Opening
@@ -120,7 +122,7 @@ def _timed(runtime: Runtime, image: Tensor, size: int, end: float, clock: Callab
         late = done > ROUNDS and start > begin + ROUNDS_S
         if done and (start > end or late or done > MOST_ROUNDS):
             return
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread() if runtime.own_threads else nullcontext():
             runtime.outputs(image * upsample(masks, image.shape[-2:])[:, None])
         yield clock() - start
 

@@ -75,6 +75,7 @@ class CudaGraphs:
 
     name = "cuda_graphs"
     fixed = ""
+    own_threads = False
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import torch
 
 from camserve.runtimes import onnx
 
-MEASURES = "passes with masks blended"
+MEASURES = "passes with masks blended, in one thread where the runtime has its own"
 """Names what the seconds in a file are of; those of others are not read."""
 CPU = Path("/proc/cpuinfo")
 _CPU_DEVICE = torch.device("cpu")

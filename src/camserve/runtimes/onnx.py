@@ -25,6 +25,8 @@ from camserve.saliency.run import dtype_of
 OPSET = 17
 """Version of ONNX's operators: the newest that has all of what PyTorch 2's exporter by tracing writes."""
 INPUT, OUTPUTS = "images", "outputs"
+SPIN_US = 20
+"""Microseconds that a thread of ONNX Runtime spins before it sleeps."""
 
 _exporting = threading.Lock()
 
@@ -45,6 +47,7 @@ class OnnxRuntime:
     name = "onnx"
     memory_format = torch.contiguous_format
     fixed = ""
+    own_threads = True
 
     def __init__(self, module: nn.Module, found: FoundLayer, images: Tensor, threads: int) -> None:
         self.layer = found.layer.name
@@ -146,8 +149,10 @@ def session(graph: bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised as well
-    # Its threads would spin beside PyTorch's, which blend the next masks: EfficientNet-Lite0 takes twice as long then.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A thread that sleeps at once has to be woken for the next operation; one that spins for long takes the core from
+    # whoever else wants it, and whole passes wait for that one.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between passes nobody spins
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:

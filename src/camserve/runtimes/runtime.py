@@ -26,6 +26,10 @@ class Runtime(Protocol):
     def fixed(self) -> str:
         """Reason why nothing else can run the network, nor in another precision; "" where others may be tried."""
 
+    @property
+    def own_threads(self) -> bool:
+        """Tells whether it works in threads of its own, beside which PyTorch's should not spin: see `one_thread`."""
+
     def outputs(self, x: Tensor) -> Tensor:
         """Returns the outputs (n, numbers), in float32 at least, of (n, C, H, W)."""
 
@@ -54,6 +58,7 @@ class Eager:
     memory_format = torch.channels_last
     """Convolutions are faster so, on CPUs (14 instead of 20 ms a query of EfficientNet-Lite0) and on GPUs."""
     fixed = ""
+    own_threads = False
 
     def __init__(self, module: nn.Module, bfloat16: bool = False) -> None:
         self._module = module
@@ -71,3 +76,4 @@ class Graph(Eager):
     name = "onnx"
     memory_format = torch.contiguous_format
     fixed = "an ONNX graph is run as it is by ONNX Runtime on the CPU"
+    own_threads = True

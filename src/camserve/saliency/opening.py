@@ -54,6 +54,7 @@ class Opening:
         self.keeps = keeps
         self._classifier = classifier
         self._trunk = trunk
+        self.has_trunk = trunk is not None
         self._tail: list[nn.Module | None] = []
         self._tokens = tokens
         self._attentions: list[Attentions] = []

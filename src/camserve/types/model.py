@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from camserve.errors import InvalidOption, Unsupported
@@ -243,6 +244,10 @@ class ModelInfo:
                 f"got {shown(text) if text else 'none'}"
             )
 
+    @cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
     def layer(self, name: str) -> Layer:
         """Returns the layer of this name; the default layer for "", which is `NO_LAYER` where there are no layers.
 
@@ -255,9 +260,8 @@ class ModelInfo:
                 raise Unsupported(f"there is no layer {shown(name)}: {self.lacks.get('layer', 'the model has none')}")
             return NO_LAYER
         name = name or self.default_layer
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
+        if found := self._layers.get(name):
+            return found
         if name in self.refused:
             raise InvalidOption(
                 f"layer {shown(name)} is not offered: {self.refused[name]}; the default is {self.default_layer!r}"

@@ -61,7 +61,8 @@ def _own_limit_bytes() -> int:
 def resident_bytes(statm: Path = _RESIDENT) -> int | None:
     """Returns the memory of this process that is in RAM; None where the system does not say so in /proc."""
     try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(statm) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
 

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -37,6 +37,7 @@ from camserve.methods import GradCam, MethodSpec
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
 from camserve.runtimes.memory import is_out_of_memory
+from camserve.runtimes.threads import all_threads, one_thread
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
 from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
@@ -64,7 +65,7 @@ from camserve.worker.device import BrokenDevice, device_memory, free_cached, wor
 from camserve.worker.forward import Decoding, Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch
-from camserve.worker.modes import deterministic, exact_float32, one_thread
+from camserve.worker.modes import deterministic, exact_float32
 from camserve.worker.network import Network
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,6 @@ class Executor:
         network: the network. With a memory its weights must stay as they are.
         memory_bytes: number of bytes kept of recent images from one step to the next; 0: nothing is kept.
         works: function that returns whether a device still works.
-        own_process: whether nobody else in the process uses PyTorch, as in a worker: see `one_thread`.
     """
 
     def __init__(
@@ -140,13 +140,11 @@ class Executor:
         network: Network,
         memory_bytes: int = 0,
         works: Callable[[torch.device], bool] = works,
-        own_process: bool = False,
     ) -> None:
         self.network = network
         self.memory = Memory(memory_bytes)
         self.micro_batch = MicroBatch(network.micro_batch)
         self._works = works
-        self._own_process = own_process
         self._images = Forward(network, self.memory)
         self.environment = environment.described(network)
         """Environment of this worker, as JSON."""
@@ -179,16 +177,16 @@ class Executor:
         seconds: dict[str, float] = {}
         device = self.network.device.type
         pinned = deterministic() if device == "cuda" and any(item.reproducible for item in items) else nullcontext()
-        with self.network.evaluating(), exact_float32(), pinned, _own_modes(device):
+        threads = one_thread() if self.network.runtime.own_threads else nullcontext()
+        with self.network.evaluating(), exact_float32(), pinned, threads, _own_modes(device):
             with self._stage("decode", seconds):
                 decoding = self._images.decoding(items)
                 self._each(jobs, lambda job: self._prepare(job, decoding), smaller=False)
             with self._stage("forward", seconds):
                 for layer in dict.fromkeys(layer for job in jobs for layer in job.layers):
                     for some in _groups(jobs, _Job.beside):
-                        with self._threads(some[0].network.is_light(layer)):
-                            for group in self._batches(layer, [job for job in some if layer in job.layers]):
-                                self._together(group, partial(self._forward, layer), smaller=False)
+                        for group in self._batches(layer, [job for job in some if layer in job.layers]):
+                            self._together(group, partial(self._forward, layer), smaller=False)
             with self._stage("queries", seconds):
                 self._each(jobs, self._work)
                 for group in _groups(jobs, lambda job: (job.precision, job.beside())):
@@ -231,10 +229,6 @@ class Executor:
         if self.network.device.type == "cuda":
             torch.cuda.synchronize(self.network.device)  # kernels run behind the calls that start them
         seconds[name] = time.perf_counter() - start
-
-    def _threads(self, light: bool) -> AbstractContextManager[None]:
-        """Returns the context in which PyTorch has as many threads as are good for some work."""
-        return one_thread() if light and self._own_process else nullcontext()
 
     def _each(self, jobs: Sequence[_Job], work: Callable[[_Job], None], smaller: bool = True) -> None:
         for job in jobs:
@@ -396,7 +390,8 @@ class Executor:
         if kept is None:
             if self.network.info.dimension:  # a vector is made: a pass of the network, or of its text encoder
                 job.work["opening"] += 1
-            kept = Known(self.network.score.known(target, partial(self._outputs_of, job)))
+            with all_threads():  # a text encoder is PyTorch's
+                kept = Known(self.network.score.known(target, partial(self._outputs_of, job)))
             self.memory.put(key, kept)
         return kept.target
 
@@ -446,7 +441,9 @@ class Executor:
             if isinstance(method, Perturbation):
                 job.asked[index] = method.masks(features, spec, numbers)
                 continue
-            with self._threads(isinstance(spec, MethodSpec) and spec.kind == "layer_gradient"):
+            # These two are sums over a layer's maps; all others run layers of the network once more.
+            sums_maps = isinstance(spec, MethodSpec) and spec.kind in ("layer_gradient", "closed_form")
+            with nullcontext() if sums_maps else all_threads():
                 sums = _sums(method, features, spec, numbers)
             if isinstance(method, Direct) and isinstance(spec, MethodSpec) and spec.kind == "closed_form":
                 job.work["closed_form"] += spec.work(layer, len(features.targets)).units  # no pass that is counted
@@ -479,8 +476,11 @@ class Executor:
             return
         first = waiting[0][0]
 
+        running = nullcontext if first.network.runtime_of(first.precision).own_threads else all_threads
+
         def network(x: Tensor) -> Tensor:
-            logits = self._scores(first, x)
+            with running():
+                logits = self._scores(first, x)
             first.work["masked_forward"] += len(x)
             return logits
 

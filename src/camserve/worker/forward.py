@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from camserve import images
 from camserve.errors import ImageMissing, InvalidImage, Unavailable
 from camserve.images import ImageContent
 from camserve.methods.work import Kind, decoded_units
+from camserve.runtimes.threads import all_threads
 from camserve.scores import Targets
 from camserve.types import AnyTarget, InputView, Item
 from camserve.worker.memory import Memory, Passed, Seen
@@ -151,7 +153,8 @@ class Forward:
         """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
         inputs = [network.normalise(one.seen.pixels[None]) for one in wanted]
         x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        captured = network.capture(x, layer)
+        with nullcontext() if network.has_trunk(layer) else all_threads():
+            captured = network.capture(x, layer)
         work["opening"] += len(wanted)
         # An image without gradients gets no targets: their number must not widen the gradients of the others.
         each = [
@@ -162,7 +165,8 @@ class Forward:
         if any(one.gradients for one in wanted):
             score = network.score
             targets = Targets.stacked([score.targets(some, x.device) for some in each])
-            gradients = list(captured.gradients(targets))
+            with nullcontext() if network.is_light(layer) else all_threads():
+                gradients = list(captured.gradients(targets))
             work["layer_gradient"] += len(x) * len(targets)
         made = []
         for row, one in enumerate(wanted):

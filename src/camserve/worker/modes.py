@@ -70,18 +70,3 @@ def _forbid_chance() -> Callable[[], None]:
 
 deterministic = Shared(_forbid_chance)
 """Context manager inside which a GPU adds up in the same order each time, where PyTorch has a way to."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Has PyTorch work in the calling thread alone inside, which is faster for tensors as small as a layer's maps.
-
-    Handing half of them to another thread takes longer than the work. PyTorch has one number of threads for the whole
-    process, and a thread that begins meanwhile keeps it: this is for processes where nobody else uses PyTorch.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

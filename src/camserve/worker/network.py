@@ -394,11 +394,15 @@ class Network:
         """
         return Passes(self._openings[layer], micro_batch or self.micro_batch, *self._extremes, work=work)
 
+    def has_trunk(self, layer: str) -> bool:
+        """Tells whether another runtime makes the pass at a layer that `info` lists, up to the outputs."""
+        return self._openings[layer].has_trunk
+
     def is_light(self, layer: str) -> bool:
-        """Tells whether PyTorch has hardly any work with the pass at a layer: another runtime makes it, and what is
-        behind the layer is little more than the network's last linear layer."""
-        trunked, last = isinstance(self.runtime, Trunked) and self.runtime.layer == layer, self.classifier
-        return trunked and last is not None and last.in_features == self.info.layer(layer).channels
+        """Tells whether PyTorch has hardly any work with gradients at a layer: another runtime makes the pass, and what
+        is behind the layer is little more than the network's last linear layer."""
+        last = self.classifier
+        return self.has_trunk(layer) and last is not None and last.in_features == self.info.layer(layer).channels
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
