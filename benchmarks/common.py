@@ -20,6 +20,8 @@ PACKAGES = ("camserve", "torch", "torchvision", "grad-cam", "torchcam", "numpy")
 Result = TypeVar("Result")
 VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 """Flags of instructions that decide how fast a network runs; two machines may differ in nothing else."""
+REST_S = 0.1
+"""Seconds between two calls: threads of OpenMP, OpenBLAS and ONNX Runtime spin for up to half of that after work."""
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -30,7 +32,8 @@ def in_turns(
     """Returns the seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
 
     Whatever slows the machine down for a while then slows all cases, and their ratios stay true. Every other round runs
-    backwards, so that no case always follows the same one. Cases that are warm have had their untimed call already.
+    backwards, so that no case always follows the same one, and before each call the threads of the one before come to
+    rest. Cases that are warm have had their untimed call already.
     """
     if not warm:
         for case in cases.values():
@@ -39,6 +42,7 @@ def in_turns(
     for turn in range(rounds):
         order = list(cases) if turn % 2 == 0 else list(cases)[::-1]
         for name in order:
+            time.sleep(REST_S)
             seconds[name].append(timed(cases[name], device)[0])
     return seconds
 

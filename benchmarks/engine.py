@@ -56,6 +56,9 @@ Case = Callable[[], object]
 Content = dict[str, Any]
 EXACT, AUTO, WITHIN = report.EXACT, report.AUTO, report.WITHIN
 SLOW_S = 8.0
+"""Seconds of a call from which it is the only one."""
+QUICK_S, MORE = 0.5, 4
+"""Seconds of a call up to which there are more rounds, and how many times as many: a short call varies most."""
 NETWORKS = ("lite0", "lite2", "resnet18", "resnet50", "vgg16", "vit_b_16")
 PACKAGES = ("captum", "saliency", "onnxruntime")
 SAME = {"grad_cam": "grad-cam", "group_cam": "one by one"}
@@ -199,7 +202,8 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
         for name, one in first.items()
         if one.seconds < SLOW_S and not isinstance(one.result, peers.Stopped)
     }
-    seconds = common.in_turns(fast, rounds, bench.device, warm=True)
+    quick = all(first[name].seconds < QUICK_S for name in fast)
+    seconds = common.in_turns(fast, rounds * MORE if quick else rounds, bench.device, warm=True)
     answer = first[EXACT].result
     assert isinstance(answer, Explanation)
     return {
