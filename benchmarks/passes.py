@@ -17,8 +17,8 @@ from subjects import Bench
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from camserve.runtimes.modes import exact_float32
 from camserve.types import Precision
-from camserve.worker.modes import exact_float32
 
 Forward = Callable[[Tensor], object]
 EXACT, AUTO, PYTORCH, ONNX = "camserve exact", "camserve auto", "PyTorch", "ONNX Runtime"

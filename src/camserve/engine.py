@@ -62,7 +62,8 @@ class Engine:
         micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
         runtime: "eager": PyTorch runs the module as it is then. "auto": what measuring finds fastest on the device,
             which takes some seconds now, and answers for the weights that the module has now. "onnx": ONNX Runtime, on
-            CPUs. "cuda_graphs": CUDA graphs, on GPUs.
+            CPUs. "compiled": the same as "auto" with compiled code for bfloat16, on CPUs. "cuda_graphs": CUDA graphs,
+            on GPUs.
 
     Raises:
         InvalidOption: labels, outputs, units, references or layer that do not fit the module; a module of one output
@@ -129,8 +130,8 @@ class Engine:
             store: directory; None: `CAMSERVE_MODEL_STORE`, else `./model_store`.
             device: device of the model; None: CUDA where there is one, else the CPU.
             micro_batch: masked queries per forward pass; None: a default for the device, or what measuring says.
-            runtime: "auto", "eager", "onnx" or "cuda_graphs"; None: `CAMSERVE_RUNTIME`, else "auto", the fastest on
-                this machine.
+            runtime: "auto", "eager", "onnx", "compiled" or "cuda_graphs"; None: `CAMSERVE_RUNTIME`, else "auto", the
+                fastest on this machine.
 
         Raises:
             NotFound: no such model.

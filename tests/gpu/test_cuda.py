@@ -17,11 +17,11 @@ from camserve.errors import Unsupported
 from camserve.methods import METHODS
 from camserve.queries.pack import ask
 from camserve.runtimes.cuda_graphs import CudaGraphs
+from camserve.runtimes.modes import exact_float32
 from camserve.saliency.layers import survey
 from camserve.types import Preprocessing
 from camserve.worker import executor
 from camserve.worker.device import device_memory
-from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
 from camserve.worker.tuning import tune
 

@@ -440,7 +440,7 @@ def test_a_micro_batch_that_is_named_is_kept_to(tmp_path):
 
 def test_the_environment_says_which_runtime(monkeypatch, tmp_path):
     assert [runtime_name(name) for name in ("", *RUNTIMES)] == ["auto", *RUNTIMES]
-    with pytest.raises(InvalidOption, match="one of auto, eager, onnx, cuda_graphs, got 'onxx'"):
+    with pytest.raises(InvalidOption, match="one of auto, eager, onnx, compiled, cuda_graphs, got 'onxx'"):
         runtime_name("onxx")
     monkeypatch.setenv("CAMSERVE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

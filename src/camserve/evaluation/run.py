@@ -33,11 +33,11 @@ from camserve.finalise.maps import into_original
 from camserve.images import pixels, sent_view
 from camserve.journal import Journal, Record
 from camserve.methods import MethodSpec
+from camserve.runtimes.modes import exact_float32
 from camserve.saliency.registry import REGISTRY, Perturbation
 from camserve.scores import Targets
 from camserve.types import Explanation, InputView, Precision, Prediction, SaliencyMap, Target
 from camserve.types.target_forms import check_predicts
-from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
 
 JOURNAL = "journal.jsonl"

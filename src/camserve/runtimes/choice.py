@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.errors import InvalidOption, Unsupported
+from camserve.runtimes.compiled import Compiled
 from camserve.runtimes.cuda_graphs import CudaGraphs
 from camserve.runtimes.kept import Kept
 from camserve.runtimes.memory import is_out_of_memory
@@ -29,13 +30,14 @@ from camserve.wording import shown
 
 log = logging.getLogger(__name__)
 
-RuntimeName = Literal["auto", "eager", "onnx", "cuda_graphs"]
+RuntimeName = Literal["auto", "eager", "onnx", "compiled", "cuda_graphs"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
-"""The names that `CAMSERVE_RUNTIME` may have; "auto" is the fastest one that is right."""
+"""The names that `CAMSERVE_RUNTIME` may have; "auto" is the fastest one that is right, and "compiled" the same with
+compiled code for bfloat16 on a CPU."""
 
 FAST = {"cpu": OnnxRuntime.name, "cuda": CudaGraphs.name}
 """The runtime by type of device that is measured beside PyTorch."""
-TITLES = {OnnxRuntime.name: "ONNX Runtime", CudaGraphs.name: "CUDA graphs"}
+TITLES = {OnnxRuntime.name: "ONNX Runtime", Compiled.name: "PyTorch's compiler", CudaGraphs.name: "CUDA graphs"}
 
 SAME = 1e-3
 """Share of the spread (standard deviation) of PyTorch's numbers by which those of another runtime may differ: rounding

@@ -87,7 +87,7 @@ class Cost:
     image_bytes: int = 0
     """Number of image bytes that were sent to workers for this request; 0 where there is no service between."""
     runtime: str = ""
-    """Name of what ran the network: "eager" (PyTorch) or "onnx"; "" where a worker does not say."""
+    """Name of what ran the network: "eager", "compiled", "onnx" or "cuda_graphs"; "" where a worker does not say."""
     micro_batch: int = 0
     """Number of masked queries of a pass in the last step; 0 where a worker does not say."""
 

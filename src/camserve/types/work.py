@@ -195,7 +195,7 @@ class ItemResult:
     precision: Precision = "exact"
     """Precision in which the item's masked queries were asked: "exact" or "bfloat16"."""
     runtime: str = ""
-    """Name of what ran the network for them: "eager" (PyTorch) or "onnx"; "" where a worker does not say."""
+    """Name of what asked them: "eager", "compiled", "onnx" or "cuda_graphs"; "" where a worker does not say."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from camserve.methods import GradCam, MethodSpec
 from camserve.methods.work import Kind
 from camserve.queries.pack import ask
 from camserve.runtimes.memory import is_out_of_memory
+from camserve.runtimes.modes import deterministic, exact_float32
 from camserve.runtimes.threads import all_threads, one_thread
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
@@ -65,7 +66,6 @@ from camserve.worker.device import BrokenDevice, device_memory, free_cached, wor
 from camserve.worker.forward import Decoding, Forward, Wanted
 from camserve.worker.memory import Known, Made, Memory, Passed, Seen, Written
 from camserve.worker.micro_batch import MicroBatch
-from camserve.worker.modes import deterministic, exact_float32
 from camserve.worker.network import Network
 
 log = logging.getLogger(__name__)

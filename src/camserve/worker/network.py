@@ -27,6 +27,7 @@ from camserve.methods.work import Kind
 from camserve.runtimes.choice import RuntimeName, runtime_name
 from camserve.runtimes.exported_network import ExportedNetwork
 from camserve.runtimes.kept import cache_folder
+from camserve.runtimes.modes import Shared, exact_float32
 from camserve.runtimes.onnx_network import OnnxNetwork
 from camserve.runtimes.precision import why_no_bfloat16
 from camserve.runtimes.runtime import Eager, Graph, Runtime, Trunked
@@ -45,7 +46,6 @@ from camserve.types import AnyTarget, ModelInfo, Outputs, Precision, Preprocessi
 from camserve.types.model import NO_LAYER, OF_VECTORS, Decoding
 from camserve.types.references import References, check_takes_references
 from camserve.types.tokenisers import Tokeniser, Writer
-from camserve.worker.modes import Shared, exact_float32
 from camserve.worker.tuning import tune
 
 DEFAULT_MICRO_BATCH = {"cpu": 4, "cuda": 128}

@@ -12,10 +12,10 @@ from camserve import images
 from camserve.archive.references import Given, load_array
 from camserve.archive.untrusted import reading
 from camserve.errors import CamserveError, InvalidImage, InvalidInput, InvalidOption, Unsupported
+from camserve.runtimes.modes import exact_float32
 from camserve.scores import text_vectors
 from camserve.types.references import References, check_takes_references
 from camserve.wording import shown
-from camserve.worker.modes import exact_float32
 from camserve.worker.network import Network
 
 

@@ -30,8 +30,10 @@ from camserve.runtimes.choice import (
     measure,
     ready,
 )
+from camserve.runtimes.compiled import SIZE, Compiled
 from camserve.runtimes.cuda_graphs import CudaGraphs
 from camserve.runtimes.kept import Kept
+from camserve.runtimes.modes import exact_float32
 from camserve.runtimes.precision import Auto, auto_precision, why_no_bfloat16
 from camserve.runtimes.runtime import Eager, Runtime
 from camserve.saliency import group_cam, score_cam
@@ -43,7 +45,6 @@ from camserve.saliency.run import dtype_of
 from camserve.types import Precision
 from camserve.types.model import RuntimeInfo
 from camserve.types.target_forms import sample_target
-from camserve.worker.modes import exact_float32
 
 if TYPE_CHECKING:
     from camserve.worker.network import Network
@@ -86,8 +87,11 @@ def tune(
                 raise Unsupported(f"{TITLES[wanted]} cannot run the network: {reason}")
             choice = Choice(network.runtime, _micro_batch(network, micro_batch, kept), 0.0, reason)
         else:
-            choice = choose(network.module, _site(network), _pictures(network), wanted, threads, micro_batch, kept)
+            exact = "auto" if wanted == Compiled.name else wanted
+            choice = choose(network.module, _site(network), _pictures(network), exact, threads, micro_batch, kept)
         half: Runtime = Eager(network.module, bfloat16=True)
+        if wanted == Compiled.name:
+            half = Compiled(network.module, _pictures(network)[:1], micro_batch or SIZE)
         try:
             half = choice.runtime.in_bfloat16() if isinstance(choice.runtime, CudaGraphs) else half
             auto, size = _precision(network, choice, half, micro_batch, kept, calibration)
@@ -97,7 +101,7 @@ def tune(
     if isinstance(choice.runtime, CudaGraphs):  # which cuts passes that are too large for it, in either precision
         size = max(size, choice.micro_batch)
     info = RuntimeInfo(choice.runtime.name, size, auto.precision, "; ".join(filter(None, (choice.reason, auto.reason))))
-    network.adopt(choice.runtime, info, half if auto.precision == "bfloat16" else None)
+    network.adopt(choice.runtime, info, half if wanted == Compiled.name or auto.precision == "bfloat16" else None)
     log.info("%s is run by %s, %d queries a pass; auto is %s", network.info.name, info.name, size, info.precision)
 
 
@@ -158,13 +162,14 @@ def _precision(
         return Auto("exact", "the maps by which bfloat16 is judged are of a layer"), choice.micro_batch
     if not calibration:
         return auto_precision(1.0, 0.0, list), choice.micro_batch
-    found, images = kept.read().get("auto"), _digest(calibration)
-    if isinstance(found, dict) and (found.get("images"), micro_batch) == (images, None):
+    found, about = kept.read().get("auto"), {"images": _digest(calibration), "runtime": half.name}
+    if isinstance(found, dict) and micro_batch is None and found.items() >= about.items():
         precision: Precision = "bfloat16" if found.get("precision") == "bfloat16" else "exact"
         size = int(found.get("micro_batch", choice.micro_batch))
         return Auto(precision, str(found.get("reason", ""))), ready(half, size) if precision == "bfloat16" else size
     image = _pictures(network)[:1]
-    sizes = (choice.micro_batch,) if micro_batch else SIZES[network.device.type]
+    sizes = (micro_batch,) if micro_batch else SIZES[network.device.type]
+    sizes = (half.size,) if isinstance(half, Compiled) else sizes
     best = fastest(list(measure(half, image, sizes, BUDGET_S / 4)))
     seconds = choice.seconds or next(measure(choice.runtime, image, (choice.micro_batch,), BUDGET_S / 4)).seconds
     size = best.micro_batch
@@ -177,7 +182,7 @@ def _precision(
     auto = auto_precision(seconds, best.seconds, maps)
     size = size if auto.precision == "bfloat16" else choice.micro_batch
     if not micro_batch:
-        kept.write(auto={"images": images, **asdict(auto), "micro_batch": size})
+        kept.write(auto={**about, **asdict(auto), "micro_batch": size})
     return auto, size
 
 

@@ -1,0 +1,123 @@
+"""Compiled code for bfloat16: the numbers of PyTorch's own bfloat16, made once, whoever asks; refused with a reason."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from camserve import Engine
+from camserve.errors import Unsupported
+from camserve.runtimes import compiled
+from camserve.runtimes.compiled import Compiled
+from camserve.runtimes.precision import why_no_bfloat16
+from camserve.runtimes.runtime import Eager
+from camserve.types import Preprocessing
+
+PREPROCESSING = Preprocessing(32, (32, 32), (0.5,) * 3, (0.25,) * 3)
+CPU = torch.device("cpu")
+needs_a_compiler = pytest.mark.skipif(
+    bool(why_no_bfloat16(CPU)) or not (shutil.which("g++") or shutil.which("clang++")),
+    reason="needs a processor with bfloat16 and a C++ compiler",
+)
+
+
+class Convs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1)
+        )
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.head(self.features(x).relu().mean(dim=(2, 3)))
+
+
+class Deciding(Convs):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+def images(number: int) -> torch.Tensor:
+    return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+
+
+@pytest.fixture(scope="module")
+def made():
+    module = Convs().eval()
+    return module, Compiled(module, images(1), size=4)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("number", [1, 3, 4, 9])
+def test_the_outputs_are_those_of_pytorch_in_bfloat16(made, number):
+    module, code = made
+    x = images(number)
+    with torch.no_grad():
+        exact, half, came = module(x), Eager(module, bfloat16=True).outputs(x), code.outputs(x)
+    assert came.dtype == torch.float32
+    assert came.shape == exact.shape
+    # bfloat16 has 8 bits: both are about as far from float32, and what a pass lacks is nobody's answer.
+    rounding = (half - exact).abs().max()
+    assert 0 < (came - exact).abs().max() <= 4 * rounding + 2**-8 * exact.abs().max()
+
+
+@needs_a_compiler
+def test_an_answer_is_not_overwritten_by_the_next(made):
+    _, code = made
+    first = code.outputs(images(2))
+    before = first.clone()
+    code.outputs(images(4))
+    assert torch.equal(first, before)
+
+
+@needs_a_compiler
+def test_the_code_is_made_once_whoever_asks(made):
+    _, code = made
+    before = counters["stats"]["unique_graphs"]
+    found = [code.outputs(images(3))]
+    with torch.inference_mode():
+        found.append(code.outputs(images(3)))
+    with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found.append(code.outputs(images(3)))
+    other = threading.Thread(target=lambda: found.append(code.outputs(images(3))))
+    other.start()
+    other.join()
+    assert counters["stats"]["unique_graphs"] == before
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert len(found) == 4
+
+
+@needs_a_compiler
+def test_an_engine_asks_bfloat16_of_it_and_all_else_of_the_fastest():
+    engine = Engine(Convs().eval(), preprocessing=PREPROCESSING, runtime="compiled", micro_batch=4)
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    told = {each: engine.explain(photo, ["score_cam"], precision=each) for each in ("exact", "bfloat16")}
+    assert told["bfloat16"].cost.runtime == "compiled"
+    assert told["exact"].cost.runtime == engine.info.runtime.name in ("eager", "onnx")
+    assert told["bfloat16"].maps[0].array == pytest.approx(told["exact"].maps[0].array, abs=0.1)
+
+
+def test_without_the_instructions_it_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "why_no_bfloat16", lambda device: "the processor has no bfloat16 instructions")
+    with pytest.raises(Unsupported, match="no bfloat16 instructions"):
+        Engine(Convs().eval(), preprocessing=PREPROCESSING, runtime="compiled")
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"), [(Deciding, "decides by numbers"), (Convs, "cannot compile the network")]
+)
+def test_what_cannot_be_compiled_is_refused_with_the_reason(monkeypatch, module, reason):
+    monkeypatch.setattr(compiled, "why_no_bfloat16", lambda device: "")
+
+    def fails(*given, **named):
+        raise RuntimeError("no C++ compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *given, **named: fails)
+    with pytest.raises(Unsupported, match=reason):
+        Compiled(module().eval(), images(1))
