@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from camserve import Engine
 from camserve.errors import InvalidInput, InvalidOption, NotFound, Unsupported
-from camserve.methods import METHODS, IntegratedGradients, IsCam, Rise, SmoothGrad, SmoothGradCamPlusPlus, SsCam, Xrai
+from camserve.methods import (
+    METHODS,
+    DRise,
+    IntegratedGradients,
+    IsCam,
+    Rise,
+    SmoothGrad,
+    SmoothGradCamPlusPlus,
+    SsCam,
+    Xrai,
+)
 from camserve.runtimes import precision
 from camserve.runtimes.choice import (
     EQUAL,
@@ -42,6 +52,7 @@ from camserve.worker.tuning import tune
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=tiny.TINY_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = {  # fewer queries than the default of methods that would take long
     "rise": Rise(masks=20, grid=4),
+    "d_rise": DRise(masks=20, grid=4),
     "ss_cam": SsCam(samples=3),
     "is_cam": IsCam(samples=3),
     "smooth_grad": SmoothGrad(samples=3),
