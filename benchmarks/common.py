@@ -27,13 +27,18 @@ README = ROOT / "README.md"
 
 
 def in_turns(
-    cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm: bool = False
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm: bool = False,
+    each_twice: bool = False,
 ) -> dict[str, list[float]]:
     """Returns the seconds of each case: one untimed call each, then `rounds` calls, the cases taking turns.
 
     Whatever slows the machine down for a while then slows all cases, and their ratios stay true. Every other round runs
     backwards, so that no case always follows the same one, and before each call the threads of the one before come to
-    rest. Cases that are warm have had their untimed call already.
+    rest. Cases that are warm have had their untimed call already. With `each_twice` each timed call follows an untimed
+    one of the same case, so that short calls are not those of a processor that has just slept.
     """
     if not warm:
         for case in cases.values():
@@ -43,6 +48,8 @@ def in_turns(
         order = list(cases) if turn % 2 == 0 else list(cases)[::-1]
         for name in order:
             time.sleep(REST_S)
+            if each_twice:
+                cases[name]()
             seconds[name].append(timed(cases[name], device)[0])
     return seconds
 

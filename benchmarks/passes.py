@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from camserve.runtimes.modes import exact_float32
+from camserve.runtimes.threads import one_thread
 from camserve.types import Precision
 
 Forward = Callable[[Tensor], object]
@@ -50,8 +52,10 @@ def plain(bench: Bench) -> dict[str, Forward]:
 def scores(bench: Bench, precision: Precision, x: Tensor) -> Tensor:
     """Returns the outputs of camserve's network, in whichever runtime it has chosen."""
     network = bench.engine.network
-    with network.evaluating(), exact_float32(), torch.inference_mode():
-        return network.scores(x.contiguous(memory_format=network.runtime_of(precision).memory_format), precision)
+    runtime = network.runtime_of(precision)
+    threads = one_thread() if runtime.own_threads else nullcontext()
+    with network.evaluating(), exact_float32(), threads, torch.inference_mode():
+        return network.scores(x.contiguous(memory_format=runtime.memory_format), precision)
 
 
 @torch.inference_mode()
