@@ -377,7 +377,7 @@ def main() -> None:
     given = _parser().parse_args()
     device = torch.device(given.device)
     if given.render:
-        report.render(json.loads(results_file(torch.device("cpu")).read_text()))
+        report.render(*(json.loads(results_file(torch.device(each)).read_text()) for each in ("cpu", "cuda")))
         return
     out = given.out or results_file(device)
     if given.quick:

@@ -324,11 +324,11 @@ def pages(content: Content) -> str:
 
 
 def rendered(text: str, name: str, content: Content) -> str:
-    """Returns the README (name "speed") or docs/performance.md ("engine") with its tables made anew."""
+    """Returns the README (name "speed") or docs/performance.md ("engine", "engine-cuda") with its tables made anew."""
     return common.embedded(text, name, readme_table(content) if name == "speed" else pages(content))
 
 
-def render(content: Content) -> None:
-    """Writes the tables into the README and docs/performance.md."""
-    for path, name in ((common.README, "speed"), (PAGE, "engine")):
+def render(cpu: Content, cuda: Content) -> None:
+    """Writes the tables of a CPU and of a GPU into the README and docs/performance.md."""
+    for path, name, content in ((common.README, "speed", cpu), (PAGE, "engine", cpu), (PAGE, "engine-cuda", cuda)):
         path.write_text(rendered(path.read_text(), name, content))
