@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ async def test_the_log_has_every_answer_and_nothing_of_the_image_or_the_secret(p
 
 
 async def test_words_of_a_request_are_hashes(path: Path):
-    model = MODEL.__class__(**{**vars(MODEL), "outputs": "answers", "text": TextInput("question", "what?", True, 32)})
+    model = replace(MODEL, outputs="answers", text=TextInput("question", "what?", True, 32))
     async with serving(FakeBackend([model]), evidence_log=path) as server:
         await server.stub.Explain(ask(SCORE, text="is Ann Smith ill?", targets=[pb.Target(index=1)]))
     assert b"Smith" not in path.read_bytes()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from gateway_harness import GRAD, SCORE, Harness, ask, failure, jump, photo, same, until
@@ -307,7 +308,7 @@ class Broken(FakeBackend):
 
 async def test_a_model_that_fails_says_why_and_holds_up_no_other(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING, logger="camserve")
-    broken = ModelInfo(**(vars(MODEL) | {"name": "broken"}))
+    broken = replace(MODEL, name="broken")
     async with serving_one(Broken([MODEL, broken])) as server:
         await until(lambda: len(server.gateway.registry.models) == 2)
         await until(lambda: server.gateway.registry.get("broken").failure != "")

@@ -103,6 +103,11 @@ def test_an_engine_asks_bfloat16_of_it_and_all_else_of_the_fastest():
     assert told["bfloat16"].maps[0].array == pytest.approx(told["exact"].maps[0].array, abs=0.1)
 
 
+def test_on_another_device_it_is_refused():
+    with pytest.raises(Unsupported, match="for CPUs, and the network is on meta"):
+        Compiled(Convs().eval(), torch.zeros(1, 3, 32, 32, device="meta"))
+
+
 def test_without_the_instructions_it_is_refused(monkeypatch):
     monkeypatch.setattr(compiled, "why_no_bfloat16", lambda device: "the processor has no bfloat16 instructions")
     with pytest.raises(Unsupported, match="no bfloat16 instructions"):

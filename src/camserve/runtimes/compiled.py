@@ -42,6 +42,8 @@ class Compiled:
     own_threads = False
 
     def __init__(self, module: nn.Module, image: Tensor, size: int = SIZE) -> None:
+        if image.device.type != "cpu":
+            raise Unsupported(f"compiled code is for CPUs, and the network is on {image.device}")
         if reason := why_no_bfloat16(image.device) or why_not_replayed(module, image):
             raise Unsupported(reason)
         self.size = size
