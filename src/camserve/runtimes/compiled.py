@@ -46,6 +46,8 @@ class Compiled:
             raise Unsupported(f"compiled code is for CPUs, and the network is on {image.device}")
         if reason := why_no_bfloat16(image.device) or why_not_replayed(module, image):
             raise Unsupported(reason)
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # the code would crash, not fail
+            raise Unsupported("PyTorch's oneDNN does not compute in bfloat16 here")
         self.size = size
         self._lock = threading.Lock()
         with torch.inference_mode(False):
