@@ -13,6 +13,7 @@ from camserve import Engine
 from camserve.errors import Unsupported
 from camserve.runtimes import compiled
 from camserve.runtimes.compiled import Compiled
+from camserve.runtimes.modes import exact_float32
 from camserve.runtimes.precision import why_no_bfloat16
 from camserve.runtimes.runtime import Eager
 from camserve.types import Preprocessing
@@ -87,12 +88,14 @@ def test_the_code_is_made_once_whoever_asks(made):
         found.append(code.outputs(images(3)))
     with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found.append(code.outputs(images(3)))
+    with exact_float32():  # as in a worker's step
+        found.append(code.outputs(images(3)))
     other = threading.Thread(target=lambda: found.append(code.outputs(images(3))))
     other.start()
     other.join()
     assert counters["stats"]["unique_graphs"] == before
     assert all(torch.equal(one, found[0]) for one in found)
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 @needs_a_compiler

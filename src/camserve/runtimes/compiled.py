@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from camserve.errors import Unsupported
-from camserve.runtimes.modes import exact_float32
 from camserve.runtimes.precision import why_no_bfloat16
 from camserve.runtimes.recorded import in_a_line, why_not_replayed
 from camserve.saliency.run import run
@@ -75,7 +74,7 @@ class Compiled:
 
     def _pass(self) -> Tensor:
         # The code holds for the modes in which it was made, and would be made anew in others.
-        with exact_float32(), torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             found: Tensor = self._code(self._images)
         return found
 
