@@ -1,10 +1,13 @@
-"""Runs a network in bfloat16 on a CPU by code that PyTorch's compiler makes of it (`torch.compile`, weights frozen).
+"""Runs a network in bfloat16 on a CPU by code that PyTorch's compiler makes of it (Inductor, with frozen weights).
 
 The code joins convolutions, normalisations and activations, and keeps the weights as the processor wants them: a query
-of a ResNet-50 takes 5 instead of 17 ms (two cores with AMX). To make it takes 20 to 40 seconds at each start, and a C++
+of a ResNet-50 takes 5 instead of 17 ms (two cores with AMX). To make it takes 20 to 50 seconds at each start, and a C++
 compiler: so it is made where somebody asks for it.
 
-Source: PyTorch 2.12, "torch.compile" and the option `freezing` of its Inductor.
+The compiler is given the operations of one pass, not the network's Python (`torch.compile`): that would watch the
+process's modes and number of threads, and compile again, within a request, where one of them has changed.
+
+Source: PyTorch 2.12, `torch._inductor.compile` with its option `freezing`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import threading
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from camserve.errors import Unsupported
 from camserve.runtimes.precision import why_no_bfloat16
@@ -51,15 +55,15 @@ class Compiled:
         self._lock = threading.Lock()
         with torch.inference_mode(False):
             self._images = image.expand(size, -1, -1, -1).clone(memory_format=self.memory_format)
-        # No part of it may be left to Python, which would run operation by operation; and hooks that methods put on
-        # layers later do not concern it.
-        self._code = torch.compile(
-            _Half(module).eval(), dynamic=False, fullgraph=True, options={"freezing": True, "compile_threads": 1}
-        )
-        try:
-            self._pass()
-        except Exception as error:  # the compiler's own have no common class
-            raise Unsupported(f"PyTorch cannot compile the network: {in_a_line(error)}") from error
+            try:
+                with torch.no_grad():
+                    with torch.autocast("cpu", dtype=torch.bfloat16):
+                        graph = make_fx(lambda images: run(module, images).float())(self._images)
+                    options = {"freezing": True, "compile_threads": 1}
+                    self._code = torch._inductor.compile(graph, [self._images], options=options)
+                    self._code(self._images)
+            except Exception as error:  # the compiler's own have no common class
+                raise Unsupported(f"PyTorch cannot compile the network: {in_a_line(error)}") from error
 
     def outputs(self, x: Tensor) -> Tensor:
         """Returns the outputs (n, numbers)."""
@@ -70,23 +74,6 @@ class Compiled:
         with self._lock:
             self._images[: len(x)].copy_(x)
             self._images[len(x) :].zero_()
-            return self._pass()[: len(x)].clone()
-
-    def _pass(self) -> Tensor:
-        # The code holds for the modes in which it was made, and would be made anew in others.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            found: Tensor = self._code(self._images)
-        return found
-
-
-class _Half(nn.Module):
-    """Runs a network with matrix products and convolutions in bfloat16."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the outputs (n, numbers), float32."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return run(self.module, images)
+            with torch.inference_mode(False), torch.no_grad():
+                found: Tensor = self._code(self._images)
+            return found[: len(x)].clone()

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,8 @@ def tune(
             choice = choose(network.module, _site(network), _pictures(network), exact, threads, micro_batch, kept)
         half: Runtime = Eager(network.module, bfloat16=True)
         if wanted == Compiled.name:
-            half = Compiled(network.module, _pictures(network)[:1], micro_batch or SIZE)
+            half, slower = _faster(network, Compiled(network.module, _pictures(network)[:1], micro_batch or SIZE), half)
+            choice = replace(choice, reason="; ".join(filter(None, (choice.reason, slower))))
         try:
             half = choice.runtime.in_bfloat16() if isinstance(choice.runtime, CudaGraphs) else half
             auto, size = _precision(network, choice, half, micro_batch, kept, calibration)
@@ -103,6 +104,17 @@ def tune(
     info = RuntimeInfo(choice.runtime.name, size, auto.precision, "; ".join(filter(None, (choice.reason, auto.reason))))
     network.adopt(choice.runtime, info, half if wanted == Compiled.name or auto.precision == "bfloat16" else None)
     log.info("%s is run by %s, %d queries a pass; auto is %s", network.info.name, info.name, size, info.precision)
+
+
+def _faster(network: Network, compiled: Compiled, eager: Runtime) -> tuple[Runtime, str]:
+    """Returns what asks a network faster in bfloat16, and the reason where that is not the compiled code."""
+    image, sizes = _pictures(network)[:1], (compiled.size,)
+    code, own = (next(measure(each, image, sizes, BUDGET_S / 4)).seconds for each in (compiled, eager))
+    if code <= own:
+        return compiled, ""
+    reason = f"PyTorch's own bfloat16 takes {own * 1e3:.3g} ms a query, compiled code {code * 1e3:.3g}"
+    log.warning("compiled code is not used: %s", reason)
+    return eager, reason
 
 
 def _why_eager(network: Network) -> str:
