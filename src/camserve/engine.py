@@ -176,7 +176,7 @@ class Engine:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
             Unsupported: a method that this network cannot serve.
         """
-        results = Results(make_request(image, methods, targets, **options).fit(self.info))
+        results = Results(make_request(image, methods, targets, **options).fit(self.info, named=False))
         item = results.next_item()
         assert item is not None, "the first item of a request asks something"
 

@@ -108,7 +108,9 @@ def normalise(raw: np.ndarray) -> tuple[np.ndarray, bool]:
     low, high = positive.min(), positive.max()
     if high - low <= NOISE * high:
         return np.zeros(raw.shape, np.float32), True
-    return ((positive - low) / (high - low)).astype(np.float32), False
+    # In place and cast on the way: new arrays of this size are fetched from the system, page by page.
+    np.subtract(positive, low, out=positive)
+    return np.divide(positive, high - low, out=np.empty(raw.shape, np.float32), casting="same_kind"), False
 
 
 def normalise_signed(raw: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -116,7 +118,7 @@ def normalise_signed(raw: np.ndarray) -> tuple[np.ndarray, bool]:
     most = np.abs(raw).max()
     if raw.max() - raw.min() <= NOISE * most:
         return np.zeros(raw.shape, np.float32), True
-    return (raw / most).astype(np.float32), False
+    return np.divide(raw, most, out=np.empty(raw.shape, np.float32), casting="same_kind"), False
 
 
 def upsample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -164,10 +166,16 @@ def _along(array: np.ndarray, taps: _Taps) -> np.ndarray:
     """Returns (h, w) at the places of some rows."""
     found = np.empty((len(taps.low), array.shape[1]), array.dtype)
     step = max(1, BLOCK // max(1, array.shape[1]))
+    scratch = np.empty((min(step, len(found)), array.shape[1]), array.dtype)
     for start in range(0, len(found), step):
         some = slice(start, start + step)
-        np.multiply(array[taps.low[some]], taps.low_weights[some, None], out=found[some], casting="same_kind")
-        found[some] += np.multiply(array[taps.high[some]], taps.high_weights[some, None], dtype=array.dtype)
+        made = found[some]
+        samples = scratch[: len(made)]
+        np.take(array, taps.low[some], axis=0, out=samples, mode="clip")  # all are there; "raise" would copy first
+        np.multiply(samples, taps.low_weights[some, None], out=made, casting="same_kind")
+        np.take(array, taps.high[some], axis=0, out=samples, mode="clip")
+        np.multiply(samples, taps.high_weights[some, None], out=samples, casting="same_kind")
+        made += samples
     return found
 
 

@@ -167,8 +167,7 @@ class Detections(Score):
         found = found[found[:, SCORE] > 0]
         told = found[:, LABEL:] if self._classes_told else None
         classes = found[:, LABEL].round().long() if told is None else told.argmax(dim=1)
-        order = torch.arange(len(found), device=found.device)
-        return Detected(order, {"probability": found[:, SCORE]}, found[:, :SCORE], classes, told)
+        return Detected(-torch.arange(len(found)), {"probability": found[:, SCORE]}, found[:, :SCORE], classes, told)
 
     def value(self, outputs: Tensor, asked: Boxes) -> Tensor:
         """Raises Unsupported: a similarity to detections has no gradient."""
@@ -241,7 +240,7 @@ class Detections(Score):
         if not isinstance(target, Detection):
             return (target,)
         found = self.predictions(outputs)
-        if not len(found.order):
+        if not len(found.classes):
             return (Detection(0),) if target.of is not None and target.of.top_k is not None else (target,)
         return tuple(self._target(found, number, target.view) for number in _meant(target, found))
 
@@ -264,7 +263,7 @@ def _check_inside(box: Edges, view: InputView) -> None:
 
 def _meant(target: Detection, found: Detected) -> list[int]:
     """Returns the numbers of the detections that a target names."""
-    numbers = list(range(len(found.order)))
+    numbers = list(range(len(found.classes)))
     if target.of is not None and target.of.top_k is not None:
         return numbers[: target.of.top_k]
     if target.of is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camserve.errors import InvalidOption, Unsupported
-from camserve.scores.score import QUERY_SIZE, Predictions, Score
+from camserve.scores.score import QUERY_SIZE, Predictions, Score, largest
 from camserve.scores.targets import Combination
 from camserve.types import Against, AnyTarget, Contrast, Finer, Outputs, Target
 
@@ -40,10 +40,8 @@ class OfClasses(Score):
 
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns the probabilities of one image, the most probable class first; of equal ones that of lower index."""
-        # A stable sort of the values: `topk` leaves open which of equal ones comes first, and probabilities below the
-        # smallest number are all equal.
-        order = self.values(outputs).argsort(descending=True, stable=True)
-        return Predictions(order, {"probability": self.probabilities(outputs)})
+        # Probabilities below the smallest number are all equal; the values are not.
+        return Predictions(self.values(outputs), {"probability": self.probabilities(outputs)})
 
     def value(self, outputs: Tensor, asked: Combination) -> Tensor:
         """Returns the weighted sums of the classes' values, (n, K)."""
@@ -80,7 +78,7 @@ class OfClasses(Score):
     def resolved(self, target: AnyTarget, outputs: Tensor) -> tuple[AnyTarget, ...]:
         """Returns a target for each of the most probable classes that are meant, with the nearest classes named."""
         values, most = self.values(outputs), max((each.top_k or 0 for each in target.classes), default=0)
-        found = target.each(values.argsort(descending=True, stable=True)[:most].tolist() if most else ())
+        found = target.each(largest(values, most) if most else ())
         return tuple(one.contrast(values.double().cpu().numpy()) if isinstance(one, Finer) else one for one in found)
 
 

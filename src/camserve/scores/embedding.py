@@ -84,7 +84,7 @@ class Embedding(Score):
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns the similarity to each reference, the most similar one first; nothing where there are none."""
         similarity = self.similarity(outputs)
-        return Predictions(similarity.argsort(descending=True, stable=True), {"similarity": similarity})
+        return Predictions(similarity, {"similarity": similarity})
 
     def similarity(self, outputs: Tensor) -> Tensor:
         """Returns the cosine (R,) of the outputs (D,) of one image to each reference."""

@@ -103,7 +103,7 @@ class Segmentation(Score):
         """Returns the share of places of each class, the largest first; of equal ones that of lower index."""
         found = self.logits(outputs[None])[0]
         places = torch.bincount(found.argmax(dim=0), minlength=len(found))
-        return Predictions(places.argsort(descending=True, stable=True), {"share": places / found.shape[1]})
+        return Predictions(places, {"share": places / found.shape[1]})
 
     def value(self, outputs: Tensor, asked: Regions) -> Tensor:
         """Returns the weighted sums of the classes' mean logits over the regions, (n, K)."""

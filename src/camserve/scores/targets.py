@@ -50,11 +50,12 @@ class Combination:
         """Returns the combination of some classes for each target, each class with its weight."""
         most = max(map(len, terms), default=1)
         padded = [[*some, *[(0, 0.0)] * (most - len(some))] for some in terms]
-        classes = torch.tensor([[index for index, _ in some] for some in padded], dtype=torch.long)
-        weights = torch.tensor([[weight for _, weight in some] for some in padded], dtype=torch.float64)
-        alone = most == 1 and bool((weights == 1).all())
         shape = (1, len(terms), most)  # an empty tensor has no shape of its own
-        return cls(classes.view(shape).to(device), None if alone else weights.view(shape).to(device))
+        classes = torch.tensor([[index for index, _ in some] for some in padded], dtype=torch.long, device=device)
+        if all(len(some) == 1 and some[0][1] == 1 for some in padded):
+            return cls(classes.view(shape))
+        weights = torch.tensor([[weight for _, weight in some] for some in padded], dtype=torch.float64, device=device)
+        return cls(classes.view(shape), weights.view(shape))
 
     def sums(self, scores: Tensor) -> Tensor:
         """Returns the weighted sums (n, K) of scores of all classes, (n, C)."""
@@ -108,6 +109,8 @@ class Combination:
 
 def _filled(tensors: Sequence[Tensor], value: float) -> Tensor:
     """Returns tensors (1, K_b, M_b) as one, (B, K, M)."""
+    if len(tensors) == 1:
+        return tensors[0]
     targets, terms = (max(tensor.shape[axis] for tensor in tensors) for axis in (1, 2))
     filled = tensors[0].new_full((len(tensors), targets, terms), value)
     for row, tensor in zip(filled, tensors, strict=True):

@@ -94,7 +94,7 @@ class TextImage(Embedding):
         logits, bias = self._encoder.scale * found.numbers["similarity"], getattr(self._encoder, "bias", None)
         probability = logits.softmax(dim=0) if bias is None else (logits + bias).sigmoid()
         probability = probability.clamp(min=torch.finfo(torch.float32).tiny)  # 0 stands for none in a message
-        return Predictions(found.order, {"probability": probability, **found.numbers})
+        return Predictions(found.ranking, {"probability": probability, **found.numbers})
 
     def known(self, target: AnyTarget, outputs_of: Callable[[ImageContent], Tensor]) -> AnyTarget:
         """Returns a text with its vector; another target as `Embedding.known` does, raises as `text_vectors`."""

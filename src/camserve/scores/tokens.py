@@ -14,7 +14,7 @@ from torch import Tensor
 
 from camserve.errors import InvalidOption, Unsupported
 from camserve.scores.classes import OfClasses, Softmax
-from camserve.scores.score import Predictions, Reading
+from camserve.scores.score import Predictions, Reading, largest
 from camserve.scores.targets import Combination, terms_of
 from camserve.types import Against, AnyTarget, Contrast, Finer, Prediction, Target, Text, Word
 from camserve.types.tokenisers import Tokeniser, Writer
@@ -94,7 +94,7 @@ class Tokens(OfClasses):
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns the next tokens after the caption so far, the most probable one first."""
         found = self.probabilities(outputs)
-        return NextWords(found.argsort(descending=True, stable=True), {"probability": found}, self, outputs)
+        return NextWords(found, {"probability": found}, self, outputs)
 
     def query_value(self, outputs: Tensor, asked: Combination) -> Tensor:
         """Returns the same log-probabilities as `value`."""
@@ -164,7 +164,7 @@ class Tokens(OfClasses):
         if isinstance(target, Text | Word):
             return (target,)
         values, most = self.probabilities(outputs).log(), max((each.top_k or 0 for each in target.classes), default=0)
-        found = target.each(values.argsort(descending=True, stable=True)[:most].tolist() if most else ())
+        found = target.each(largest(values, most) if most else ())
         return tuple(one.contrast(values.double().cpu().numpy()) if isinstance(one, Finer) else one for one in found)
 
     def words(self, target: Text | Word, outputs: Tensor) -> tuple[Prediction, ...]:

@@ -223,8 +223,13 @@ class ExplainRequest:
         """Returns the request for predictions alone, where nobody reads maps."""
         return replace(self, methods=(), layers=(), output=OutputOptions(), evaluate=False)
 
-    def fit(self, model: ModelInfo, limits: RequestLimits = UNBOUNDED) -> FittedRequest:
+    def fit(self, model: ModelInfo, limits: RequestLimits = UNBOUNDED, named: bool = True) -> FittedRequest:
         """Returns the request fitted to a model. It reads the image's header: a server calls it in a thread.
+
+        Args:
+            model: the model.
+            limits: limits of a server.
+            named: whether the image is named by its content, as a server needs it that keeps images or replies.
 
         Raises:
             InvalidImage, InvalidOption: what is wrong, what was allowed and what came.
@@ -250,7 +255,7 @@ class ExplainRequest:
             parts=parts,
             targets=_resolved_targets(self.targets, model, limits, bool(self.methods)),
             image_size=_checked_image(self.image, model, limits),
-            digest=images.digest(self.image),
+            digest=images.digest(self.image) if named else b"",
             limits=limits,
         )
         fitted.check_sizes()
@@ -272,7 +277,7 @@ class FittedRequest:
     image_size: tuple[int, int]
     """(height, width) of the sent image, before EXIF orientation."""
     digest: bytes
-    """Name of the image by its content."""
+    """Name of the image by its content; empty where nobody needs it."""
     limits: RequestLimits = field(default_factory=RequestLimits)
     choices: Mapping[int, str] = field(default_factory=dict)
     """Reasons for the methods that the server chose, by index among the methods."""

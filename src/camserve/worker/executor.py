@@ -42,6 +42,7 @@ from camserve.runtimes.threads import all_threads, one_thread
 from camserve.saliency.features import Features
 from camserve.saliency.masks import Queries
 from camserve.saliency.registry import REGISTRY, Direct, Perturbation, Sampled
+from camserve.scores import Targets
 from camserve.types import (
     AnyTarget,
     Explained,
@@ -112,6 +113,8 @@ class _Job:
     """Precision of its masked queries."""
     predictions: tuple[Prediction, ...] = ()
     targets: tuple[Explained, ...] = ()
+    bound: Targets | None = None
+    """Targets of one map each, in order and each once; None before the first outputs are there."""
     asked: dict[int, Queries] = field(default_factory=dict)
     """Masked queries by index of the task."""
     orders: dict[int, _Order] = field(default_factory=dict)
@@ -355,8 +358,8 @@ class Executor:
             input=passed.input,
             activations=passed.activations,
             logits=passed.logits,
-            targets=job.network.score.targets(targets, passed.logits.device),
-            gradients=torch.stack([passed.gradients[target] for target in targets]) if needed else None,
+            targets=targets,
+            gradients=torch.stack([passed.gradients[target] for target in targets.each]) if needed else None,
             classifier=self.network.classifier,
             passes=job.network.passes(layer, job.work, self._pass_of(job)),
             made_once=partial(self._made_once, (job.digest, job.network.asked)),
@@ -400,10 +403,16 @@ class Executor:
         _, seen = self._images.seen(b"", image, job.work)
         return job.network.scores(job.network.normalise(seen.pixels[None]), "exact")[0]
 
-    def _targets(self, job: _Job, outputs: Tensor) -> tuple[AnyTarget, ...]:
-        """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,)."""
-        score = job.network.score
-        return tuple(dict.fromkeys(each for target in job.wanted for each in score.resolved(target, outputs)))
+    def _targets(self, job: _Job, outputs: Tensor) -> Targets:
+        """Returns the item's targets, each of one map, in order and each once, given its outputs (numbers,).
+
+        They are those of the first outputs: passes at other layers may round otherwise, and are to explain the same.
+        """
+        if job.bound is None:
+            score = job.network.score
+            found = dict.fromkeys(each for target in job.wanted for each in score.resolved(target, outputs))
+            job.bound = score.targets(tuple(found), outputs.device)
+        return job.bound
 
     def _written(self, job: _Job, most: int) -> Written:
         """Returns what the network writes of an image behind the item's text, from the memory if it is there."""

@@ -20,7 +20,7 @@ from camserve.images import ImageContent
 from camserve.methods.work import Kind, decoded_units
 from camserve.runtimes.threads import all_threads
 from camserve.scores import Targets
-from camserve.types import AnyTarget, InputView, Item
+from camserve.types import InputView, Item
 from camserve.worker.memory import Memory, Passed, Seen
 from camserve.worker.network import Network
 
@@ -40,7 +40,7 @@ class Wanted:
 
     digest: bytes
     seen: Seen
-    targets: Callable[[Tensor], Sequence[AnyTarget]]
+    targets: Callable[[Tensor], Targets]
     """Function from the outputs (numbers,) to the targets, resolved."""
     gradients: bool
     """Whether the gradients of those targets' scores are needed."""
@@ -51,7 +51,7 @@ class Wanted:
         """Returns whether a pass has all that is needed."""
         if not self.gradients:
             return True
-        targets = tuple(self.targets(passed.logits))
+        targets = self.targets(passed.logits).each
         return targets == tuple(passed.gradients) if self.alone else set(targets) <= set(passed.gradients)
 
 
@@ -157,20 +157,20 @@ class Forward:
             captured = network.capture(x, layer)
         work["opening"] += len(wanted)
         # An image without gradients gets no targets: their number must not widen the gradients of the others.
+        score = network.score
         each = [
-            tuple(one.targets(outputs)) if one.gradients else ()
+            one.targets(outputs) if one.gradients else score.targets((), x.device)
             for one, outputs in zip(wanted, captured.logits, strict=True)
         ]
         gradients: Sequence[Tensor] = ()
         if any(one.gradients for one in wanted):
-            score = network.score
-            targets = Targets.stacked([score.targets(some, x.device) for some in each])
+            targets = Targets.stacked(each)
             with nullcontext() if network.is_light(layer) else all_threads():
                 gradients = list(captured.gradients(targets))
             work["layer_gradient"] += len(x) * len(targets)
         made = []
         for row, one in enumerate(wanted):
-            own = dict(zip(each[row], gradients[row], strict=False)) if gradients else {}
+            own = dict(zip(each[row].each, gradients[row], strict=False)) if gradients else {}
             passed = Passed(x[row], captured.activations[row], captured.logits[row], own)
             # A slice kept in memory would keep the tensors of the whole batch.
             passed = passed.alone() if len(wanted) > 1 and self._memory.keeps else passed
