@@ -206,7 +206,8 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
     quick = all(
         first[each].seconds < SLOW_S / 4 and common.timed(fast[each], bench.device)[0] < QUICK_S for each in fast
     )
-    seconds = common.in_turns(fast, rounds * MORE if quick else rounds, bench.device, warm=True, each_twice=quick)
+    more, before_each_s = (MORE, common.BEFORE_EACH_S) if quick else (1, 0.0)
+    seconds = common.in_turns(fast, rounds * more, bench.device, warm=True, before_each_s=before_each_s)
     answer = first[EXACT].result
     assert isinstance(answer, Explanation)
     return {

@@ -138,7 +138,10 @@ def rates(bench: Bench) -> dict[str, dict[str, float]]:
     for batch in BATCHES[bench.device.type]:
         x = bench.x.repeat(batch, 1, 1, 1)
         seconds = common.in_turns(
-            {name: partial(way, x) for name, way in ways.items()}, max(2, min(5, 16 // batch)), bench.device
+            {name: partial(way, x) for name, way in ways.items()},
+            max(2, min(5, 16 // batch)),
+            bench.device,
+            before_each_s=common.BEFORE_EACH_S,
         )
         for name, taken in seconds.items():
             found[name][str(batch)] = batch / min(taken)

@@ -26,6 +26,24 @@ def test_cases_take_turns(monkeypatch):
     assert "".join(calls) == "abc"
 
 
+def test_short_calls_are_timed_behind_others_of_the_same_case(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import torch
+
+    clock, calls = [0.0], []
+
+    def call(name):
+        calls.append(name)
+        clock[0] += 1.0
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock[0])
+    cases = {name: lambda name=name: call(name) for name in "ab"}
+    seconds = common.in_turns(cases, rounds=1, device=torch.device("cpu"), warm=True, before_each_s=2.5)
+    assert "".join(calls) == "aaaa" + "bbbb"  # three that are not timed, and one that is
+    assert seconds == {"a": [1.0], "b": [1.0]}
+
+
 def test_an_early_map_is_compared_with_the_final_one(tmp_path):
     out = tmp_path / "partial.json"
     command = [sys.executable, BENCHMARKS / "partial.py", "--quick", "--out", out]
