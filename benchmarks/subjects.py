@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage.data import astronaut, chelsea, coffee
+from skimage import data
+from skimage.data import chelsea
 from torch import Tensor, nn
 from torchvision import models
 
@@ -128,17 +129,30 @@ class Bench:
         return self.engine.info.layer(self.layer).channels
 
 
+CALIBRATION = (
+    data.coffee,
+    data.astronaut,
+    data.rocket,
+    data.retina,
+    data.immunohistochemistry,
+    data.hubble_deep_field,
+    lambda: data.stereo_motorcycle()[0],
+    lambda: np.stack([data.camera()] * 3, axis=-1),
+)
+"""Makers of the photos on which precision "auto" is chosen; the one that is explained is none of them."""
+
+
 def seen(photo: np.ndarray, subject: Subject) -> np.ndarray:
     """Returns what a network sees of a photo, uint8 (H, W, 3)."""
     return np.asarray(network_view(Image.fromarray(photo), subject.preprocessing)[0])
 
 
 def tuned(module: nn.Module, subject: Subject) -> Engine:
-    """Returns an engine like that of `Engine.load`, of an archive with two calibration photos; nothing is kept."""
+    """Returns an engine like that of `Engine.load`, of an archive with calibration photos; nothing is kept."""
     module = module.to(memory_format=torch.channels_last)
     network = Network(module, preprocessing=subject.preprocessing)
     wanted = runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
-    tune(network, wanted, calibration=[seen(photo, subject) for photo in (coffee(), astronaut())])
+    tune(network, wanted, calibration=[seen(photo(), subject) for photo in CALIBRATION])
     engine = Engine.__new__(Engine)
     engine._executor = Executor(network)
     return engine

