@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +46,8 @@ from camserve.runtimes.onnx import OnnxRuntime, exported
 from camserve.runtimes.precision import Auto, auto_precision, rank_correlation
 from camserve.saliency.layers import survey
 from camserve.saliency.locality import pictures
-from camserve.types import Preprocessing
+from camserve.types import Item, Preprocessing, Target, Task
+from camserve.worker.executor import Executor
 from camserve.worker.network import Network
 from camserve.worker.tuning import tune
 
@@ -277,6 +279,67 @@ def test_where_memory_runs_out_passes_get_smaller(monkeypatch):
     found = engine.explain(tiny.pixels(2), ["score_cam"])
     np.testing.assert_allclose(found.maps[0].array, expected.maps[0].array, atol=1e-4)
     assert found.cost.micro_batch == 2
+
+
+class Counting(Convs):
+    """Keeps how many images each of its passes had, and has no memory for more than some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes, self.most = [], 100
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("no more memory")
+        return super().forward(x)
+
+
+STEPS = ("integrated_gradients", {"steps": 9})
+
+
+def onnx_of(module: nn.Module, micro_batch: int) -> Engine:
+    """An engine whose measurements have told it to ask so many masked queries in a pass of ONNX Runtime."""
+    engine = Engine(module.eval(), preprocessing=PREPROCESSING, runtime="onnx")
+    network = engine.network
+    network.adopt(network.runtime, replace(network.info.runtime, micro_batch=micro_batch))
+    engine._executor = Executor(network)
+    module.passes.clear()
+    return engine
+
+
+def test_what_pytorch_runs_has_passes_of_pytorchs_size():
+    module = Counting()
+    onnx_of(module, micro_batch=1).explain(tiny.pixels(2), [STEPS])
+    assert module.passes == [4, 4, 1]
+
+
+def test_a_micro_batch_that_is_named_holds_for_what_pytorch_runs():
+    module = Counting().eval()
+    engine = Engine(module, preprocessing=PREPROCESSING, runtime="onnx", micro_batch=3)
+    module.passes.clear()
+    engine.explain(tiny.pixels(2), [STEPS])
+    assert module.passes == [3, 3, 3]
+
+
+def test_passes_of_a_certain_size_are_those_of_the_device_whatever_the_runtime():
+    module = Counting()
+    engine = onnx_of(module, micro_batch=2)
+    item = Item(tiny.pixels(2), (Target(2),), (Task(0, IntegratedGradients(steps=9), 0, 9),), reproducible=True)
+    engine._executor.answer(item)
+    assert max(module.passes) == engine.network.reproducible_pass == 4
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_where_memory_runs_out_pytorchs_passes_get_smaller_too(micro_batch):
+    module = Counting()
+    engine = onnx_of(module, micro_batch)
+    expected = engine.explain(tiny.pixels(2), [STEPS])
+    module.passes.clear()
+    module.most = 1
+    found = engine.explain(tiny.pixels(2), [STEPS])
+    assert module.passes == [4] + [1] * 9
+    np.testing.assert_allclose(found.maps[0].array, expected.maps[0].array, atol=1e-4)
 
 
 def _exportable():

@@ -361,7 +361,7 @@ class Executor:
             targets=targets,
             gradients=torch.stack([passed.gradients[target] for target in targets.each]) if needed else None,
             classifier=self.network.classifier,
-            passes=job.network.passes(layer, job.work, self._pass_of(job)),
+            passes=job.network.passes(layer, job.work, self._torch_pass_of(job)),
             made_once=partial(self._made_once, (job.digest, job.network.asked)),
         )
         if layer == job.layers[0]:  # predictions are the same at every layer
@@ -370,6 +370,11 @@ class Executor:
     def _pass_of(self, job: _Job) -> int:
         """Returns how many queries a pass of a job takes."""
         return self.network.reproducible_pass if job.item.reproducible else self.micro_batch.size
+
+    def _torch_pass_of(self, job: _Job) -> int:
+        """Returns how many images a pass of a job takes that PyTorch makes, with gradients or behind a layer."""
+        whole = self.micro_batch.size == self.network.micro_batch  # else memory has run out
+        return self.network.torch_batch if whole and not job.item.reproducible else self._pass_of(job)
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)

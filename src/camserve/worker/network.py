@@ -154,6 +154,8 @@ class Network:
         self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
         if self.survey.alone:
             self.micro_batch = 1
+        self.torch_batch = self.micro_batch
+        """Number of images of a pass that PyTorch makes; `micro_batch` is that of what runs masked queries."""
         numbers, words = returned.shape[1], _words(self.tokeniser, self.score)
         self._openings = {each.layer.name: self._opening(each) for each in self.survey.layers}
         if not self._openings:
@@ -296,6 +298,8 @@ class Network:
             self._eager = copy.copy(self)
             self._eager._openings = dict(self._openings)
         self.runtime, self.micro_batch = runtime, info.micro_batch
+        if isinstance(runtime, Eager):
+            self.torch_batch = info.micro_batch
         self._bfloat16 = half or self._bfloat16
         self.info = replace(self.info, runtime=info)
         if isinstance(runtime, Trunked):
@@ -392,7 +396,7 @@ class Network:
             work: units by kind, to which those of the passes are added.
             micro_batch: images of a pass; None: the network's own number.
         """
-        return Passes(self._openings[layer], micro_batch or self.micro_batch, *self._extremes, work=work)
+        return Passes(self._openings[layer], micro_batch or self.torch_batch, *self._extremes, work=work)
 
     def has_trunk(self, layer: str) -> bool:
         """Tells whether another runtime makes the pass at a layer that `info` lists, up to the outputs."""
