@@ -54,7 +54,7 @@ from camserve import Engine
 from camserve.archive import build_archive
 from camserve.client import AsyncClient
 from camserve.errors import DeadlineExceeded
-from camserve.gateway.ops.settings import Settings
+from camserve.gateway.ops.settings import CPU_STEP_S, Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.torchserve import TorchServeBackend
 from camserve.gateway.server import Gateway
@@ -69,7 +69,7 @@ SCORE_LAYER = "_blocks.10"
 """Layer of 112 channels: a Score-CAM of about one second."""
 WHOLE_S = 10.0
 """Target time of a step that is longer than any request of this program, so that each goes out whole."""
-TARGET_S = 0.3
+TARGET_S = CPU_STEP_S
 LATENCY_S = 0.25
 """Seconds that the p99 of a Grad-CAM beside Score-CAMs may be at most, whatever it is alone."""
 SMALL = "150 KB"

@@ -137,7 +137,7 @@ def test_a_gpu_has_shorter_steps_than_a_cpu_and_a_second_one_at_hand():
     assert [
         (settings.limits(device).target_s, settings.limits(device).steps_per_worker) for device in ("cpu", "cuda")
     ] == [
-        (0.3, 1),
+        (0.12, 1),
         (0.03, 2),
     ]
     assert Settings(step_target_s=0.2).limits("cuda").target_s == 0.2

@@ -44,7 +44,7 @@ class Limits:
     """Bounds the steps of one model, and its queue."""
 
     target_s: float = 0.3
-    """Time that a step shall take: 0.3 s on a CPU, 0.03 s on a GPU. The learnt cost turns it into queries."""
+    """Time that a step shall take. The learnt cost turns it into queries."""
     queries: int = 512
     """The most queries in a step, whatever the learnt cost says."""
     items: int = 8
