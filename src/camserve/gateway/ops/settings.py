@@ -16,8 +16,8 @@ from camserve.settings import PREFIX, Layered
 from camserve.types.request import STEP_QUERIES, RequestLimits
 
 CPU_STEP_S, GPU_STEP_S = 0.12, 0.03
-"""Seconds that a step shall take on a CPU and on a GPU: long enough that its fixed cost, some 5 ms, hardly counts, and so
-short that a Grad-CAM that waits for the step that runs and for its own is answered within a quarter of a second."""
+"""Seconds that a step shall take on a CPU and on a GPU: long enough that its fixed cost, some 5 ms, hardly counts, and
+so short that a Grad-CAM that waits for the step that runs and for its own is answered within a quarter of a second."""
 
 SHORT_STEP_S = 0.1
 """Seconds from which on the 5 ms that a worker waits for its next step do not count beside the step."""
