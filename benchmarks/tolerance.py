@@ -123,7 +123,7 @@ def added(executor: Executor, spec: MethodSpec, image: np.ndarray) -> dict[str, 
         else:
             sums += [partial.sums for partial in outcome.partials]
     network, forward = executor.network, Forward(executor.network, Memory(0))
-    targets = [explained.target for explained in outcome.targets]
+    targets = network.score.targets([explained.target for explained in outcome.targets])
     with network.evaluating():
         digest, seen = forward.seen(b"", image, Counter())
         (passed,) = forward.passed(network, layer.name, [Wanted(digest, seen, lambda _: targets, True)], Counter())

@@ -237,7 +237,7 @@ async def test_requests_of_a_token_are_bounded_and_leave_room_for_others(tokens:
 
 async def test_waiting_work_of_a_token_is_bounded(tokens: Tokens):
     tokens.add("small", max_waiting_s=3.0)
-    async with serving(tokens=tokens.path, step_queries=2) as server:
+    async with serving(tokens=tokens.path, step_queries=2, step_target_s=0.3) as server:
         server.upstream.hold()
         running = server.stub.Explain(ask(SCORE), metadata=tokens.of("small"))
         await until(lambda: len(_planner(server)) == 1)

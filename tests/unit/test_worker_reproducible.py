@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from camserve.errors import Unavailable
 from camserve.methods import GradCam, MethodSpec, Rise, ScoreCam, SmoothGrad
+from camserve.scores import make_score
 from camserve.types import InputView, Item, ItemResult, Target, Task
 from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.forward import Wanted
@@ -136,8 +137,11 @@ def test_a_step_tells_what_it_was_computed_with():
 def test_gradients_beside_others_are_not_taken_from_memory():
     """The closed form of several targets is one matrix product, whose rounding depends on how many there are."""
     one, other, nothing = Target(index=3), Target(index=1), torch.zeros(1)
+    score = make_score("softmax", shape=(5,))
     for asked, alone in (((one,), False), ((one, other), True), ((other, one), False)):
-        seen = Wanted(b"", Seen(nothing, VIEW), lambda logits, asked=asked: asked, gradients=True, alone=True)
+        seen = Wanted(
+            b"", Seen(nothing, VIEW), lambda logits, asked=asked: score.targets(asked), gradients=True, alone=True
+        )
         remembered = Passed(nothing, nothing, nothing, {one: nothing, other: nothing})
         assert seen.suffices(remembered) == alone
         assert replace(seen, alone=False).suffices(remembered)
