@@ -45,6 +45,11 @@ class Convs(nn.Module):
         return self.head(self.features(x).relu().mean(dim=(2, 3)))
 
 
+class Corner(nn.Module):
+    def forward(self, x):
+        return x[:, :, 0, 0]
+
+
 class Deciding(Convs):
     def forward(self, x):
         return super().forward(x if x.mean() > 0 else -x)
@@ -81,6 +86,15 @@ def test_an_answer_is_not_overwritten_by_the_next(made):
     before = first.clone()
     code.outputs(images(4))
     assert torch.equal(first, before)
+
+
+@needs_a_compiler
+def test_an_answer_that_is_a_view_of_the_images_is_not_overwritten_either():
+    code = Compiled(Corner().eval(), images(1), size=2)
+    first = code.outputs(images(2))
+    assert torch.equal(first, images(2)[:, :, 0, 0])
+    code.outputs(torch.zeros(2, 3, 32, 32))
+    assert torch.equal(first, images(2)[:, :, 0, 0])
 
 
 @contextmanager
@@ -169,6 +183,13 @@ def test_without_the_instructions_it_is_refused(monkeypatch):
     monkeypatch.setattr(compiled, "why_no_bfloat16", lambda device: "the processor has no bfloat16 instructions")
     with pytest.raises(Unsupported, match="no bfloat16 instructions"):
         Engine(Convs().eval(), preprocessing=PREPROCESSING, runtime="compiled")
+
+
+def test_where_onednn_has_no_bfloat16_it_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "why_no_bfloat16", lambda device: "")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(Unsupported, match="oneDNN does not compute in bfloat16 here"):
+        Compiled(Convs().eval(), images(1))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from camserve.evaluation.curves import faithfulness
 from camserve.evaluation.truth import TrueBox
 from camserve.methods import GradCam, ScoreCam
 from camserve.saliency import curves
-from camserve.types import Preprocessing, auc
+from camserve.types import MapCurves, Preprocessing, Target, auc
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -30,7 +31,7 @@ def engine() -> Engine:
 
 def curve(saliency: torch.Tensor, name: str) -> curves.Curve:
     image = torch.ones(3, *saliency.shape)
-    return curves.deletion(image, saliency, asked([0]), curves.PROTOCOLS[name])
+    return curves.deletion_and_insertion(image, saliency, asked([0]), curves.PROTOCOLS[name])[0]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +67,27 @@ def test_the_last_step_may_be_shorter():
     made = curve(torch.arange(10.0).reshape(2, 5), "rise")
     assert len(made) == 11  # fewer pixels than steps: one in each
     protocol = curves.Protocol("three", 3, curves.rise_blur)
-    made = curves.deletion(torch.ones(3, 2, 5), torch.arange(10.0).reshape(2, 5), asked([0]), protocol)
+    both = curves.deletion_and_insertion(torch.ones(3, 2, 5), torch.arange(10.0).reshape(2, 5), asked([0]), protocol)
+    made = both[0]
     assert (made.step_px, len(made)) == (4, 4)
     assert made.blend(0, 4)[:, 0].flatten(1).sum(dim=1).tolist() == [10, 6, 2, 0]
+
+
+@pytest.mark.parametrize("numbers", [list(range(8)), [6, 1, 3, 4, 0]])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_points_are_pixels_of_the_image_and_of_nothing_else_however_passes_are_cut(numbers, size):
+    generator = torch.Generator().manual_seed(0)
+    image, saliency = (torch.randn(*shape, 12, 16, generator=generator) for shape in ((3,), ()))
+    spec = MapCurves(saliency.numpy(), Target(index=0), steps=3)
+    features = SimpleNamespace(input=image, targets=asked([0]), logits=torch.zeros(6))
+    made = curves.masks(features, spec, torch.tensor(numbers))
+    images = torch.cat([made.blend(start, min(len(made), start + size)) for start in range(0, len(made), size)])
+    order, blurred, step_px = saliency.flatten().argsort(descending=True), curves.rise_blur(image), 64
+    for number, came in zip(numbers, images, strict=True):
+        before, after = (image, torch.zeros_like(image)) if number < 4 else (blurred, image)
+        expected, changed = before.clone().flatten(1), order[: number % 4 * step_px]
+        expected[:, changed] = after.flatten(1)[:, changed]
+        assert torch.equal(came, expected.view_as(image))
 
 
 def test_a_curve_does_not_depend_on_the_micro_batch():

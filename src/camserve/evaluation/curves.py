@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from camserve.queries.pack import ask
-from camserve.saliency.curves import PROTOCOLS, Protocol, deletion, insertion
+from camserve.saliency.curves import PROTOCOLS, Protocol, deletion_and_insertion
 from camserve.scores import Targets
 from camserve.types import Faithfulness
 
@@ -36,10 +36,10 @@ def faithfulness(
         For each map, one result for each protocol.
     """
     curves = [
-        make(image, one, target, protocol)
+        curve
         for one, target in zip(saliency, targets.columns(), strict=True)
         for protocol in protocols
-        for make in (deletion, insertion)
+        for curve in deletion_and_insertion(image, one, target, protocol)
     ]
     points = [scores[:, 0].double().cpu().numpy() for scores in ask(network, curves, micro_batch)]
     results = [

@@ -74,6 +74,5 @@ class Compiled:
         with self._lock:
             self._images[: len(x)].copy_(x)
             self._images[len(x) :].zero_()
-            with torch.inference_mode(False), torch.no_grad():
-                found: Tensor = self._code(self._images)
-            return found[: len(x)].clone()
+            found: Tensor = self._code(self._images)
+            return found[: len(x)].clone()  # a network may return a view of its input, which the next pass writes to

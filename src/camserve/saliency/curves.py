@@ -124,16 +124,16 @@ def saliency_rank(saliency: Tensor) -> Tensor:
     return rank.reshape(saliency.shape)
 
 
-def deletion(image: Tensor, saliency: Tensor, target: Targets, protocol: Protocol) -> Curve:
-    """Returns the deletion curve of a normalised image (3, H, W), a map (H, W) and one target."""
-    step_px = protocol.step_px(saliency.numel())
-    return Curve(image, torch.zeros_like(image), saliency_rank(saliency), step_px, target)
+def deletion_and_insertion(image: Tensor, saliency: Tensor, target: Targets, protocol: Protocol) -> tuple[Curve, Curve]:
+    """Returns both curves of a normalised image (3, H, W), a map (H, W) and one target.
 
-
-def insertion(image: Tensor, saliency: Tensor, target: Targets, protocol: Protocol) -> Curve:
-    """Returns the insertion curve of a normalised image (3, H, W), a map (H, W) and one target."""
-    step_px = protocol.step_px(saliency.numel())
-    return Curve(protocol.blur(image), image, saliency_rank(saliency), step_px, target)
+    They change the same pixels in the same order: from the image to zeros, and from the blurred image to the image.
+    """
+    rank, step_px = saliency_rank(saliency), protocol.step_px(saliency.numel())
+    return (
+        Curve(image, torch.zeros_like(image), rank, step_px, target),
+        Curve(protocol.blur(image), image, rank, step_px, target),
+    )
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ class BothCurves:
     """Holds points of a map's deletion curve, and behind its last one those of the insertion curve."""
 
     deletion: Curve
+    """The former, whose pixels change in the same order as those of the latter."""
     begins: Tensor
     """First points of both curves, (2, 3, H, W)."""
     ends: Tensor
@@ -160,13 +161,13 @@ class BothCurves:
     def blend(self, start: int, stop: int) -> Tensor:
         """Returns the images (n, 3, H, W) of the points start..stop-1 among the N."""
         number, points = self.numbers[start:stop], len(self.deletion)
-        curves = set(self._curves[start:stop])
-        curve = curves.pop() if len(curves) == 1 else number // points  # of a single curve nothing is copied
+        which = set(self._which[start:stop])
+        curve = which.pop() if len(which) == 1 else number // points  # of a single curve nothing is copied
         return torch.lerp(self.begins[curve], self.ends[curve], self.deletion.changed(number % points))
 
     @cached_property
-    def _curves(self) -> list[int]:
-        """Numbers of the points' curves, read from the device once."""
+    def _which(self) -> list[int]:
+        """Returns for each point 0 for deletion and 1 for insertion, read from the device once."""
         found: list[int] = (self.numbers // len(self.deletion)).tolist()
         return found
 
@@ -183,9 +184,9 @@ def masks(features: Features, spec: MapCurves, numbers: Tensor) -> BothCurves:
     saliency = torch.from_numpy(np.array(spec.saliency, np.float32)).to(image.device)
     target = features.targets.other(spec.target, features.logits)
     protocol = replace(PROTOCOLS["rise"], steps=spec.steps)
-    deleted = deletion(image, saliency, target, protocol)  # the insertion changes the same pixels in the same order
-    begins, ends = torch.stack([image, protocol.blur(image)]), torch.stack([deleted.end, image])
-    return BothCurves(deleted, begins, ends, numbers)
+    both = deletion_and_insertion(image, saliency, target, protocol)
+    begins, ends = (torch.stack(points) for points in zip(*((curve.begin, curve.end) for curve in both), strict=True))
+    return BothCurves(both[0], begins, ends, numbers)
 
 
 def reduce(scores: Tensor, queries: BothCurves, spec: MapCurves) -> Tensor:

@@ -167,6 +167,7 @@ class Detections(Score):
         found = found[found[:, SCORE] > 0]
         told = found[:, LABEL:] if self._classes_told else None
         classes = found[:, LABEL].round().long() if told is None else told.argmax(dim=1)
+        # They are in order already, so that the first one ranks highest.
         return Detected(-torch.arange(len(found)), {"probability": found[:, SCORE]}, found[:, :SCORE], classes, told)
 
     def value(self, outputs: Tensor, asked: Boxes) -> Tensor:

@@ -33,8 +33,9 @@ class Predictions:
 
     def of(self, indices: Sequence[int]) -> tuple[Prediction, ...]:
         """Returns the predictions of these indices, without labels."""
-        chosen = zip(*(numbers.cpu().numpy()[indices].tolist() for numbers in self.numbers.values()), strict=True)
-        pairs = zip(indices, chosen, strict=True)
+        at = list(indices)
+        chosen = zip(*(numbers.cpu().numpy()[at].tolist() for numbers in self.numbers.values()), strict=True)
+        pairs = zip(at, chosen, strict=True)
         return tuple(Prediction(index, "", **dict(zip(self.numbers, said, strict=True))) for index, said in pairs)
 
     def top(self, most: int) -> tuple[Prediction, ...]:

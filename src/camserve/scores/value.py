@@ -35,7 +35,7 @@ class Values(Score):
 
     def predictions(self, outputs: Tensor) -> Predictions:
         """Returns the numbers in their own order: they may have different units."""
-        return Predictions(-torch.arange(len(outputs)), {"value": outputs})
+        return Predictions(-torch.arange(len(outputs)), {"value": outputs})  # the first one ranks highest
 
     def value(self, outputs: Tensor, asked: Combination) -> Tensor:
         """Returns the numbers (n, K), negative for those that are to go down."""
