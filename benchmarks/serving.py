@@ -478,7 +478,7 @@ def latencies(content: Mapping[str, Any]) -> str:
     for name, case in content["results"]["latency"]["cases"].items():
         lines.append(f"| {name} | {1000 * case['p50_s']:.0f} ms | {1000 * case['p99_s']:.0f} ms |")
     machine = content["environment"]
-    caption = f"{machine['cpu']}, {machine['cpu_cores']} cores, `{MODEL}`, steps of {TARGET_S} s"
+    caption = f"{machine['cpu']}, {machine['cpu_cores']} cores, `{MODEL}`, steps of {content['step_target_s']} s"
     commit, changes, _ = machine["commit"].partition("+")
     return "\n".join([*lines, "", f"{caption}; commit {commit[:12]}{' with changes' if changes else ''}."])
 
@@ -535,7 +535,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_archive("efficientnet-lite0", name=MODEL, store=Path(folder))
         results = asyncio.run(measure(Path(folder), given.quick, given.only))
-    content = {"environment": common.environment(torch.device("cpu")), "quick": given.quick, "results": results}
+    content = {
+        "environment": common.environment(torch.device("cpu")),
+        "quick": given.quick,
+        "step_target_s": TARGET_S,
+        "results": results,
+    }
     common.write(given.out, content)
     print(report(content))
     print(f"written to {given.out}")
