@@ -341,14 +341,14 @@ def _stalls(text: str, bound: str) -> float:
 async def test_the_default_deadline_holds_while_a_request_waits_for_a_thread(owner, work, works, said, monkeypatch):
     """`works` are asked of threads before the time is up: the reading of each message, and the fitting of one."""
     go_on = threading.Event()
-    original, run, given = getattr(owner, work), Threads.run, []
+    original, run, askers = getattr(owner, work), Threads.run, []
 
     def blocking(*arguments: Any) -> Any:
         assert go_on.wait(60)
         return original(*arguments)
 
     async def noting(self: Threads, *arguments: Any) -> Any:
-        given.append(arguments)
+        askers.append(asyncio.current_task())
         return await run(self, *arguments)
 
     monkeypatch.setattr(owner, work, blocking)
@@ -357,7 +357,8 @@ async def test_the_default_deadline_holds_while_a_request_waits_for_a_thread(own
         try:
             # More than there are threads: some have one and do not let go of it, the others wait for one to be read.
             calls = [asyncio.ensure_future(failure(server.stub.Explain(ask()))) for _ in range(8)]
-            await until(lambda: len(given) >= works)
+            # A call that came after the jump would have all its time left, so each must have asked for a thread by then.
+            await until(lambda: len(set(askers)) == len(calls) and len(askers) >= works)
             jump(PATIENT["default_deadline_s"] + 1)
             outcomes = await asyncio.gather(*calls)
         finally:
