@@ -124,7 +124,8 @@ def test_only_xrai_is_ranked_and_what_is_ranked_is_its_finish():
     ]
     ranking = ranking_of(Xrai(), partial)
     assert ranking is not None
-    np.testing.assert_array_equal(ranking.attribution, finished(Xrai(), partial))
+    assert ranking.attribution.dtype == np.float32, "as it travels to a worker"
+    np.testing.assert_array_equal(ranking.attribution, finished(Xrai(), partial).astype(np.float32))
     assert ranking_of(GradCam(), partial) is ranking_of(ScoreCam(), partial) is None
 
 

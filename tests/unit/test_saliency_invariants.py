@@ -331,7 +331,8 @@ def test_progress_counts_up_to_all_queries_of_the_step():
     assert seen[-1] == (total, total)
 
 
-def test_bfloat16_is_close_and_leaves_predictions_alone():
+def test_bfloat16_is_close_and_leaves_predictions_alone(monkeypatch):
+    monkeypatch.setattr("camserve.worker.network.why_no_bfloat16", lambda device: "")  # without instructions it is slow
     engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
     exact, fast = (
         engine.explain(picture(2), methods=["score_cam"], targets=[5], precision=precision)

@@ -78,6 +78,10 @@ class BackendState:
         """Number of steps in flight for each worker."""
         return self.steps / self.workers
 
+    def left_s(self, now_s: float) -> float:
+        """Returns for how long the workers will be busy with the steps in flight, added up, by prediction."""
+        return self._schedule.left_s(now_s)
+
     def set_workers(self, workers: int, now_s: float) -> None:
         """Sets how many workers can answer."""
         self.workers = workers
@@ -173,6 +177,10 @@ class Backends:
         """Seconds that the steps in flight take if they are spread over all workers."""
         working = [backend for backend in self._backends.values() if backend.workers]
         return sum(backend.in_flight_s for backend in working) / self.workers if working else 0.0
+
+    def left_s(self, now_s: float) -> float:
+        """Returns for how long all workers will be busy with the steps in flight, added up, by prediction."""
+        return sum(backend.left_s(now_s) for backend in self._backends.values() if backend.workers)
 
     def set_workers(self, name: str, workers: int, limits: Limits | None = None) -> None:
         """Sets how many workers can answer at a backend, with limits of its own if they are given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,12 +132,20 @@ class Filling:
         self._openings = 0
         self._owners: dict[str, _Owned] = defaultdict(_Owned)
         self._in_haste = False
+        self._cut_s = math.inf
 
     @property
     def allowed_s(self) -> float:
         """Seconds that the step may take."""
-        target_s = self._limits.target_s
-        return min(target_s, max(HASTE * target_s, self._cost.step_s / FIXED)) if self._in_haste else target_s
+        most_s = min(self._limits.target_s, self._cut_s)
+        if not self._in_haste:
+            return most_s
+        return min(most_s, max(HASTE * self._limits.target_s, self._cost.step_s / FIXED))
+
+    @property
+    def behind_openings(self) -> Iterator[Mapping[Kind, int]]:
+        """Units of the queries of each request that opens with this step: no other step can have them meanwhile."""
+        return (member.request.units for member in self._members if member.request.to_open)
 
     def has_places(self, spare: int) -> bool:
         """Tells whether one more request may come in as far as items go, with room for `spare` more left."""
@@ -157,10 +166,8 @@ class Filling:
         others = self._openings if request.to_open else len(self._members) - self._openings
         if not others:
             return True
-        query = next(request.runs(), None)
-        query_s = self._cost[query[0].kind] * query[0].weight * min(query[0].piece, query[1]) if query else 0.0
         own_s = self._seconds(request.opening) if request.to_open else 0.0
-        return self._fixed_s(items) + own_s + query_s <= self._limits.target_s
+        return self._fixed_s(items) + own_s + self._first_s(request) <= self._limits.target_s
 
     def is_half_full_of(self, owner: str) -> bool:
         """Tells whether an owner has half of the step, or more: of its items, of its bytes, or of its time.
@@ -208,6 +215,27 @@ class Filling:
             self._own_s += own_s
             owned.own_s += own_s
 
+    def cut(self, seconds: float, workers: int) -> None:
+        """Has the step end after `seconds` and leave queries to other workers, if that saves more than a step costs.
+
+        Args:
+            seconds: when the step shall end, by what units cost in full steps; what cannot be left to others is done
+                all the same, and one query.
+            workers: number of workers, at least 2.
+        """
+        fixed_s = self._fixed_s(len(self._members))
+        again_s = fixed_s - self._own_s
+        whole_s = min(self.allowed_s, fixed_s + sum(member.waiting_s for member in self._members))
+        query_s = min((self._first_s(member.request) for member in self._members if member.next_demand), default=0.0)
+        # Steps that are not full have more of the fixed cost; and a query more, so that the last one is not left alone.
+        seconds += again_s * max(0.0, 1 - seconds / self._limits.target_s)
+        cut_s = max(seconds, fixed_s) + query_s
+        saved_s = whole_s - cut_s
+        if self._openings:
+            saved_s -= saved_s / workers  # what is left can only be asked once the opening is back
+        if saved_s > again_s + self._limits.lead_s:
+            self._cut_s = cut_s
+
     def shares(self) -> list[tuple[LiveRequest, int]]:
         """Returns how many queries each request gets: first its share at most, then what is left over."""
         members = sorted(self._members, key=lambda member: member.order)
@@ -228,6 +256,11 @@ class Filling:
     def _room(self) -> _Room:
         """Returns the room of all queries of the step together."""
         return _Room(self._cost, self.allowed_s - self._fixed_s(len(self._members)), self._limits.queries)
+
+    def _first_s(self, request: LiveRequest) -> float:
+        """Returns the predicted seconds of a request's next query and those asked together with it; 0 without any."""
+        first = next(request.runs(), None)
+        return self._cost[first[0].kind] * first[0].weight * min(first[0].piece, first[1]) if first else 0.0
 
     def _fixed_s(self, items: int) -> float:
         """Returns the seconds that the step takes without its queries, with this many images."""

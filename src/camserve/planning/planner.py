@@ -15,7 +15,9 @@ with a free worker has room; where all are busy and a second step for each is al
 is room for it from `Limits.lead_s` before a worker is predicted to be free on: just in time, so that a Grad-CAM that
 comes meanwhile does not wait for a second step. A step is as
 large as what the slowest worker there does in the target time, by its learnt cost; in half of that time where a request
-asks for its opening alone, a Grad-CAM, and has to wait for the whole step. The openings' own work, the images and the
+asks for its opening alone, a Grad-CAM, and has to wait for the whole step. Where there is less to do than would fill a
+step of each worker, it is as large as ends when the others do, so that no worker is idle while another has queries; an
+opening takes none then, since all workers can have them once it is back. The openings' own work, the images and the
 step itself are paid from that time first, the queries share the rest. A step has at most twice the units of a kind of
 work that the largest step observed had.
 
@@ -275,6 +277,8 @@ class Planner:
             self._let_in(filling, queue.openings, now_s, spare=1 if len(queue.started) else 0, halves=True)
             self._let_in(filling, queue.started, now_s)
             self._let_in(filling, queue.openings, now_s)
+            if backend.known and self._backends.workers > 1:
+                filling.cut(self._even_s(filling, now_s), self._backends.workers)
         slices = [self._taken(request, queries) for request, queries in filling.shares()]
         fresh = [each for each in slices if each is not None]
         return self._send(backend, fresh, now_s, filling.allowed_s) if fresh else self._copy_of_overdue(now_s)
@@ -459,6 +463,14 @@ class Planner:
         line.take(request)
         if line is not started and request.waiting:  # its queries are a turn as well
             started.serve(request.owner)
+
+    def _even_s(self, filling: Filling, now_s: float) -> float:
+        """Returns how long a step takes that ends when the others do, if all workers share evenly what there is.
+
+        What waits behind the openings of the step is not there yet: others can have it as soon as they have come back.
+        """
+        waiting_s = self.waiting_s() - sum(map(self.seconds_of, filling.behind_openings))
+        return (waiting_s + self._backends.left_s(now_s)) / self._backends.workers
 
     def _taken(self, request: LiveRequest, queries: int) -> SentSlice | None:
         """Returns a request's slice of the step, None if nothing is left for it; the request is back in its line."""

@@ -44,3 +44,7 @@ class Schedule:
         """
         before = len(self) - workers
         return self._ends[min(before, len(self._ends) - 1)]
+
+    def left_s(self, now_s: float) -> float:
+        """Returns the seconds that the steps in flight still take, added up; steps that are late take none."""
+        return sum(max(0.0, end_s - now_s) for end_s in self._ends) + sum(self._at_hand.values())
