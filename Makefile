@@ -37,8 +37,9 @@ demo: $(VENV)/.demo ## Serve, explain two photos over gRPC, write pictures to de
 	$(BIN)/camserve demo $(if $(WEB),--web)
 
 # Folder by folder: the long files are in the first ones, and the last one has short files that fill both processes.
+# A process that crashes is not replaced: what it had left would be waited for for ever.
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-portable: $(VENV)/.dev ## Run the numeric tests as a processor with AVX2 alone computes, and as one without vectors
 	$(AS_AVX2) $(BIN)/python -m pytest $(NUMERIC)

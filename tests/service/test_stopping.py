@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from gateway_harness import PATIENT, QUICK, SCORE, SCRAPED, Harness, ask, failur
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from camserve.errors import InvalidOption, Unavailable
+from camserve.gateway.api.status import abort
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.ops.shutdown import caught_signals, run_until_stopped, stopped
 from camserve.gateway.pool.discovery import fixed
@@ -58,6 +60,28 @@ async def test_a_stop_without_grace_tells_every_running_call_why():
         assert await failure(anext(aiter(stream))) == WORDS
         assert await failure(inference) == WORDS
         assert server.upstream.closed
+
+
+async def test_a_stop_waits_until_the_status_of_an_answered_call_was_sent(monkeypatch: pytest.MonkeyPatch):
+    answered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments: Any) -> None:
+        answered.set()
+        await go_on.wait()
+        await abort(*arguments)
+
+    monkeypatch.setattr("camserve.gateway.api.calls.abort", late)
+    async with serving() as server:
+        call = asyncio.ensure_future(failure(server.stub.Explain(ask(image=b"no image"))))
+        await answered.wait()
+        assert server.gateway.calls.active == 0
+        assert 'code="INVALID_ARGUMENT"' in await server.metrics(), "it is counted before its client hears of it"
+        stopping = asyncio.create_task(server.gateway.stop())
+        await refused(server)
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert (await call)[0] == "INVALID_ARGUMENT"
+        await stopping
 
 
 async def test_a_second_stop_with_less_grace_cuts_the_first_one_short():

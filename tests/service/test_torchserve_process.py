@@ -227,6 +227,18 @@ async def test_a_model_that_does_not_load_is_told_at_once(store, temporary):
     assert list(temporary.iterdir()) == []
 
 
+async def test_the_reason_of_a_load_that_fails_may_come_after_the_failure(store, temporary, monkeypatch):
+    java = temporary.parent / f"{temporary.name}.java"
+    java.write_text("#!/bin/sh\necho Load model failed: echo\nsleep 0.1\necho ValueError: upside down\nexec sleep 60\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(process_module, "find_java", lambda: java)
+    try:
+        with pytest.raises(Unavailable, match=r"(?s)a model does not load \(echo\).*ValueError: upside down"):
+            await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
+    finally:
+        java.unlink()
+
+
 async def test_an_archive_that_is_none_is_told_at_once(store, temporary):
     (store / "rubbish.mar").write_bytes(b"not a zip file")
     with pytest.raises(InvalidInput, match=r"rubbish\.mar is not a camserve archive: File is not a zip file"):

@@ -51,7 +51,7 @@ _AGE_GRACE_S = 3600.0
 """Seconds that a call on an aged connection has to end: more than any deadline that makes sense."""
 
 _LAST_WORDS_S = 1.0
-"""Seconds in which calls that are ended by a stop have to tell their clients so."""
+"""Seconds in which calls that were answered, or are ended by a stop, have to tell their clients so."""
 
 _SMALL_READS = 2
 """Number of messages of one service without images that are read at once."""
@@ -204,7 +204,8 @@ class Gateway:
         refusing = asyncio.create_task(self._server.stop(_AGE_GRACE_S), name="camserve drain")
         await _first(self.calls.idle(), self._time_is_up.wait())
         self.calls.end(Unavailable("the server is shutting down"))
-        await _first(self.calls.idle(), asyncio.sleep(_LAST_WORDS_S))
+        # A call is over only when gRPC has sent its status: what is not sent yet would be lost with the next stop.
+        await asyncio.wait({refusing}, timeout=_LAST_WORDS_S)
         if self._web is not None:
             await self._web.stop()
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end

@@ -35,6 +35,8 @@ _log = logging.getLogger("camserve.torchserve")
 _POLL_S = 0.1
 _WATCH_S = 1.0
 _START_ATTEMPTS = 3
+_QUIET_S, _WORDS_S = 0.3, 2.0
+"""Seconds without a line after which all is said of a load that failed, and the most that are waited for them."""
 _TAIL_LINES = 200
 _SHOWN_LINES = 40
 
@@ -72,6 +74,7 @@ class TorchServe:
         self._reader: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._failed = asyncio.Event()
+        self._heard_s = 0.0  # when the last line of the log came
 
     @property
     def grpc_address(self) -> str:
@@ -231,6 +234,7 @@ class TorchServe:
         if not text:
             return
         self._tail.append(text)
+        self._heard_s = asyncio.get_running_loop().time()
         _log.log(_LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)
         if any(failure in text for failure in _FAILURES):
             self._failed.set()
@@ -242,10 +246,18 @@ class TorchServe:
             if self._process.returncode is not None:
                 raise await self._exited()
             if self._failed.is_set():
+                await self._last_words()
                 raise self._failure(f"a model does not load ({', '.join(sorted(waiting))})")
             waiting = {model for model in waiting if not await asyncio.to_thread(self._all_ready, model)}
             if waiting:
                 await asyncio.sleep(_POLL_S)
+
+    async def _last_words(self) -> None:
+        """Returns once the log is quiet: the JVM may say that a load failed before it passes on the worker's reason."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + _WORDS_S
+        while (wait_s := min(self._heard_s + _QUIET_S, end_s) - loop.time()) > 0:
+            await asyncio.sleep(wait_s)
 
     def _may_have_worker(self, model: str) -> bool:
         """Tells whether a worker of the model is READY; TorchServe may also be too busy to say."""

@@ -201,23 +201,27 @@ class Calls:
             on_progress: makes of the request, and of what writes to the client, what is awaited with its news; None:
                 nobody wants news.
         """
-        with self._recorded(context) as record:
-            try:
-                await request_ids.tell(context)
-                async with self._until_end():
-                    self._rates.check(caller(), self._loop.time())
-                    self._check_number()
-                    await self._answer(record, context, door, on_progress)
-            except asyncio.CancelledError:
-                record.code = cancellation(context)
-                raise
-            except Exception as error:
-                self._failed(record, error)
-                if record.delivery.stuck:  # no status would reach the client either
-                    record.delivery.drop()
-                    error.__traceback__ = error.__context__ = error.__cause__ = None  # they refer to the call
-                    raise asyncio.CancelledError from None
-                await abort(context, error)
+        try:
+            # Whoever hears how a call has ended finds it counted: the status is sent behind this block.
+            with self._recorded(context) as record:
+                try:
+                    await request_ids.tell(context)
+                    async with self._until_end():
+                        self._rates.check(caller(), self._loop.time())
+                        self._check_number()
+                        await self._answer(record, context, door, on_progress)
+                except asyncio.CancelledError:
+                    record.code = cancellation(context)
+                    raise
+                except Exception as error:
+                    self._failed(record, error)
+                    if record.delivery.stuck:  # no status would reach the client either
+                        record.delivery.drop()
+                        error.__traceback__ = error.__context__ = error.__cause__ = None  # they refer to the call
+                        raise asyncio.CancelledError from None
+                    raise
+        except Exception as error:
+            await abort(context, error)
 
     @asynccontextmanager
     async def _until_end(self) -> AsyncIterator[None]:
