@@ -13,13 +13,12 @@ then stalled until `settle` says the number. A request is admitted by the most t
 A step goes to the backend with the fewest steps in flight for each of its workers, as long as there is room. A backend
 with a free worker has room; where all are busy and a second step for each is allowed (`Limits.steps_per_worker`), there
 is room for it from `Limits.lead_s` before a worker is predicted to be free on: just in time, so that a Grad-CAM that
-comes meanwhile does not wait for a second step. A step is as
-large as what the slowest worker there does in the target time, by its learnt cost; in half of that time where a request
-asks for its opening alone, a Grad-CAM, and has to wait for the whole step. Where there is less to do than would fill a
-step of each worker, it is as large as ends when the others do, so that no worker is idle while another has queries; an
-opening takes none then, since all workers can have them once it is back. The openings' own work, the images and the
-step itself are paid from that time first, the queries share the rest. A step has at most twice the units of a kind of
-work that the largest step observed had.
+comes meanwhile does not wait for a second step. A step is as large as what the slowest worker there does in the target
+time, by its learnt cost; in half of that time where a request asks for its opening alone, a Grad-CAM, and has to wait
+for the whole step. Where all that waits would not fill a step of each worker, it is as large as ends when the others
+do, so that no worker is idle while another has queries; an opening takes one query then, since all workers can have the
+rest once it is back. The openings' own work, the images and the step itself are paid from that time first, the queries
+share the rest. A step has at most twice the units of a kind of work that the largest step observed had.
 
 Who goes into a step (the order within a line is that of `camserve.planning.queue`: class, turns of the owners,
 deadline, least work):
