@@ -53,11 +53,8 @@ def finished(method: MethodSpec, partial: Partial, signed: bool = False) -> np.n
 
 
 def ranking_of(method: MethodSpec, partial: Partial) -> Ranking | None:
-    """Returns the ranking that a worker is asked for when all queries are answered; None for a method without one.
-
-    What is ranked is rounded to float32, as it travels: a map is the same wherever its worker is.
-    """
-    return Ranking(finished(method, partial).astype(np.float32)) if method.ranked else None
+    """Returns the ranking that a worker is asked for when all queries are answered; None for a method without one."""
+    return Ranking(finished(method, partial)) if method.ranked else None
 
 
 def smooth_grad(partial: Partial) -> np.ndarray:

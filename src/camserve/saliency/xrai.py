@@ -84,7 +84,9 @@ def ranked(features: Features, spec: Ranking, numbers: Tensor) -> Tensor:
     maps = np.zeros(spec.attribution.shape)
     if len(numbers):
         masks = find_masks(input_pixels(features))
-        maps = np.stack([rank(one.astype(np.float64), masks) for one in spec.attribution])
+        # On its way to a worker an attribution is rounded to float32: an engine's is rounded as well, to the same map.
+        dtype = np.float64 if features.input.dtype == torch.float64 else np.float32
+        maps = np.stack([rank(one.astype(dtype).astype(np.float64), masks) for one in spec.attribution])
         features.passes.count("ranking", targets)
     return torch.from_numpy(maps).to(features.input)
 

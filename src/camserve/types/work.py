@@ -58,8 +58,7 @@ class Ranking:
     """
 
     attribution: np.ndarray = field(repr=False)
-    """Attribution that the finish made of the method's sums: (targets, H, W), float32, of the network's input
-    size."""
+    """Attribution that the finish made of the method's sums: (targets, H, W), of the network's input size."""
 
     def queries(self, layer: Layer | None, targets: int) -> int:
         """Returns 1: the segmentation is made once for all targets."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from camserve.errors import CamserveError, NotFound, Unavailable, WorkerLost
-from camserve.finalise.finish import finished, ranking_of
+from camserve.finalise.finish import finished
 from camserve.gateway.pool.fake_answers import answer, context_of, ranked, sums_of
 from camserve.gateway.pool.readiness import canary, pattern
 from camserve.gateway.pool.torchserve import Workers
@@ -201,9 +201,8 @@ class FakeBackend:
         stop = method.queries(model.layer(layer), len(targets))
         task = Task(0, method, 0, stop, layer)
         sums, context = sums_of(image, task, model, targets), context_of(image, task, model)
-        partial = Partial(0, stop, sums, context=context)
-        ranking = ranking_of(method, partial)
-        return ranked(ranking.attribution) if ranking else finished(method, partial)
+        maps = finished(method, Partial(0, stop, sums, context=context))
+        return ranked(maps) if method.ranked else maps
 
     async def _work(self, number: int) -> None:
         """Takes the time of a step: its latency, and until `release` lets it go."""
