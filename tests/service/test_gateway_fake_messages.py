@@ -357,9 +357,14 @@ async def test_the_default_deadline_holds_while_a_request_waits_for_a_thread(own
         try:
             # More than there are threads: some have one and do not let go of it, the others wait for one to be read.
             calls = [asyncio.ensure_future(failure(server.stub.Explain(ask()))) for _ in range(8)]
-            # A call that came after the jump would have all its time left: each must have asked for a thread by then.
             await until(lambda: len(set(askers)) == len(calls) and len(askers) >= works)
-            jump(PATIENT["default_deadline_s"] + 1)
+
+            async def later() -> None:
+                jump(PATIENT["default_deadline_s"] + 1)
+                await asyncio.sleep(0.001)
+
+            # A call that is between two threads at a jump has all its time left for the second one.
+            await until(lambda: all(call.done() for call in calls), later)
             outcomes = await asyncio.gather(*calls)
         finally:
             go_on.set()

@@ -237,7 +237,7 @@ async def test_before_a_model_is_ready_the_answers_say_so():
 
 
 async def test_a_stop_lets_a_running_inference_finish():
-    async with serving(step_queries=8) as server:
+    async with serving(step_queries=8, drain_s=3600.0) as server:
         server.upstream.hold()
         request = infer()
         request.parameters["explain_method"].string_param = "score_cam"
@@ -259,7 +259,7 @@ async def test_a_stop_waits_for_a_response_that_is_being_converted(monkeypatch: 
         return convert(*arguments)
 
     monkeypatch.setattr(codec, "encode", slow)
-    async with serving() as server:
+    async with serving(drain_s=3600.0) as server:
         running = inference_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(infer())
         assert await asyncio.to_thread(begun.wait, 30)
         stopping = asyncio.create_task(server.gateway.stop())

@@ -234,7 +234,7 @@ class TorchServe:
         if not text:
             return
         self._tail.append(text)
-        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_s = time.monotonic()
         _log.log(_LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)
         if any(failure in text for failure in _FAILURES):
             self._failed.set()
@@ -254,9 +254,8 @@ class TorchServe:
 
     async def _last_words(self) -> None:
         """Returns once the log is quiet: the JVM may say that a load failed before it passes on the worker's reason."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + _WORDS_S
-        while (wait_s := min(self._heard_s + _QUIET_S, end_s) - loop.time()) > 0:
+        end_s = time.monotonic() + _WORDS_S
+        while (wait_s := min(self._heard_s + _QUIET_S, end_s) - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
 
     def _may_have_worker(self, model: str) -> bool:
