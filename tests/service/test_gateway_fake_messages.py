@@ -357,16 +357,43 @@ async def test_the_default_deadline_holds_while_a_request_waits_for_a_thread(own
         try:
             # More than there are threads: some have one and do not let go of it, the others wait for one to be read.
             calls = [asyncio.ensure_future(failure(server.stub.Explain(ask()))) for _ in range(8)]
+            # A call that came after the jump would have all its time left: each must have asked for a thread by then.
             await until(lambda: len(set(askers)) == len(calls) and len(askers) >= works)
-
-            async def later() -> None:
-                jump(PATIENT["default_deadline_s"] + 1)
-                await asyncio.sleep(0.001)
-
-            # A call that is between two threads at a jump has all its time left for the second one.
-            await until(lambda: all(call.done() for call in calls), later)
+            jump(PATIENT["default_deadline_s"] + 1)
             outcomes = await asyncio.gather(*calls)
         finally:
             go_on.set()
     assert {code for code, _, _ in outcomes} == {"DEADLINE_EXCEEDED"}
     assert any(said in text for _, text, _ in outcomes)
+
+
+async def test_the_default_deadline_counts_from_the_arrival_and_not_from_the_end_of_the_reading(monkeypatch):
+    """Half of the time goes by while the message is decoded, and a bit more than the other half while it is fitted."""
+    half_s, fit, decode = PATIENT["default_deadline_s"] / 2, ExplainRequest.fit, v1.request_from_bytes
+    begun, go_on, fitting, end = (threading.Event() for _ in range(4))
+
+    def decoding(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return decode(*arguments)
+
+    def blocking(*arguments: Any) -> Any:
+        fitting.set()
+        assert end.wait(60)
+        return fit(*arguments)
+
+    monkeypatch.setattr(v1, "request_from_bytes", decoding)
+    monkeypatch.setattr(ExplainRequest, "fit", blocking)
+    async with serving(**PATIENT) as server:
+        try:
+            call = asyncio.ensure_future(failure(server.stub.Explain(ask())))
+            await until(begun.is_set)
+            jump(half_s)
+            go_on.set()
+            await until(fitting.is_set)
+            jump(half_s + 1)
+            code, text, _ = await call
+        finally:
+            go_on.set()
+            end.set()
+    assert (code, text) == ("DEADLINE_EXCEEDED", "the deadline of 600 s passed before the answer was complete")

@@ -98,6 +98,15 @@ def temporary(tmp_path, monkeypatch) -> Path:
         yield Path(name)
 
 
+@pytest.fixture
+def java(tmp_path, monkeypatch) -> Path:
+    """A program that is started in the place of Java; a test writes what it does."""
+    path = tmp_path / "java"
+    path.touch(0o755)
+    monkeypatch.setattr(process_module, "find_java", lambda: path)
+    return path
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(store) -> AsyncIterator[TorchServe]:
     with pytest.MonkeyPatch.context() as patch:
@@ -227,16 +236,10 @@ async def test_a_model_that_does_not_load_is_told_at_once(store, temporary):
     assert list(temporary.iterdir()) == []
 
 
-async def test_the_reason_of_a_load_that_fails_may_come_after_the_failure(store, temporary, monkeypatch):
-    java = temporary.parent / f"{temporary.name}.java"
+async def test_the_reason_of_a_load_that_fails_may_come_after_the_failure(store, java):
     java.write_text("#!/bin/sh\necho Load model failed: echo\nsleep 0.1\necho ValueError: upside down\nexec sleep 60\n")
-    java.chmod(0o755)
-    monkeypatch.setattr(process_module, "find_java", lambda: java)
-    try:
-        with pytest.raises(Unavailable, match=r"(?s)a model does not load \(echo\).*ValueError: upside down"):
-            await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
-    finally:
-        java.unlink()
+    with pytest.raises(Unavailable, match=r"(?s)a model does not load \(echo\).*ValueError: upside down"):
+        await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
 
 
 async def test_an_archive_that_is_none_is_told_at_once(store, temporary):
@@ -252,16 +255,10 @@ async def test_a_start_that_takes_too_long_is_given_up(store, temporary):
     assert list(temporary.iterdir()) == []
 
 
-async def test_a_java_that_fails_is_told_with_its_last_words(store, temporary, monkeypatch):
-    java = temporary.parent / f"{temporary.name}.java"
+async def test_a_java_that_fails_is_told_with_its_last_words(store, java):
     java.write_text("#!/bin/sh\necho there is no memory for a heap\nexit 3\n")
-    java.chmod(0o755)
-    monkeypatch.setattr(process_module, "find_java", lambda: java)
-    try:
-        with pytest.raises(Unavailable, match=r"(?s)exited with code 3 .*there is no memory for a heap"):
-            await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
-    finally:
-        java.unlink()
+    with pytest.raises(Unavailable, match=r"(?s)exited with code 3 .*there is no memory for a heap"):
+        await TorchServe(WorkerSettings(store=store, models=("echo",)).on_free_ports()).start()
 
 
 @pytest.mark.parametrize("position", [0, 3], ids=["REST", "gRPC"])

@@ -22,7 +22,7 @@ from google.protobuf import json_format
 
 from camserve.errors import InvalidOption
 from camserve.gateway.api.access import new_token
-from camserve.gateway.api.status import STATUS
+from camserve.gateway.api.status import STATUS, abort
 from camserve.gateway.ops.settings import Settings
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.web import connections
@@ -631,3 +631,35 @@ async def until(holds) -> None:
     async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def test_a_stop_at_once_tells_every_running_call_why():
+    async with door(step_queries=8) as (server, client):
+        server.upstream.hold()
+        body = {"image": {"encoded": IMAGE}, "methods": [{"scoreCam": {}}]}
+        calls = [asyncio.create_task(client.post("/v1/explain", json=body)) for _ in range(3)]
+        await until(lambda: server.gateway.calls.active == 3)
+        await server.gateway.stop(0)
+        for response in await asyncio.gather(*calls):
+            assert problem(response) == (503, "Unavailable", "the server is shutting down")
+
+
+async def test_a_stop_waits_until_a_client_was_told_of_its_error(monkeypatch):
+    answered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments):
+        answered.set()
+        await go_on.wait()
+        await abort(*arguments)
+
+    monkeypatch.setattr("camserve.gateway.api.calls.abort", late)
+    monkeypatch.setattr("camserve.gateway.server._LAST_WORDS_S", 20.0)  # however busy the machine is
+    async with door() as (server, client):
+        call = asyncio.create_task(client.post("/v1/explain", json={"image": {"encoded": "AAAA"}}))
+        await answered.wait()
+        stopping = asyncio.create_task(server.gateway.stop())
+        await asyncio.sleep(0.3)  # several of the moments at which uvicorn looks whether it shall end
+        assert not stopping.done()
+        go_on.set()
+        assert (await call).status_code == 400
+        await stopping

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from camserve.errors import Unavailable
 from camserve.methods import GradCam, MethodSpec, Rise, ScoreCam, SmoothGrad
 from camserve.scores import make_score
-from camserve.types import InputView, Item, ItemResult, Target, Task
+from camserve.types import InputView, Item, ItemResult, Ranking, Target, Task
 from camserve.worker.executor import MEMORY_BYTES, Executor
 from camserve.worker.forward import Wanted
 from camserve.worker.memory import Passed, Seen
@@ -146,3 +146,17 @@ def test_gradients_beside_others_are_not_taken_from_memory():
         assert seen.suffices(remembered) == alone
         assert replace(seen, alone=False).suffices(remembered)
         assert replace(seen, gradients=False).suffices(remembered)
+
+
+@pytest.mark.parametrize(("dtype", "alike"), [(torch.float32, True), (torch.float64, False)], ids=str)
+def test_a_ranking_is_the_same_whether_its_attribution_has_travelled_or_not(dtype: torch.dtype, alike: bool):
+    """On its way an attribution is rounded to float32. An engine of a float64 network keeps all digits."""
+    executor = Executor(Network(build("perceptron", 2).to(dtype), preprocessing=PREPROCESSING))
+    here = np.random.default_rng(0).standard_normal((2, 40, 48))
+    wanted = tuple(Target(index=one) for one in (3, 1))
+    found = []
+    for attribution in (here, here.astype(np.float32)):
+        (outcome,) = executor.execute([Item(picture(1), wanted, (Task(0, Ranking(attribution), 0, 1),))]).outcomes
+        assert isinstance(outcome, ItemResult)
+        found.append(outcome.partials[0].sums.tobytes())
+    assert (found[0] == found[1]) == alike

@@ -205,7 +205,9 @@ class Gateway:
         await _first(self.calls.idle(), self._time_is_up.wait())
         self.calls.end(Unavailable("the server is shutting down"))
         # A call is over only when gRPC has sent its status: what is not sent yet would be lost with the next stop.
-        await asyncio.wait({refusing}, timeout=_LAST_WORDS_S)
+        telling = asyncio.create_task(self.calls.idle())
+        await asyncio.wait({telling, refusing}, timeout=_LAST_WORDS_S)
+        await _ended(telling)
         if self._web is not None:
             await self._web.stop()
         await self._server.stop(None)  # also ends health watchers, which would hold the drain up to its end

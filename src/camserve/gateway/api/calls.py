@@ -156,6 +156,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._rates = Rates()
+        self._opened = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._ends: set[asyncio.Timeout] = set()
@@ -174,7 +175,7 @@ class Calls:
         return sum(record.delivery.stuck for record in self._live.values())
 
     async def idle(self) -> None:
-        """Returns once no explain call is being answered."""
+        """Returns once no explain call is being answered, or told why it is not."""
         await self._idle.wait()
 
     def end(self, error: CamserveError) -> None:
@@ -201,27 +202,38 @@ class Calls:
             on_progress: makes of the request, and of what writes to the client, what is awaited with its news; None:
                 nobody wants news.
         """
+        with self._open():
+            try:
+                # Whoever hears how a call has ended finds it counted: the status is sent behind this block.
+                with self._recorded(context) as record:
+                    await self._recording(record, context, door, on_progress)
+            except Exception as error:
+                await abort(context, error)
+
+    async def _recording(
+        self,
+        record: _Record,
+        context: Context,
+        door: Door,
+        on_progress: Callable[[ExplainRequest, Write], OnProgress] | None,
+    ) -> None:
+        """Answers a call, and records how it has ended; raises what its client is to be told."""
         try:
-            # Whoever hears how a call has ended finds it counted: the status is sent behind this block.
-            with self._recorded(context) as record:
-                try:
-                    await request_ids.tell(context)
-                    async with self._until_end():
-                        self._rates.check(caller(), self._loop.time())
-                        self._check_number()
-                        await self._answer(record, context, door, on_progress)
-                except asyncio.CancelledError:
-                    record.code = cancellation(context)
-                    raise
-                except Exception as error:
-                    self._failed(record, error)
-                    if record.delivery.stuck:  # no status would reach the client either
-                        record.delivery.drop()
-                        error.__traceback__ = error.__context__ = error.__cause__ = None  # they refer to the call
-                        raise asyncio.CancelledError from None
-                    raise
+            await request_ids.tell(context)
+            async with self._until_end():
+                self._rates.check(caller(), self._loop.time())
+                self._check_number()
+                await self._answer(record, context, door, on_progress)
+        except asyncio.CancelledError:
+            record.code = cancellation(context)
+            raise
         except Exception as error:
-            await abort(context, error)
+            self._failed(record, error)
+            if record.delivery.stuck:  # no status would reach the client either
+                record.delivery.drop()
+                error.__traceback__ = error.__context__ = error.__cause__ = None  # they refer to the call
+                raise asyncio.CancelledError from None
+            raise
 
     @asynccontextmanager
     async def _until_end(self) -> AsyncIterator[None]:
@@ -262,7 +274,8 @@ class Calls:
             with self._counted(record.priority):
                 timeout_s = _least(context.time_remaining(), decoded.timeout_s)
                 news = None if on_progress is None else on_progress(decoded.request, record.delivery.write)
-                call = Call(_noting(record, decoded), caller(), timeout_s, news, held.add, context.peer())
+                noting, peer = _noting(record, decoded), context.peer()
+                call = Call(noting, caller(), timeout_s, news, held.add, peer, came_s=record.began_s)
                 if decoded.request.evidence or self._evidence.of_all:
                     reply = await self._testified(record, decoded, call)
                 else:
@@ -294,11 +307,22 @@ class Calls:
             raise DeadlineExceeded("the reply was not read before the deadline") from None
 
     @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Has a stop wait as long as the block runs."""
+        self._opened += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._opened -= 1
+            if not self._opened:
+                self._idle.set()
+
+    @contextmanager
     def _recorded(self, context: Context) -> Iterator[_Record]:
         """Has the call live, with a span, as long as the block runs; counts and logs it afterwards."""
         record, number = _Record(self._loop.time(), Delivery(context)), next(self._numbers)
         self._live[number] = record
-        self._idle.clear()
         try:
             with self._tracing.call(request_ids.rpc_method(), context.invocation_metadata() or ()) as tell:
                 try:
@@ -307,8 +331,6 @@ class Calls:
                     tell(record.attributes(), record.code in _FAULTS)
         finally:
             del self._live[number]
-            if not self._live:
-                self._idle.set()
             self._ended(record, self._loop.time() - record.began_s)
 
     @contextmanager
@@ -326,7 +348,7 @@ class Calls:
 
         What the client may have made up is recorded as "unknown", so that labels are few.
         """
-        async with self._in_time():
+        async with self._in_time(record):
             try:
                 decoded = await self._explainer.threads.run(party, partial(door.decode, data))
             except Exception:
@@ -343,14 +365,14 @@ class Calls:
         return replace(decoded, request=request)
 
     @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """Raises DeadlineExceeded where the block, which may wait for a thread, takes longer than the default deadline.
+    async def _in_time(self, record: _Record) -> AsyncIterator[None]:
+        """Raises DeadlineExceeded where the default deadline passes in the block, which may wait for a thread.
 
         gRPC itself ends a call whose own deadline is earlier.
         """
         allowed_s = self._settings.default_deadline_s
         try:
-            async with asyncio.timeout(allowed_s) as timer:
+            async with asyncio.timeout_at(record.began_s + allowed_s) as timer:
                 yield
         except TimeoutError:
             if not timer.expired():

@@ -48,6 +48,8 @@ class Call:
     """Connection by which the call came."""
     on_fitted: Callable[[FittedRequest], None] = lambda fitted: None
     """Told the request as it fits its model, its methods chosen."""
+    came_s: float | None = None
+    """When the call came, on the event loop's clock: the server's own deadline counts from then on; None: from now."""
 
     @property
     def owner(self) -> Owner:
@@ -75,8 +77,12 @@ class Explainer:
         Raises:
             CamserveError: the request cannot be answered, or not in time.
         """
-        allowed_s = self._settings.default_deadline_s if call.timeout_s is None else call.timeout_s
-        deadline_s = asyncio.get_running_loop().time() + allowed_s
+        now_s = asyncio.get_running_loop().time()
+        if call.timeout_s is None:
+            began_s, allowed_s = now_s if call.came_s is None else call.came_s, self._settings.default_deadline_s
+        else:
+            began_s, allowed_s = now_s, call.timeout_s
+        deadline_s = began_s + allowed_s
         model = self._registry.get(request.model)
         limits = self._settings.request_limits()
         try:
