@@ -276,8 +276,7 @@ class Planner:
             self._let_in(filling, queue.openings, now_s, spare=1 if len(queue.started) else 0, halves=True)
             self._let_in(filling, queue.started, now_s)
             self._let_in(filling, queue.openings, now_s)
-            if backend.known and self._backends.workers > 1:
-                filling.cut(self._even_s(filling, now_s), self._backends.workers)
+            self._share_evenly(filling, backend, now_s)
         slices = [self._taken(request, queries) for request, queries in filling.shares()]
         fresh = [each for each in slices if each is not None]
         return self._send(backend, fresh, now_s, filling.allowed_s) if fresh else self._copy_of_overdue(now_s)
@@ -463,13 +462,17 @@ class Planner:
         if line is not started and request.waiting:  # its queries are a turn as well
             started.serve(request.owner)
 
-    def _even_s(self, filling: Filling, now_s: float) -> float:
-        """Returns how long a step takes that ends when the others do, if all workers share evenly what there is.
+    def _share_evenly(self, filling: Filling, backend: BackendState, now_s: float) -> None:
+        """Has a step leave queries to other workers where all that waits would not fill a step of each.
 
         What waits behind the openings of the step is not there yet: others can have it as soon as they have come back.
         """
+        workers = self._backends.workers
+        if workers < 2 or not backend.known:
+            return
         waiting_s = self.waiting_s() - sum(map(self.seconds_of, filling.behind_openings))
-        return (waiting_s + self._backends.left_s(now_s)) / self._backends.workers
+        if waiting_s < workers * backend.limits.target_s:  # else there is a full step for each of them
+            filling.cut((waiting_s + self._backends.left_s(now_s)) / workers, workers)
 
     def _taken(self, request: LiveRequest, queries: int) -> SentSlice | None:
         """Returns a request's slice of the step, None if nothing is left for it; the request is back in its line."""
