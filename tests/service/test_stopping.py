@@ -71,7 +71,7 @@ async def test_a_stop_waits_until_the_status_of_an_answered_call_was_sent(monkey
         await abort(*arguments)
 
     monkeypatch.setattr("camserve.gateway.api.calls.abort", late)
-    monkeypatch.setattr("camserve.gateway.server._LAST_WORDS_S", 20.0)  # however busy the machine is
+    monkeypatch.setattr("camserve.gateway.server.LAST_WORDS_S", 20.0)  # however busy the machine is
     async with serving() as server:
         call = asyncio.ensure_future(failure(server.stub.Explain(ask(image=b"no image"))))
         await answered.wait()

@@ -653,7 +653,7 @@ async def test_a_stop_waits_until_a_client_was_told_of_its_error(monkeypatch):
         await abort(*arguments)
 
     monkeypatch.setattr("camserve.gateway.api.calls.abort", late)
-    monkeypatch.setattr("camserve.gateway.server._LAST_WORDS_S", 20.0)  # however busy the machine is
+    monkeypatch.setattr("camserve.gateway.server.LAST_WORDS_S", 20.0)  # however busy the machine is
     async with door() as (server, client):
         call = asyncio.create_task(client.post("/v1/explain", json={"image": {"encoded": "AAAA"}}))
         await answered.wait()

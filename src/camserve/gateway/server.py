@@ -50,7 +50,7 @@ SERVICES = (SERVICE, inference.SERVICE.full_name)
 _AGE_GRACE_S = 3600.0
 """Seconds that a call on an aged connection has to end: more than any deadline that makes sense."""
 
-_LAST_WORDS_S = 1.0
+LAST_WORDS_S = 1.0
 """Seconds in which calls that were answered, or are ended by a stop, have to tell their clients so."""
 
 _SMALL_READS = 2
@@ -206,7 +206,7 @@ class Gateway:
         self.calls.end(Unavailable("the server is shutting down"))
         # A call is over only when gRPC has sent its status: what is not sent yet would be lost with the next stop.
         telling = asyncio.create_task(self.calls.idle())
-        await asyncio.wait({telling, refusing}, timeout=_LAST_WORDS_S)
+        await asyncio.wait({telling, refusing}, timeout=LAST_WORDS_S)
         await _ended(telling)
         if self._web is not None:
             await self._web.stop()
