@@ -423,7 +423,7 @@ def _check_same(path: Path, network: Network, card: ModelCard, given: Given | No
     with torch.no_grad(), network.evaluating(), loaded.evaluating():
         first, again = (one.scores(probe, "exact").float() for one in (network, loaded))
     # Two modules' memory may lie differently, so that a processor adds in another order.
-    if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * float(first.abs().max()), equal_nan=True):
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
         raise Unsupported(
             f"{card.architecture} answers a picture otherwise when it is loaded again, with the same weights: "
             "it holds numbers that are neither parameters nor buffers, or draws new ones"

@@ -54,9 +54,11 @@ ROUNDS_S = 0.25
 """Seconds after which no more than the least number of passes of a size are timed."""
 MASK_PX = 7
 """Sides of the masks that are blended for each pass: those of the last layer of most networks."""
-EQUAL = 1.05
+EQUAL = 1.03
 """Times as long that a query may take in a smaller pass that is preferred: a small pass takes less memory and lets
 others go first."""
+WORSE = 1.05
+"""Times as long that a query may take in a larger pass if still larger ones are measured: further than timings vary."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def measure(
         best = min(further, default=first)  # the first pass sets things up
         last = best / size
         yield Measured(runtime.name, size, last)
-        if last > least * EQUAL:
+        if last > least * WORSE:
             return
         least = min(least, last)
 
