@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py                            # results/engine-cpu.json; about two hours on two cores
     python benchmarks/engine.py --device cuda              # results/engine-cuda.json
+    python benchmarks/engine.py --out benchmarks/results/engine-cpu-avx2.json  # on a processor without AVX-512
     python benchmarks/engine.py --only 'lite0/*' '*/xrai'  # these rows; the others are as they were measured before
     python benchmarks/engine.py --quick                    # a tiny network, one call of each: does it run?
     python benchmarks/engine.py --render                   # the tables from the results, at once
@@ -29,7 +30,6 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -357,7 +357,7 @@ def measured(
 
 
 def results_file(device: torch.device) -> Path:
-    return Path(__file__).parent / "results" / f"engine-{device.type}.json"
+    return report.RESULTS / f"engine-{device.type}.json"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -378,7 +378,7 @@ def main() -> None:
     given = _parser().parse_args()
     device = torch.device(given.device)
     if given.render:
-        report.render(*(json.loads(results_file(torch.device(each)).read_text()) for each in ("cpu", "cuda")))
+        report.render()
         return
     out = given.out or results_file(device)
     if given.quick:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import common
@@ -16,6 +18,14 @@ WITHIN = "camserve auto, within 0.05"
 OURS = (EXACT, AUTO, WITHIN)
 ONE_TARGET = f"{EXACT}, one target"
 PAGE = common.ROOT / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
+TABLES = (
+    (common.README, "speed", "engine-cpu"),
+    (PAGE, "engine", "engine-cpu"),
+    (PAGE, "engine-avx2", "engine-cpu-avx2"),
+    (PAGE, "engine-cuda", "engine-cuda"),
+)
+"""Page, name of the part that is written, and name of its results."""
 TITLES = {
     "grad_cam": "Grad-CAM",
     "five_targets": "Grad-CAM, 5 targets",
@@ -324,11 +334,17 @@ def pages(content: Content) -> str:
 
 
 def rendered(text: str, name: str, content: Content) -> str:
-    """Returns the README (name "speed") or docs/performance.md ("engine", "engine-cuda") with its tables made anew."""
+    """Returns a page with the tables of a part made anew: of the README's "speed", or of docs/performance.md."""
     return common.embedded(text, name, readme_table(content) if name == "speed" else pages(content))
 
 
-def render(cpu: Content, cuda: Content) -> None:
-    """Writes the tables of a CPU and of a GPU into the README and docs/performance.md."""
-    for path, name, content in ((common.README, "speed", cpu), (PAGE, "engine", cpu), (PAGE, "engine-cuda", cuda)):
+def tables() -> Iterator[tuple[Path, str, Content]]:
+    """Yields the page, the name of the part and the results of each table in the README and docs/performance.md."""
+    for path, name, results in TABLES:
+        yield path, name, json.loads((RESULTS / f"{results}.json").read_text())
+
+
+def render() -> None:
+    """Writes the tables of all results into the README and docs/performance.md."""
+    for path, name, content in tables():
         path.write_text(rendered(path.read_text(), name, content))
