@@ -350,6 +350,18 @@ def test_past_its_deadline_a_request_is_put_into_no_step():
     assert plan.next_step(9.9) is not None
 
 
+@pytest.mark.parametrize("behind", ["batch", "normal"])
+def test_what_an_owner_has_behind_an_expired_request_takes_its_own_place(behind):
+    """It does not go where the expired one would have gone, before what others have."""
+    plan = planner()
+    alone = {"size_bytes": LIMITS.size_bytes}  # a step holds one of them
+    first = ask(plan, [0], owner=CAT, priority="interactive", deadline_s=50.0, **alone)
+    ask(plan, [0], owner=ANN, priority="interactive", deadline_s=1.0)
+    last = ask(plan, [0], owner=ANN, priority=behind, deadline_s=90.0, **alone)
+    second = ask(plan, [0], owner=BOB, priority="normal", deadline_s=50.0, **alone)
+    assert [opened(step_of(plan, 2.0)) for _ in range(3)] == [[first], [second], [last]]
+
+
 @pytest.mark.parametrize("priority", CLASSES)
 def test_nothing_starves(priority):
     """Interactive requests come faster than they can be served; the bound is that of the planner's docstring."""

@@ -83,8 +83,12 @@ class Line:
     def first(self, now_s: float) -> LiveRequest | None:
         """Returns the request that is next. Those that come first and whose deadline has passed leave the line."""
         while (owner := self._owners.first()) is not None:
-            if (request := self._living(self._lanes[owner], now_s)) is not None:
+            number = self._lanes[owner].first()
+            assert number is not None, "an owner without requests is not in the line"
+            request = self._requests[number]
+            if now_s < request.expires_s:
                 return request
+            self.drop(request)  # its owner's next request may be of a worse class than those of others
         return None
 
     def aged(self, now_s: float) -> LiveRequest | None:
