@@ -58,7 +58,7 @@ EQUAL = 1.03
 """Times as long that a query may take in a smaller pass that is preferred: a small pass takes less memory and lets
 others go first."""
 WORSE = 1.05
-"""Times as long that a query may take in a larger pass if still larger ones are measured: further than timings vary."""
+"""Times as long that a query may take in a larger pass before no larger ones are tried: timings vary by less."""
 
 
 @dataclass(frozen=True)
