@@ -196,21 +196,29 @@ def eldest(books: Sequence[Book]) -> Book | None:
 def certain(openings: Sequence[Book], started: Sequence[Book], now_s: float) -> tuple[list[Book], list[Book]]:
     """Who is in the next step for sure, straight from the rules: the eldest aged ones, and one of the first openings.
 
-    Those are of the best class, one of each owner: whose turn it is the twin does not know.
+    Those are of the best class, one of each owner: whose turn it is the twin does not know. An owner who has half of
+    the step waits for the openings of the others, and where there are none for the started ones.
     """
     members: list[Book] = []
 
-    def fits(book: Book, spare: int = 0) -> bool:
-        size = sum(member.size for member in members) + book.size
-        return not members or (len(members) + 1 + spare <= LIMITS.items and size <= LIMITS.size_bytes)
+    def fits(book: Book, spare: int = 0, before: Sequence[Book] = ()) -> bool:
+        there = [*members, *before]
+        size = sum(member.size for member in there) + book.size
+        return not there or (len(there) + 1 + spare <= LIMITS.items and size <= LIMITS.size_bytes)
 
     aged = [book for line in (started, openings) if (book := eldest([each for each in line if each.is_aged(now_s)]))]
     for book in sorted(aged, key=lambda book: book.number):
         members.extend([book] if fits(book) else [])
     left = [book for book in openings if book not in members]
+    assert LIMITS.items == 3, "two items are more than half of a step, so that an owner with one has half"
+    halves = {book.owner for book in members if book.owner}
+    others = [book for book in left if book.owner not in halves]
+    before = [] if others else [book for book in started if book not in members]
+    left = others or left
     best = [book for book in left if book.rank == min(each.rank for each in left)]
     heads = [head for name in OWNERS if (head := first([book for book in best if book.owner == name]))]
-    if any(book in openings for book in members) or not all(fits(head, spare=1 if started else 0) for head in heads):
+    spare = 1 if started and not before else 0
+    if any(book in openings for book in members) or not all(fits(head, spare, before) for head in heads):
         heads = []
     return members, heads
 
