@@ -32,6 +32,9 @@ from camserve.worker.network import Network, load_network
 from camserve.worker.references import made_references
 from camserve.worker.tuning import tune
 
+_THE_IMAGE = b"the image"
+"""Name of a request's only image in a memory that is that request's own: its bytes need not be hashed."""
+
 
 class Engine:
     """Explains a classifier in this process.
@@ -176,12 +179,16 @@ class Engine:
             InvalidInput: a bad image or option; the text says what was allowed and what came.
             Unsupported: a method that this network cannot serve.
         """
-        results = Results(make_request(image, methods, targets, **options).fit(self.info, named=False))
+        fitted = make_request(image, methods, targets, **options).fit(self.info, named=False)
+        executor = self._executor
+        if fitted.goes_on:  # nothing is remembered of the call before: the caller's network may have changed
+            executor, fitted = executor.remembering(), replace(fitted, digest=_THE_IMAGE)
+        results = Results(fitted)
         item = results.next_item()
         assert item is not None, "the first item of a request asks something"
 
         def execute(item: Item) -> tuple[StepResult, ItemResult]:
-            return self._executor.answer(item, _progress(results, item, on_progress))
+            return executor.answer(item, _progress(results, item, on_progress))
 
         step, outcome = execute(item)
         found = explanation(results, item, step, outcome, execute)

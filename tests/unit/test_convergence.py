@@ -232,12 +232,15 @@ def test_the_true_difference_of_a_mean_over_masks_is_below_the_estimate():
 # Networks
 
 
-def within(method: type[MethodSpec], tolerance: float, scenes: int, **parameters) -> list[tuple[float, float, float]]:
+def within(
+    method: type[MethodSpec], tolerance: float, scenes: int, layer: str, **parameters
+) -> list[tuple[float, float, float]]:
     """(share asked, estimate, true difference) of the maps of scenes."""
     engine, found = load_engine(), []
     for scene in benchmark_scenes(scenes):
         full, early = (
-            engine.explain(scene.pixels, [method(**parameters, tolerance=each)]).maps[0] for each in (0.0, tolerance)
+            engine.explain(scene.pixels, [method(**parameters, tolerance=each)], layer=layer).maps[0]
+            for each in (0.0, tolerance)
         )
         assert full.estimated_difference is None
         assert early.estimated_difference is not None
@@ -247,17 +250,21 @@ def within(method: type[MethodSpec], tolerance: float, scenes: int, **parameters
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters"),
-    [(ScoreCam, {}), (AblationCam, {}), (IsCam, {"samples": 3})],
+    ("method", "layer", "parameters"),
+    [(ScoreCam, "", {}), (AblationCam, "features.4.1", {}), (IsCam, "", {"samples": 3})],
     ids=["score_cam", "ablation_cam", "is_cam"],
 )
-def test_the_true_difference_is_below_the_estimate(method, parameters):
-    """95 % of the maps are promised; of twelve that makes one that may be above."""
-    found = within(method, 0.2, 12, **parameters)
+def test_the_true_difference_is_below_the_estimate(method, layer, parameters):
+    """95 % of the maps are promised; of twelve that makes one that may be above.
+
+    Ablation-CAM is asked before the last ReLU: behind it it is a formula, all of which is asked at once.
+    """
+    found = within(method, 0.2, 12, layer, **parameters)
     assert sum(share < 1 for share, _, _ in found) >= 9, "else nothing is shown"
     assert all(estimate <= 0.2 for _, estimate, _ in found)
     assert all(share >= LEAST_BLOCKS / 400 for share, _, _ in found)
-    assert sum(true > estimate for _, estimate, true in found) <= 1
+    # Where all is asked the estimate is 0, and sums of several steps round otherwise than those of one.
+    assert sum(true > estimate + 1e-6 for _, estimate, true in found) <= 1
 
 
 def test_a_score_cam_that_stopped_is_the_sum_over_its_channels_computed_slowly():

@@ -17,6 +17,7 @@ from camserve.errors import InvalidImage, InvalidOption, NotFound, Unsupported
 from camserve.evaluation.curves import PROTOCOLS, faithfulness
 from camserve.images import network_view
 from camserve.types import BoxOptions, Preprocessing, Target
+from camserve.worker.network import Network
 
 PREPROCESSING = Preprocessing(resize_px=64, crop_px=TINY_SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -151,6 +152,31 @@ def test_progress_of_a_map_that_may_stop_early_ends_where_it_stops(engine):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert all(total == 400 for _, total in seen)
     assert seen[-1][0] == answer.cost.queries == round(400 * answer.maps[0].fraction)
+
+
+def test_the_steps_of_a_request_share_one_look_at_its_image(engine, monkeypatch):
+    looked = []
+    seen, capture = images.seen, Network.capture
+    monkeypatch.setattr(images, "seen", lambda *image: looked.append("decoded") or seen(*image))
+    monkeypatch.setattr(Network, "capture", lambda *asked: looked.append("passed") or capture(*asked))
+    methods = [("rise", {"masks": 400, "tolerance": 0.2}), "grad_cam"]
+    answer = engine.explain(png(pixels(0, (90, 70))), methods, evaluate=True, evaluation_steps=4)
+    assert answer.cost.steps > 3
+    assert looked == ["decoded", "passed"]
+
+
+def test_a_request_knows_nothing_of_the_one_before():
+    """The image is the same, and the network is another: a caller may be training it."""
+    module = tiny_module()
+    changed = Engine(module, preprocessing=PREPROCESSING, labels=TINY_LABELS)
+    before = changed.explain(pixels(0), targets=[0])
+    with torch.no_grad():
+        for weights in module.parameters():
+            weights.copy_(weights.flip(0))
+    after = changed.explain(pixels(0), targets=[0])
+    fresh = Engine(module, preprocessing=PREPROCESSING, labels=TINY_LABELS).explain(pixels(0), targets=[0])
+    assert before.predictions != after.predictions == fresh.predictions
+    np.testing.assert_array_equal(after.maps[0].array, fresh.maps[0].array)
 
 
 def test_bfloat16_queries_keep_the_ranking_of_the_map(engine, monkeypatch):

@@ -15,7 +15,7 @@ from camserve.finalise.finish import finished
 from camserve.finalise.results import EVALUATION, Results, follow_ups, maps_of, ranking_position, rankings
 from camserve.gateway.pool.fake import MODEL, FakeBackend
 from camserve.gateway.pool.fake_answers import answer, ranked
-from camserve.methods import GradCam, GroupCam, MethodSpec, Rise, ScoreCam, SmoothGrad, SsCam, Xrai
+from camserve.methods import AblationCam, GradCam, GroupCam, MethodSpec, Rise, ScoreCam, SmoothGrad, SsCam, Xrai
 from camserve.types import BoxOptions, Item, ItemResult, MapCurves, Partial, Ranking, StepResult, Target
 from camserve.types.request import ExplainRequest, FittedRequest, OutputOptions, RequestLimits
 
@@ -391,6 +391,18 @@ def test_a_part_that_may_stop_early_is_asked_from_look_to_look():
     assert (plain.estimated_difference, whole.estimated_difference, whole.fraction) == (None, None, 1)
     assert results.enough == {0}
     assert results.answered == results.total
+
+
+def test_a_formula_is_asked_at_once_whatever_the_tolerance():
+    """All of it takes less time than one look at the map, each of which would be an item of its own."""
+    pooled = replace(MODEL, layers=tuple(replace(layer, pooled_head=True) for layer in MODEL.layers))
+    asked = ExplainRequest(IMAGE, (AblationCam(tolerance=1.0),), ONE)
+    (whole,), (first, *others) = (list(rounds(Results(asked.fit(model, RequestLimits())))) for model in (pooled, MODEL))
+    assert [(task.start, task.stop, task.ordered) for task in whole.tasks] == [(0, 96, False)]
+    assert [(task.start, task.stop, task.ordered) for task in first.tasks] == [(0, 16, True)]
+    assert len(others) == 3
+    (saliency,) = maps_of(complete(asked.fit(pooled, RequestLimits())).snapshot())
+    assert (saliency.complete, saliency.fraction, saliency.estimated_difference) == (True, 1, 0)
 
 
 def test_its_queries_are_asked_by_energy_each_once():

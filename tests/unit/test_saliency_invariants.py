@@ -253,6 +253,23 @@ def test_exact_float32_lasts_until_the_last_of_overlapping_runs_ends():
         backend.fp32_precision = before
 
 
+@pytest.mark.parametrize("asked", ["high", "medium"])
+def test_exact_float32_holds_whatever_precision_the_caller_has_asked_for(asked):
+    """Programs that train ask for it once, at their beginning; CPUs with bfloat16 then use that as well."""
+    backends = (*(getattr(torch.backends.mkldnn, name) for name in ("conv", "matmul")), torch.backends.cuda.matmul)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(asked)
+        wanted = [backend.fp32_precision for backend in backends]
+        assert "ieee" not in wanted
+        with exact_float32():
+            assert {backend.fp32_precision for backend in backends} == {"ieee"}
+        assert [backend.fp32_precision for backend in backends] == wanted
+        assert torch.get_float32_matmul_precision() == asked
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # Several threads
 
 

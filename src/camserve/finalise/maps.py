@@ -104,13 +104,12 @@ def faithfulness(sums: np.ndarray) -> Faithfulness:
 
 def normalise(raw: np.ndarray) -> tuple[np.ndarray, bool]:
     """Returns mm(ReLU(raw)) as float32 in [0, 1], and whether it is degenerate: then it is all zeros."""
-    positive = np.maximum(raw, 0.0)
-    low, high = positive.min(), positive.max()
+    low, high = max(raw.min(), 0.0), max(raw.max(), 0.0)
     if high - low <= NOISE * high:
         return np.zeros(raw.shape, np.float32), True
-    # In place and cast on the way: new arrays of this size are fetched from the system, page by page.
-    np.subtract(positive, low, out=positive)
-    return np.divide(positive, high - low, out=np.empty(raw.shape, np.float32), casting="same_kind"), False
+    above = raw - low if low > 0 else np.maximum(raw, 0.0)  # ReLU changes nothing above 0, nor does a difference to 0
+    # Cast on the way: new arrays of this size are fetched from the system, page by page.
+    return np.divide(above, high - low, out=np.empty(raw.shape, np.float32), casting="same_kind"), False
 
 
 def normalise_signed(raw: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -290,13 +290,13 @@ class Results:
     def next_item(self) -> Item | None:
         """Returns the item that asks at once for all that can be asked now; None where nothing is left.
 
-        Of a part that accepts a difference, that is all until the next look at its maps; of one that is asked in
+        Of a part that may stop early, that is all until the next look at its maps; of one that is asked in
         pieces, a step's worth of them, as soon as their number is known.
         """
         if self.opening is None:
             targets, sure = self.fitted.max_targets, not self.fitted.piece or self.fitted.known_targets is not None
             stops = {at: self._next_stop(at, 0, targets) for at in range(len(self.fitted.parts))}
-            some = any(part.method.accepted_difference for part in self.fitted.parts)
+            some = any(part.stops_early for part in self.fitted.parts)
             # Where none does, all is asked at once, in whichever order.
             return self.item(((at, 0, stop) for at, stop in stops.items() if sure or not stop), ordered=some)
         if ranges := self._ranges_left(len(self.opening.targets)):
@@ -416,7 +416,7 @@ class Results:
         part = self.fitted.part(position)
         queries, block, piece = part.queries(targets), part.method.block, self.fitted.piece
         stop = queries
-        if part.method.accepted_difference:
+        if part.stops_early:
             stop = next((block * blocks for blocks in looks(queries // block) if block * blocks > done), queries)
         if piece:
             stop = min(-(-stop // piece) * piece, done + max(piece, STEP_QUERIES // piece * piece))

@@ -44,9 +44,9 @@ class Shared:
                     self._undo()
 
 
-def _forbid_tf32() -> Callable[[], None]:
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
-    backends = (conv, torch.backends.cuda.matmul)
+def _forbid_rounding() -> Callable[[], None]:
+    gpus = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]  # set at run time
+    backends = (*gpus, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
@@ -58,8 +58,9 @@ def _forbid_tf32() -> Callable[[], None]:
     return undo
 
 
-exact_float32 = Shared(_forbid_tf32)
-"""Context manager inside which float32 is float32: no TF32 in convolutions and matrix products, whatever is set."""
+exact_float32 = Shared(_forbid_rounding)
+"""Context manager inside which float32 is float32, whatever is set: convolutions and matrix products round nothing to
+TF32 on GPUs, nor to bfloat16 on CPUs, as they do after `torch.set_float32_matmul_precision("medium")`."""
 
 
 def _forbid_chance() -> Callable[[], None]:

@@ -36,6 +36,14 @@ class Part:
         """Returns what a worker does for all queries, or in the opening for a method that has none."""
         return self.method.work(self.layer, targets)
 
+    @property
+    def stops_early(self) -> bool:
+        """Tells whether queries are left out once the maps are within the method's tolerance.
+
+        All queries of a formula are asked at once: they take less time than one look at the maps.
+        """
+        return self.method.accepted_difference > 0 and self.work(1).kind != "closed_form"
+
     def sums_size(self, input_size: tuple[int, int]) -> tuple[int, int]:
         """Returns (height, width) of a map before it is upsampled."""
         return self.method.map_size(self.layer, input_size)

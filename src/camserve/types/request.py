@@ -249,8 +249,9 @@ class ExplainRequest:
         parts = make_parts(model, self.methods, self.layers, self.fusion, self.output.size)
         if not limits.auto and any(isinstance(method, Auto) for method in self.methods):
             raise InvalidOption("auto: a server chooses, by its load and the deadline; here name a method")
+        most = model.most_predictions
         fitted = FittedRequest(
-            request=replace(self, top_predictions=min(self.top_predictions, model.most_predictions)),
+            request=self if self.top_predictions <= most else replace(self, top_predictions=most),
             model=model,
             parts=parts,
             targets=_resolved_targets(self.targets, model, limits, bool(self.methods)),
@@ -294,6 +295,12 @@ class FittedRequest:
     def methods(self) -> tuple[MethodSpec, ...]:
         """The methods asked, including those that the server chose."""
         return self.parts.methods
+
+    @property
+    def goes_on(self) -> bool:
+        """Tells whether one item may not be enough: something is asked only when answers to the first have come in."""
+        behind = any(part.stops_early or part.method.ranked for part in self._parts)
+        return behind or self.request.evaluate or self.piece > 0
 
     def with_methods(self, methods: Sequence[MethodSpec], choices: Mapping[int, str]) -> FittedRequest:
         """Returns the request with other methods, one for each that it has.

@@ -61,8 +61,11 @@ def _own_limit_bytes() -> int:
 def resident_bytes(statm: Path = _RESIDENT) -> int | None:
     """Returns the memory of this process that is in RAM; None where the system does not say so in /proc."""
     try:
-        with open(statm) as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        file = os.open(statm, os.O_RDONLY)  # without what Python puts around a file it takes a third of the time
+        try:
+            return int(os.read(file, 256).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        finally:
+            os.close(file)
     except (OSError, ValueError, IndexError):
         return None
 

@@ -15,7 +15,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -152,6 +153,13 @@ class Executor:
         self.environment = environment.described(network)
         """Environment of this worker, as JSON."""
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
+
+    def remembering(self, memory_bytes: int = MEMORY_BYTES) -> Executor:
+        """Returns an executor beside this one that has a memory of its own: for the steps of one request."""
+        found = copy(self)
+        found.memory = Memory(memory_bytes)
+        found._images = self._images.with_memory(found.memory)
+        return found
 
     def execute(self, items: Sequence[Item], on_progress: Progress | None = None) -> StepResult:
         """Returns an outcome for every item; an item's failure is its own outcome and nobody else's.
@@ -558,7 +566,13 @@ class Executor:
 @contextmanager
 def _own_modes(device_type: str) -> Iterator[None]:
     """Keeps the caller's no_grad, inference_mode and autocast away from the network."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+    with ExitStack() as modes:  # each takes as long to enter as a small operation, and most callers have none
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            modes.enter_context(torch.enable_grad())
+        if torch.is_autocast_enabled(device_type):
+            modes.enter_context(torch.autocast(device_type, enabled=False))
         yield
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,6 +69,12 @@ class Forward:
         self._memory = memory
         # It starts a thread where there is a file for one.
         self._decoders = ThreadPoolExecutor(max(1, min(DECODERS, torch.get_num_threads())), "decode")
+
+    def with_memory(self, memory: Memory) -> Forward:
+        """Returns the same with another memory."""
+        found = copy(self)
+        found._memory = memory
+        return found
 
     def decoding(self, items: Sequence[Item]) -> Decoding:
         """Has the files of several items decoded in threads, which Pillow lets run side by side.

@@ -132,6 +132,8 @@ class Memory:
 
     def put(self, key: Hashable, value: Seen | Passed | Known | Written | Made) -> None:
         """Keeps a value, and forgets the least recently used ones as far as it needs their room."""
+        if not self.keeps:
+            return
         with self._lock:
             self._total += value.size_bytes - self._values.pop(key, (None, 0))[1]
             self._values[key] = value, value.size_bytes

@@ -356,8 +356,10 @@ class Network:
         return torch.rand(size, generator=torch.Generator().manual_seed(0))
 
     def _evaluate(self) -> Callable[[], None]:
-        with_compilation = _without_compilation(_descendants(self.module))
-        children = _descendants(self.module)  # those that run from now on
+        children, with_compilation = _descendants(self.module), _nothing
+        if _some_are_compiled(children):
+            with_compilation = _without_compilation(children)
+            children = _descendants(self.module)  # those that run from now on
         training = [child for child in children if child.training]
         weights = (weight for child in children for weight in child._parameters.values() if weight is not None)
         trained = [weight for weight in weights if weight.requires_grad]
@@ -567,6 +569,16 @@ def _is_compiled(module: nn.Module) -> bool:
     """Tells whether this is what `torch.compile` returns; there is none before its package was imported."""
     package = sys.modules.get("torch._dynamo.eval_frame")
     return package is not None and isinstance(module, package.OptimizedModule)
+
+
+def _some_are_compiled(modules: Sequence[nn.Module]) -> bool:
+    """Tells whether `torch.compile` made some of these, or `Module.compile` changed how they run."""
+    one_of_each_type = {type(module): module for module in modules}.values()
+    return any(map(_is_compiled, one_of_each_type)) or any(module._compiled_call_impl is not None for module in modules)
+
+
+def _nothing() -> None:
+    """Undoes nothing."""
 
 
 def _descendants(module: nn.Module) -> list[nn.Module]:

@@ -64,5 +64,5 @@ def _demand(part: Part, known: int | None, most: int, usual: UsualShare, piece: 
     upper = part.queries(most)
     depends = part.queries(1) != part.queries(2)
     queries = None if known is None and depends else upper
-    enough = math.ceil(usual(part) * upper) if part.method.accepted_difference else None
+    enough = math.ceil(usual(part) * upper) if part.stops_early else None
     return Demand(part.work(most).kind, queries, upper, part.method.weight(most), enough, piece)
