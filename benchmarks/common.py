@@ -91,7 +91,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Returns machine, versions and commit: a figure without them means nothing."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cpu": _processor(),
         "cpu_cores": os.cpu_count(),
@@ -108,8 +108,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 def made_with(environment: Mapping[str, Any]) -> str:
     """Returns versions and commit of an environment, for the line below a table."""
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("camserve", "torch"))
-    commit, changes, _ = environment["commit"].partition("+")
-    return f"{versions}; commit {commit[:12]}{' with changes' if changes else ''}"
+    return f"{versions}; {named(environment['commit'])}"
+
+
+def named(commit: str) -> str:
+    """Returns a commit as tables name it, which `commit` returned."""
+    name, changes, _ = commit.partition("+")
+    return f"commit {name[:12]}{' with changes' if changes else ''}"
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -141,7 +146,7 @@ def _cpuinfo(field: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Returns the commit, with `+changes` when the working tree differs from it; empty outside a repository."""
     try:
         head = _git("rev-parse", "HEAD")

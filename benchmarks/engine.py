@@ -293,7 +293,7 @@ class Run:
     def _network(self, bench: Bench, methods: Sequence[str]) -> Iterator[str]:
         network = self.find("network", bench.name)
         if network is None:
-            network = passes.described(bench)
+            network = {**passes.described(bench), "commit": common.commit()}
             self._add("network", bench.name, network)
             yield f"{bench.name}: {passes.best_rate(network):.1f} images/s at best"
         bench = dataclasses.replace(bench, batch=passes.best_batch(network["rates"][passes.PYTORCH]))

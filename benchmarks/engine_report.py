@@ -309,8 +309,15 @@ def caption(content: Content) -> str:
     busy = f" The machine was busy: load {machine['load_average']:.1f}." if machine["load_average"] >= BUSY else ""
     return (
         f"{machine['device']}{flags}, {machine['torch_threads']} threads; {', '.join(versions)}; "
-        f"{common.made_with(machine)}.{busy}"
+        f"{common.made_with(machine)}{_later(content)}.{busy}"
     )
+
+
+def _later(content: Content) -> str:
+    """Returns which networks were measured at another commit than the first one, "" if none was."""
+    first = content["environment"]["commit"]
+    found = {name: network.get("commit", first) for name, network in content["networks"].items()}
+    return "".join(f"; `{name}` at {common.named(at)}" for name, at in found.items() if at != first)
 
 
 BUSY = 0.7

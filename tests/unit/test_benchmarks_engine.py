@@ -361,6 +361,9 @@ def test_tables_say_what_was_measured_what_was_scaled_and_what_was_not_there(pro
     readme = report.readme_table(content)
     assert "| Score-CAM, `lite0` | 10.0 s | 2.0 s | grad-cam, batch 4: 3.0 times | 5.0 s |" in readme
     assert "busy" not in readme
+    assert "; commit 000000000000." in readme
+    content["networks"]["lite0"]["commit"] = "1" * 40
+    assert "; commit 000000000000; `lite0` at commit 111111111111." in report.readme_table(content)
     content["environment"]["load_average"] = 2.0
     assert "The machine was busy: load 2.0." in report.readme_table(content)
 

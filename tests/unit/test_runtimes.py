@@ -33,6 +33,7 @@ from camserve.runtimes.choice import (
     EQUAL,
     RUNTIMES,
     SAME,
+    SHORT_S,
     WORSE,
     Measured,
     choose,
@@ -433,6 +434,14 @@ def test_of_sizes_that_are_about_as_fast_the_smallest_is_taken_but_not_another_r
         Measured("slow", 1, 0.0101),
     ]
     assert fastest(measured) == measured[0]
+
+
+@pytest.mark.parametrize(("pass_s", "size"), [(SHORT_S, 4), (1.9 * SHORT_S, 2), (2.5 * SHORT_S, 2)])
+def test_of_sizes_whose_passes_are_short_the_fastest_is_taken(pass_s, size):
+    """Given how long a pass of 4 takes: short, not short beside one of 2 that is, and none is short."""
+    query_s = pass_s / 4
+    measured = [Measured("r", each, query_s * slower) for each, slower in {2: EQUAL, 4: 1.0, 8: 1.0, 1: 1.1}.items()]
+    assert fastest(measured).micro_batch == size
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.4, 3.0, 30.0])

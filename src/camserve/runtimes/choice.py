@@ -57,6 +57,8 @@ MASK_PX = 7
 EQUAL = 1.03
 """Times as long that a query may take in a smaller pass that is preferred: a small pass takes less memory and lets
 others go first."""
+SHORT_S = 0.025
+"""Seconds of a pass that is short enough: of those the fastest is taken, since a step has several of them anyway."""
 WORSE = 1.05
 """Times as long that a query may take in a larger pass before no larger ones are tried: timings vary by less."""
 
@@ -139,12 +141,12 @@ def _seconds(device: torch.device) -> float:
 
 
 def fastest(measured: Sequence[Measured]) -> Measured:
-    """Returns the one with the least time of a query; of a runtime's sizes the smallest that takes hardly longer."""
+    """Returns the runtime with the least time of a query, and of its sizes that take hardly longer the smallest, or the
+    fastest one whose passes are short."""
     least = min(measured, key=lambda one: one.seconds)
-    return min(
-        (one for one in measured if one.runtime == least.runtime and one.seconds <= EQUAL * least.seconds),
-        key=lambda one: one.micro_batch,
-    )
+    near = [one for one in measured if one.runtime == least.runtime and one.seconds <= EQUAL * least.seconds]
+    short = [one for one in near if one.micro_batch * one.seconds <= SHORT_S]
+    return min(short, key=lambda one: one.seconds) if short else min(near, key=lambda one: one.micro_batch)
 
 
 def fast_runtime(module: nn.Module, found: FoundLayer, images: Tensor, threads: int) -> Trunked:
