@@ -210,6 +210,8 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
     seconds = common.in_turns(fast, rounds * more, bench.device, warm=True, before_each_s=before_each_s)
     answer = first[EXACT].result
     assert isinstance(answer, Explanation)
+    if all(saliency.degenerate for saliency in answer.maps):
+        raise ValueError(f"{bench.name}/{row}: the map is constant, and the time of such a map says nothing")
     return {
         **passes.limits(row, answer.cost.queries, network),
         "cases": {

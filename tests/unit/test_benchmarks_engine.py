@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -54,6 +56,31 @@ def bench(programs):
 
 
 # What is measured
+
+
+def test_a_map_that_is_constant_is_not_timed(programs, bench):
+    """torchvision's ViTs come with a last layer of zeros: no group is left to ask, and a Group-CAM takes one pass."""
+    subjects, engine = programs["subjects"], programs["engine"]
+    module = copy.deepcopy(bench.theirs)
+    nn.init.zeros_(module[-1].weight)
+    silent = dataclasses.replace(bench, engine=subjects.tuned(module, subjects.SUBJECTS["tiny"]()))
+    network = {"flops": 1, "flops_with_gradient": 2, "product_flops_per_s": 1.0, "rates": {"PyTorch": {"1": 1.0}}}
+    with pytest.raises(ValueError, match="tiny/group_cam: the map is constant"):
+        engine.measure_row(silent, "group_cam", network, rounds=1, bound_s=60.0)
+
+
+def test_random_networks_depend_on_what_they_see(programs):
+    built = programs["subjects"].seeded(lambda: nn.Sequential(nn.Flatten(), zeros()), rise_masks=1).module
+    assert built(torch.ones(1, 4)).any()
+    kept = nn.Linear(4, 2)
+    before = kept.weight.clone()
+    assert programs["subjects"].seeded(lambda: kept, rise_masks=1).module.weight.equal(before)
+
+
+def zeros() -> nn.Linear:
+    layer = nn.Linear(4, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
 
 
 def test_every_row_is_timed_for_us_and_for_the_others(result):
