@@ -75,9 +75,9 @@ class Counted(Executor):
         self.forwards = 0
         capture = self.network.capture
 
-        def counting(x, layer):
+        def counting(x, layer, gradients=False):
             self.forwards += len(x)
-            return capture(x, layer)
+            return capture(x, layer, gradients)
 
         self.network.capture = counting
 

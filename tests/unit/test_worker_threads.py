@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from camserve.methods import AblationCam, EigenCam, GradCam, GroupCam, IntegratedGradients, Rise, ScoreCam
+from camserve.methods import (
+    AblationCam,
+    EigenCam,
+    GradCam,
+    GroupCam,
+    IntegratedGradCam,
+    IntegratedGradients,
+    Rise,
+    ScoreCam,
+)
 from camserve.runtimes.onnx import OnnxRuntime
 from camserve.runtimes.threads import all_threads, one_thread
 from camserve.saliency.masks import Masks
@@ -106,6 +115,36 @@ def test_the_layers_behind_the_one_explained_are_run_in_all(seen):
     seen.clear()
     sums(made, GradCam())
     assert seen == {"trunk": ALONE, "layers": ALL}
+
+
+class Around(Pooled):
+    """A shortcut leads around a normalisation, whose maps are those that are explained, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.head(self.pool((x + self.norm(x)).relu()).flatten(1))
+
+
+def test_one_pass_in_all_gives_maps_and_gradients_where_a_shortcut_leads_around_the_layer(seen):
+    """Its tail would need more than the layer, so that PyTorch has to run everything: another pass would be wasted."""
+    made = executor("onnx", Around())
+    assert made.network.info.default_layer == "norm"
+    expected = sums(executor("eager", Around()), GradCam())
+    assert np.abs(expected).max() > 0
+    sums(made, GradCam())  # finds that there is no tail
+    seen.clear()
+    np.testing.assert_allclose(sums(made, GradCam()), expected, atol=1e-6 * np.abs(expected).max())
+    assert seen == {"layers": ALL}
+    seen.clear()
+    sums(made, IntegratedGradCam(steps=2))
+    assert seen["layers"] == ALL
+    seen.clear()
+    sums(made, EigenCam())
+    assert seen == {"trunk": ALONE}
 
 
 def test_so_are_those_of_a_method_that_runs_them_again(seen):

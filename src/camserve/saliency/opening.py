@@ -54,14 +54,24 @@ class Opening:
         self.keeps = keeps
         self._classifier = classifier
         self._trunk = trunk
-        self.has_trunk = trunk is not None
+        self._pooled = found.layer.pooled_head
         self._tail: list[nn.Module | None] = []
         self._tokens = tokens
         self._attentions: list[Attentions] = []
 
-    def __call__(self, x: Tensor) -> Capture:
-        """Makes one forward pass of (n, C, H, W)."""
+    def has_trunk(self, x: Tensor, gradients: bool = False) -> bool:
+        """Tells whether the pass of (n, C, H, W) comes from a runtime that is faster than PyTorch.
+
+        One for gradients does not where there is no tail, such as behind a layer that a shortcut leads around: then
+        PyTorch has to run the whole network for them, and that is the pass.
+        """
         if self._trunk is None:
+            return False
+        return not gradients or self._pooled or (not self.keeps and self.tail(x[0]) is not None)
+
+    def __call__(self, x: Tensor, gradients: bool = False) -> Capture:
+        """Makes one forward pass of (n, C, H, W); gradients are asked of it, or may be."""
+        if self._trunk is None or not self.has_trunk(x, gradients):
             return self._captured(x)
         logits, raw = self._trunk(x)
         maps, graph = maps_of(raw, self.arrangement), cache(partial(self._graph, x, raw[-1]))
@@ -112,7 +122,7 @@ class Whole(Opening):
     def __init__(self, module: nn.Module, keeps: bool = False) -> None:
         super().__init__(module, FoundLayer(NO_LAYER), keeps=keeps)
 
-    def __call__(self, x: Tensor) -> Capture:
+    def __call__(self, x: Tensor, gradients: bool = False) -> Capture:
         """Makes one forward pass of (n, C, H, W)."""
         with torch.no_grad():
             logits = run(self.module, x)

@@ -74,7 +74,7 @@ class Passes:
             The activations (n, C, u, v), and dS/dA (n, C, u, v) for each of the targets, one after the other.
         """
         self.count("layer_gradient", len(x) * len(targets), images=len(x))
-        captured = self._opening(x)
+        captured = self._opening(x, gradients=True)
         return captured.activations, captured.each_gradient(targets)
 
     def input_gradients(self, x: Tensor, targets: Targets) -> Iterator[Tensor]:

@@ -463,13 +463,20 @@ class Executor:
             if isinstance(method, Perturbation):
                 job.asked[index] = method.masks(features, spec, numbers)
                 continue
-            # These two are sums over a layer's maps; all others run layers of the network once more.
-            sums_maps = isinstance(spec, MethodSpec) and spec.kind in ("layer_gradient", "closed_form")
-            with nullcontext() if sums_maps else all_threads():
+            with all_threads() if self._runs_layers(job, task, layer) else nullcontext():
                 sums = _sums(method, features, spec, numbers)
             if isinstance(method, Direct) and isinstance(spec, MethodSpec) and spec.kind == "closed_form":
                 job.work["closed_form"] += spec.work(layer, len(features.targets)).units  # no pass that is counted
             job.partials[index] = self._as_partial(job, index, features.passes.made - made, sums)
+
+    def _runs_layers(self, job: _Job, task: Task, layer: Layer) -> bool:
+        """Tells whether PyTorch runs layers of the network for the sums of a task, once its opening is there."""
+        if not isinstance(task.method, MethodSpec) or task.method.kind not in ("layer_gradient", "closed_form"):
+            return True
+        if isinstance(REGISTRY[type(task.method)], Direct):  # it sums the maps that are there
+            return False
+        x = job.features[layer.name].input[None]
+        return not (layer.pooled_head and job.network.has_trunk(x, layer.name, gradients=True))
 
     def _labelled(self, job: _Job, index: int, features: Features) -> Features:
         """Returns the features with the labels of a task: those that it brought, or else those that are found now."""

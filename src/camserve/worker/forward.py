@@ -160,8 +160,10 @@ class Forward:
         """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
         inputs = [network.normalise(one.seen.pixels[None]) for one in wanted]
         x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        with nullcontext() if network.has_trunk(layer) else all_threads():
-            captured = network.capture(x, layer)
+        differentiated = any(one.gradients for one in wanted)
+        elsewhere = network.has_trunk(x, layer, differentiated)
+        with nullcontext() if elsewhere else all_threads():
+            captured = network.capture(x, layer, differentiated)
         work["opening"] += len(wanted)
         # An image without gradients gets no targets: their number must not widen the gradients of the others.
         score = network.score
@@ -170,9 +172,10 @@ class Forward:
             for one, outputs in zip(wanted, captured.logits, strict=True)
         ]
         gradients: Sequence[Tensor] = ()
-        if any(one.gradients for one in wanted):
+        if differentiated:
             targets = Targets.stacked(each)
-            with nullcontext() if network.is_light(layer) else all_threads():
+            formula = elsewhere and network.info.layer(layer).pooled_head  # as a rule: small operations, and no layer
+            with nullcontext() if formula else all_threads():
                 gradients = list(captured.gradients(targets))
             work["layer_gradient"] += len(x) * len(targets)
         made = []

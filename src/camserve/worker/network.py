@@ -386,9 +386,10 @@ class Network:
         mean, std = (x.new_tensor(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std))
         return x.sub_(mean).div_(std)
 
-    def capture(self, x: Tensor, layer: str) -> Capture:
-        """Makes one forward pass whose graph starts at a layer that `info` lists."""
-        return self._openings[layer](x)
+    def capture(self, x: Tensor, layer: str, gradients: bool = False) -> Capture:
+        """Makes one forward pass whose graph starts at a layer that `info` lists; its gradients may be asked in
+        any case, and are sure to be where that is said: see `Opening.has_trunk`."""
+        return self._openings[layer](x, gradients)
 
     def passes(self, layer: str, work: Counter[Kind] | None = None, micro_batch: int | None = None) -> Passes:
         """Returns what makes further passes at a layer that `info` lists; their work is added to `work`.
@@ -400,15 +401,9 @@ class Network:
         """
         return Passes(self._openings[layer], micro_batch or self.torch_batch, *self._extremes, work=work)
 
-    def has_trunk(self, layer: str) -> bool:
-        """Tells whether another runtime makes the pass at a layer that `info` lists, up to the outputs."""
-        return self._openings[layer].has_trunk
-
-    def is_light(self, layer: str) -> bool:
-        """Tells whether PyTorch has hardly any work with gradients at a layer: another runtime makes the pass, and what
-        is behind the layer is little more than the network's last linear layer."""
-        last = self.classifier
-        return self.has_trunk(layer) and last is not None and last.in_features == self.info.layer(layer).channels
+    def has_trunk(self, x: Tensor, layer: str, gradients: bool) -> bool:
+        """Tells whether another runtime makes the pass of x at a layer that `info` lists, for gradients or without."""
+        return self._openings[layer].has_trunk(x, gradients)
 
     def scores(self, x: Tensor, precision: Precision) -> Tensor:
         """Returns the outputs (n, numbers) of masked images."""
