@@ -20,8 +20,8 @@ class Rounding:
         self._capture, self._layer = network.capture, layer
         network.capture = self
 
-    def __call__(self, x, layer):
-        found = self._capture(x, layer)
+    def __call__(self, x, layer, gradients=False):
+        found = self._capture(x, layer, gradients)
         if layer != self._layer:
             return found
         logits = found.logits.clone()
