@@ -112,7 +112,7 @@ def made_with(environment: Mapping[str, Any]) -> str:
 
 
 def named(commit: str) -> str:
-    """Returns a commit as tables name it, which `commit` returned."""
+    """Returns what tables call a commit, given as the function `commit` returns it."""
     name, changes, _ = commit.partition("+")
     return f"commit {name[:12]}{' with changes' if changes else ''}"
 

@@ -197,6 +197,10 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
     gc.collect()  # what earlier rows left behind would be freed while a case's memory is looked at
     found, left_out = cases(bench, row, bound_s)
     first, refused = first_calls(bench, found)
+    answer = first[EXACT].result
+    assert isinstance(answer, Explanation)
+    if all(saliency.degenerate for saliency in answer.maps):
+        raise ValueError(f"{bench.name}/{row}: the map is constant, and the time of such a map says nothing")
     fast = {
         name: found[name]
         for name, one in first.items()
@@ -208,10 +212,6 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
     )
     more, before_each_s = (MORE, common.BEFORE_EACH_S) if quick else (1, 0.0)
     seconds = common.in_turns(fast, rounds * more, bench.device, warm=True, before_each_s=before_each_s)
-    answer = first[EXACT].result
-    assert isinstance(answer, Explanation)
-    if all(saliency.degenerate for saliency in answer.maps):
-        raise ValueError(f"{bench.name}/{row}: the map is constant, and the time of such a map says nothing")
     return {
         **passes.limits(row, answer.cost.queries, network),
         "cases": {

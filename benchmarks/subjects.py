@@ -156,7 +156,7 @@ def tuned(module: nn.Module, subject: Subject) -> Engine:
     module = module.to(memory_format=torch.channels_last)
     network = Network(module, preprocessing=subject.preprocessing)
     wanted = runtime_name(os.environ.get("CAMSERVE_RUNTIME", ""))
-    network.evaluating.hold()
+    network.evaluating.hold()  # as a network is held that `Engine.load` has read: nobody else trains it
     tune(network, wanted, calibration=[seen(photo(), subject) for photo in CALIBRATION])
     engine = Engine.__new__(Engine)
     engine._executor = Executor(network)

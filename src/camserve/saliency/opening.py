@@ -67,10 +67,15 @@ class Opening:
         """
         if self._trunk is None:
             return False
-        return not gradients or self._pooled or (not self.keeps and self.tail(x[0]) is not None)
+        return not gradients or self._pooled or self._tail_of_gradients(x[0]) is not None
 
     def __call__(self, x: Tensor, gradients: bool = False) -> Capture:
-        """Makes one forward pass of (n, C, H, W); gradients are asked of it, or may be."""
+        """Makes one forward pass of (n, C, H, W), of which gradients can be asked.
+
+        Args:
+            x: the images.
+            gradients: whether gradients are sure to be asked: then nothing is run twice, see `has_trunk`.
+        """
         if self._trunk is None or not self.has_trunk(x, gradients):
             return self._captured(x)
         logits, raw = self._trunk(x)
@@ -95,6 +100,10 @@ class Opening:
             self._attentions.append(find_attentions(self.module, x, self._tokens))
         return self._attentions[0]
 
+    def _tail_of_gradients(self, x: Tensor) -> nn.Module | None:
+        """Returns the tail that gradients go through; None where the whole network has to run for them."""
+        return None if self.keeps else self.tail(x)
+
     def _found_tail(self, x: Tensor) -> nn.Module | None:
         return find_tail(self.module, self.layer, self._captured(x[None]), x.shape)
 
@@ -102,7 +111,7 @@ class Opening:
         return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self.keeps)
 
     def _graph(self, x: Tensor, raw: Tensor) -> Graph:
-        tail = None if self.keeps else self.tail(x[0])
+        tail = self._tail_of_gradients(x[0])
         if tail is None:
             return self._captured(x).graph()
         leaf = raw.to(dtype_of(self.module)).detach().clone().requires_grad_()

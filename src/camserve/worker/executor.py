@@ -154,10 +154,10 @@ class Executor:
         """Environment of this worker, as JSON."""
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{network.device}"
 
-    def remembering(self, memory_bytes: int = MEMORY_BYTES) -> Executor:
-        """Returns an executor beside this one that has a memory of its own: for the steps of one request."""
+    def remembering(self) -> Executor:
+        """Returns the same executor with a memory of its own, for the steps of one request."""
         found = copy(self)
-        found.memory = Memory(memory_bytes)
+        found.memory = Memory(MEMORY_BYTES)
         found._images = self._images.with_memory(found.memory)
         return found
 
@@ -475,7 +475,7 @@ class Executor:
             return True
         if isinstance(REGISTRY[type(task.method)], Direct):  # it sums the maps that are there
             return False
-        x = job.features[layer.name].input[None]
+        x = job.features[layer.name].input[None]  # such as Integrated Grad-CAM, which makes further passes
         return not (layer.pooled_head and job.network.has_trunk(x, layer.name, gradients=True))
 
     def _labelled(self, job: _Job, index: int, features: Features) -> Features:

@@ -387,8 +387,13 @@ class Network:
         return x.sub_(mean).div_(std)
 
     def capture(self, x: Tensor, layer: str, gradients: bool = False) -> Capture:
-        """Makes one forward pass whose graph starts at a layer that `info` lists; its gradients may be asked in
-        any case, and are sure to be where that is said: see `Opening.has_trunk`."""
+        """Makes one forward pass whose graph starts at a layer that `info` lists.
+
+        Args:
+            x: (n, C, H, W), the images.
+            layer: name of the layer.
+            gradients: whether gradients are sure to be asked; they may be in any case.
+        """
         return self._openings[layer](x, gradients)
 
     def passes(self, layer: str, work: Counter[Kind] | None = None, micro_batch: int | None = None) -> Passes:
