@@ -165,17 +165,20 @@ def test_the_steps_of_a_request_share_one_look_at_its_image(engine, monkeypatch)
     assert looked == ["decoded", "passed"]
 
 
-def test_a_request_knows_nothing_of_the_one_before():
-    """The image is the same, and the network is another: a caller may be training it."""
+@pytest.mark.parametrize("several_steps", [False, True])
+def test_a_request_knows_nothing_of_the_one_before(several_steps):
+    """Not the image, nor what the network made of it: a caller may be training it."""
     module = tiny_module()
     changed = Engine(module, preprocessing=PREPROCESSING, labels=TINY_LABELS)
-    before = changed.explain(pixels(0), targets=[0])
+    options = {"targets": [0], "evaluate": several_steps, "evaluation_steps": 4}
+    first, other = (changed.explain(pixels(seed), **options) for seed in (0, 1))
+    assert first.predictions != other.predictions
     with torch.no_grad():
         for weights in module.parameters():
             weights.copy_(weights.flip(0))
-    after = changed.explain(pixels(0), targets=[0])
-    fresh = Engine(module, preprocessing=PREPROCESSING, labels=TINY_LABELS).explain(pixels(0), targets=[0])
-    assert before.predictions != after.predictions == fresh.predictions
+    after = changed.explain(pixels(1), **options)
+    fresh = Engine(module, preprocessing=PREPROCESSING, labels=TINY_LABELS).explain(pixels(1), **options)
+    assert other.predictions != after.predictions == fresh.predictions
     np.testing.assert_array_equal(after.maps[0].array, fresh.maps[0].array)
 
 
