@@ -51,6 +51,88 @@ def test_gradients_can_be_asked_twice():
     )
 
 
+def backward_passes(module: nn.Module) -> list[int]:
+    """Returns a list that gets an entry for each backward pass through this module from now on."""
+    passes: list[int] = []
+    module.register_full_backward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+@pytest.mark.parametrize(("count", "targets", "expected"), [(1, 5, 1), (1, 8, 1), (1, 20, 3), (3, 5, 3), (9, 3, 3)])
+def test_several_targets_share_a_backward_pass_of_bounded_memory(count, targets, expected):
+    module = build("perceptron", dtype=torch.float64)
+    passes = backward_passes(module.head)
+    captured = capture(module, images(count), "features.8")
+    classes = asked([number % CLASSES for number in range(targets)])
+    one_by_one = torch.stack(list(captured.each_gradient(classes)), dim=1)
+    passes.clear()
+    found = captured.gradients(classes)
+    assert len(passes) == expected  # at most eight images times targets, or one target of all images
+    torch.testing.assert_close(found, one_by_one, rtol=1e-12, atol=1e-16)
+
+
+class Restless(nn.Module):
+    """Clips its gradients by their norm, which it reads; there is no such operation for several at once."""
+
+    class Clip(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradients):
+            return gradients / max(1.0, gradients.norm().item())
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.Clip.apply(self.features(x)).square().mean(dim=(2, 3)))
+
+
+def test_a_backward_pass_that_reads_its_gradients_is_made_for_each_target():
+    captured = capture(Restless().double().eval(), images(2), "features")
+    classes = asked([0, 3, 5])
+    one_by_one = torch.stack(list(captured.each_gradient(classes)), dim=1)
+    torch.testing.assert_close(captured.gradients(classes), one_by_one, rtol=0, atol=0)
+
+
+def test_a_backward_pass_that_fails_is_the_same_failure_for_several_targets():
+    class Failing(Restless):
+        class Clip(Restless.Clip):
+            @staticmethod
+            def backward(ctx, gradients):
+                raise RuntimeError("no gradients today")
+
+    captured = capture(Failing().double().eval(), images(), "features")
+    for classes in (asked([1]), asked([0, 3])):
+        with pytest.raises(RuntimeError, match="no gradients today"):
+            captured.gradients(classes)
+
+
+class Twice(nn.Module):
+    """Runs one activation on two branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.act, self.head = nn.Sigmoid(), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head((self.act(self.first(x)) * self.act(self.second(x))).mean(dim=(2, 3)))
+
+
+def test_several_targets_of_a_layer_that_runs_several_times_share_a_backward_pass():
+    module = Twice().double().eval()
+    passes = backward_passes(module.head)
+    captured = capture(module, images(), "act", (1, 2))
+    one_by_one = torch.stack(list(captured.each_gradient(asked([0, 2, 4]))), dim=1)
+    passes.clear()
+    torch.testing.assert_close(captured.gradients(asked([0, 2, 4])), one_by_one, rtol=1e-12, atol=1e-16)
+    assert len(passes) == 1
+
+
 def test_an_in_place_operation_after_the_layer_does_not_change_what_was_captured():
     module, x = build("signed", dtype=torch.float64), images()
     captured = capture(module, x, "features.7")

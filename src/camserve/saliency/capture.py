@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,9 @@ class Capture:
         """Returns dS/dA for each image's targets, in closed form behind global average pooling and one linear layer.
 
         Args:
-            targets: K targets, the same for all images or K for each; each of them is one backward pass of the tail for
-                all images at once, which is exact because images of a batch do not interact in eval mode.
+            targets: K targets, the same for all images or K for each; one backward pass of the tail serves all images,
+                which is exact because images of a batch do not interact in eval mode, and several targets, by
+                vectorising (`is_grads_batched` of `torch.autograd.grad`): weights are read once for all of them.
 
         Returns:
             (B, K, C, u, v).
@@ -105,14 +106,43 @@ class Capture:
         graph = self.graph()
         if not graph.output.requires_grad:
             raise Unsupported(CUT)
-        return torch.stack([self._of_leaves(graph, target.value(graph.output)) for target in targets.columns()], dim=1)
+        columns = torch.stack([_of_logits(graph.output, target) for target in targets.columns()])
+        together = max(1, TOGETHER // len(graph.output))
+        found = [maps for some in torch.split(columns, together) for maps in self._of_leaves(graph, some)]
+        return torch.stack(found, dim=1)
 
-    def _of_leaves(self, graph: Graph, scores: Tensor) -> Tensor:
-        found = torch.autograd.grad(scores.sum(), graph.leaves, retain_graph=True, allow_unused=True)
-        if any(gradients is None for gradients in found):
-            raise Unsupported(CUT)
-        return maps_of(found, self._arrangement)
+    def _of_leaves(self, graph: Graph, columns: Tensor) -> list[Tensor]:
+        """Returns dS/dA, (B, C, u, v), for each of dS/dlogits, (K, B, classes)."""
+        if len(columns) > 1:
+            # Some backward passes cannot be vectorised, such as one that reads a number from its gradients; and where
+            # memory is short, one may fit where K do not.
+            with suppress(RuntimeError):
+                found = _backward(graph, columns, is_grads_batched=True)
+                return [maps_of([leaf[row] for leaf in found], self._arrangement) for row in range(len(columns))]
+        return [maps_of(_backward(graph, column), self._arrangement) for column in columns]
 
+
+def _of_logits(logits: Tensor, target: Targets) -> Tensor:
+    """Returns dS/dlogits, (B, classes), of one target for each image."""
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        torch.autograd.backward(target.value(logits).sum(), inputs=[logits])
+    assert logits.grad is not None
+    return logits.grad
+
+
+def _backward(graph: Graph, of_logits: Tensor, is_grads_batched: bool = False) -> Sequence[Tensor]:
+    """Returns the gradients of the layer's raw output at each of its calls; batched ones have K rows in front."""
+    found = torch.autograd.grad(
+        graph.output, graph.leaves, of_logits, retain_graph=True, allow_unused=True, is_grads_batched=is_grads_batched
+    )
+    if any(gradients is None for gradients in found):
+        raise Unsupported(CUT)
+    return found
+
+
+TOGETHER = 8
+"""Images times targets of one backward pass at most, so that memory is bounded; or all images, and one target."""
 
 CUT = (
     "no gradient of the scores reaches this layer, because the network's forward cuts it, with `detach` for instance; "
