@@ -48,13 +48,14 @@ def lost_by_running(features: Features, numbers: Tensor) -> Tensor:
 
     S_c comes from a run of the unaltered activations through the same tail: rounding that all runs share is no loss.
     """
-    run = features.passes.tail(features.input)
     channel = torch.arange(len(features.activations), device=features.activations.device)
     # No channel has the number -1, so the first run ablates none: the losses are measured from it.
     ablated = torch.cat([channel.new_full((1,), -1), numbers])
-    scores = []
-    for first, last in features.passes.runs(0, len(ablated)):
+
+    def altered(first: int, last: int) -> Tensor:
         absent = (ablated[first:last, None] == channel)[:, :, None, None]
-        scores.append(features.targets.value(run(features.activations.masked_fill(absent, 0))))
-    found = torch.cat(scores)
+        return features.activations.masked_fill(absent, 0)
+
+    runs = features.passes.behind(features, len(ablated), altered)
+    found = torch.cat([features.targets.value(outputs) for _, _, outputs in runs])
     return loss(found[:1], found[1:], features.targets.size(features.logits[None])).T

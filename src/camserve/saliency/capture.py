@@ -69,7 +69,8 @@ class Capture:
     """Logits (B, classes), without graph."""
     raw: Tensor
     """The layer's raw output at its last call, without graph."""
-    _arrangement: Arrangement
+    arrangement: Arrangement
+    """Arrangement of the maps in the raw output."""
     graph: Callable[[], Graph] = field(repr=False)
     """Function that returns the graph; the first call may have to make it."""
     _classifier: nn.Linear | None = field(default=None, repr=False)
@@ -118,8 +119,8 @@ class Capture:
             # memory is short, one may fit where K do not.
             with suppress(RuntimeError):
                 found = _backward(graph, columns, is_grads_batched=True)
-                return [maps_of([leaf[row] for leaf in found], self._arrangement) for row in range(len(columns))]
-        return [maps_of(_backward(graph, column), self._arrangement) for column in columns]
+                return [maps_of([leaf[row] for leaf in found], self.arrangement) for row in range(len(columns))]
+        return [maps_of(_backward(graph, column), self.arrangement) for column in columns]
 
 
 def _of_logits(logits: Tensor, target: Targets) -> Tensor:

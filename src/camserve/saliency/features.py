@@ -31,8 +31,8 @@ class Features:
     """Further passes of the network at this layer."""
     labels: tuple[int, ...] = ()
     """Groups of the K * C channels, found by an earlier step; empty: they are to be found, where a method has some."""
-    made_once: Callable[[str, Callable[[], Tensor]], Tensor] = lambda _name, make: make()
-    """Function (name, make) that returns what `make` makes of the image, or has made for an earlier step."""
+    made_once: Callable[[str, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...]] = lambda _name, make: make()
+    """Function (name, make) that returns the tensors that `make` makes of the image, or made for an earlier step."""
 
     def weights(self) -> Tensor:
         """Returns the mean over space of the gradients, (K, C): Grad-CAM, eq. 1."""

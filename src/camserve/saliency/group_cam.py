@@ -39,7 +39,7 @@ def masks(features: Features, spec: GroupCam, numbers: Tensor) -> Masks:
         values = above_percentile(values, spec.theta)
     owners = torch.arange(len(features.targets), device=values.device).repeat_interleave(spec.groups)
     # Each step of a request needs it: it takes as long as half a query of a small network.
-    blurred = features.made_once("blurred", lambda: gaussian_blur(features.input, BLUR_KERNEL_PX, BLUR_SIGMA_PX))
+    (blurred,) = features.made_once("blurred", lambda: (gaussian_blur(features.input, BLUR_KERNEL_PX, BLUR_SIGMA_PX),))
     return make_masks(features.input, values[numbers], features.targets, owners[numbers], blurred).with_anchor()
 
 

@@ -17,9 +17,10 @@ from camserve.errors import Unsupported
 from camserve.saliency.arrangement import Arrangement
 from camserve.saliency.capture import Capture, Graph, capture, maps_of
 from camserve.saliency.layers import FoundLayer
+from camserve.saliency.pass_size import PassSize
 from camserve.saliency.run import dtype_of, run, single
 from camserve.saliency.seen_attention import Attentions, find_attentions
-from camserve.saliency.tail import find_tail
+from camserve.saliency.tail import Tail, find_tail
 from camserve.types.model import NO_LAYER
 
 Trunk = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
@@ -36,6 +37,7 @@ class Opening:
         keeps: whether the forward is kept from switching gradients off.
         trunk: what runs the network up to the logits faster than PyTorch; None: nothing does.
         tokens: how the network's sequences hold places of the picture, whatever the layer; None where it has none.
+        tail_size: what finds how many images a pass of the tail should have; None: as many as any other pass.
     """
 
     def __init__(
@@ -46,24 +48,26 @@ class Opening:
         keeps: bool = False,
         trunk: Trunk | None = None,
         tokens: Arrangement | None = None,
+        tail_size: PassSize | None = None,
     ) -> None:
         self.module = module
         self.layer = found.layer.name
         self.calls = found.calls
         self.arrangement = found.arrangement
         self.keeps = keeps
+        self.tail_size = tail_size
         self._classifier = classifier
         self._trunk = trunk
         self._pooled = found.layer.pooled_head
-        self._tail: list[nn.Module | None] = []
+        self._tail: list[Tail | None] = []
         self._tokens = tokens
         self._attentions: list[Attentions] = []
 
     def has_trunk(self, x: Tensor, gradients: bool = False) -> bool:
         """Tells whether the pass of (n, C, H, W) comes from a runtime that is faster than PyTorch.
 
-        One for gradients does not where there is no tail, such as behind a layer that a shortcut leads around: then
-        PyTorch has to run the whole network for them, and that is the pass.
+        One for gradients does not where there is no tail, or something of the image goes around the layer: then PyTorch
+        has to run the whole network for them, and that is the pass.
         """
         if self._trunk is None:
             return False
@@ -82,7 +86,7 @@ class Opening:
         maps, graph = maps_of(raw, self.arrangement), cache(partial(self._graph, x, raw[-1]))
         return Capture(maps, single(logits), raw[-1], self.arrangement, graph, self._classifier)
 
-    def tail(self, x: Tensor) -> nn.Module | None:
+    def tail(self, x: Tensor) -> Tail | None:
         """Returns the tail behind the layer, found with an image (3, H, W); None where there is none to be had."""
         if not self._tail:
             # Several calls have several tails, each of which ends where they come together.
@@ -102,10 +106,11 @@ class Opening:
 
     def _tail_of_gradients(self, x: Tensor) -> nn.Module | None:
         """Returns the tail that gradients go through; None where the whole network has to run for them."""
-        return None if self.keeps else self.tail(x)
+        tail = None if self.keeps else self.tail(x)
+        return None if tail is None or tail.before is not None else tail.module
 
-    def _found_tail(self, x: Tensor) -> nn.Module | None:
-        return find_tail(self.module, self.layer, self._captured(x[None]), x.shape)
+    def _found_tail(self, x: Tensor) -> Tail | None:
+        return find_tail(self.module, self.layer, self._captured(x[None]), x, self.calls)
 
     def _captured(self, x: Tensor) -> Capture:
         return capture(self.module, x, self.layer, self.calls, self.arrangement, self._classifier, self.keeps)

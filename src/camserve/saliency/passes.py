@@ -1,14 +1,16 @@
 """Makes further passes of one network, for methods that look at altered images or activations.
 
-No pass is larger than the micro-batch, and gradients come one target after the other, so that memory is bounded however
-many images and targets a method wants.
+No pass is larger than the micro-batch, but for those of a tail where larger ones pay, and gradients come one target
+after the other, so that memory is bounded however many images and targets a method wants.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +20,14 @@ from camserve.methods.work import Kind
 from camserve.saliency.capture import Capture, with_output
 from camserve.saliency.flow import KeptGradients
 from camserve.saliency.opening import Opening
+from camserve.saliency.pass_size import PassSize
 from camserve.saliency.run import dtype_of, run, single
 from camserve.saliency.seen_attention import Attentions
+from camserve.saliency.tail import Tail
 from camserve.scores import Targets
+
+if TYPE_CHECKING:
+    from camserve.saliency.features import Features
 
 CUT_INPUT = (
     "no gradient of the scores reaches the network's input, because its forward cuts it, with `detach` for instance; "
@@ -37,10 +44,17 @@ class Passes:
         black: (3, 1, 1), pixel value 0 as the network's input.
         white: (3, 1, 1), pixel value 1 (255 of uint8) as the network's input.
         work: units by kind, to which those of the passes are added; None: they are not wanted.
+        tail_size: what finds how many images a pass of the tail should have; None: the micro-batch.
     """
 
     def __init__(
-        self, opening: Opening, micro_batch: int, black: Tensor, white: Tensor, work: Counter[Kind] | None = None
+        self,
+        opening: Opening,
+        micro_batch: int,
+        black: Tensor,
+        white: Tensor,
+        work: Counter[Kind] | None = None,
+        tail_size: PassSize | None = None,
     ) -> None:
         self.module = opening.module
         self.layer = opening.layer
@@ -48,6 +62,7 @@ class Passes:
         self.black = black
         self.white = white
         self._opening = opening
+        self._tail_size = tail_size
         self.made = 0
         """Number of images that went through so far."""
         self.work: Counter[Kind] = Counter() if work is None else work
@@ -115,26 +130,48 @@ class Passes:
         """
         return self._opening.attentions(x)
 
-    def tail(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns a function that runs altered activations of an image (3, H, W) through the network.
+    def behind(
+        self, features: Features, total: int, altered: Callable[[int, int], Tensor]
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Runs altered activations of an image through what is behind the layer, pass after pass.
 
-        Only the tail behind the layer is run. Where the network has none (see `find_tail`), the whole network is run,
-        and the layer's output replaced on the way.
+        Only the tail behind the layer is run; what is carried around the layer is the image's own. Where the network
+        has no tail (see `find_tail`), the whole network is run, and the layer's output replaced on the way.
 
-        Returns:
-            From (n, C, u, v), n at most the micro-batch, to logits (n, classes).
+        Args:
+            features: what is known of the image.
+            total: number of alterations.
+            altered: function that returns the activations (n, C, u, v) of the alterations first..last-1.
+
+        Yields:
+            first, last, and the logits (n, classes) of the alterations first..last-1.
         """
         # The first request has the tail found for all that follow, so that pass is not counted as work of its own.
-        opening, tail = self._opening, self._opening.tail(x)
-        # The network's own tokens are no part of the altered maps: they are taken from a pass of the image.
-        like = x if opening.arrangement.grid is None else self.capture(x[None]).raw
-
-        def run_tail(maps: Tensor) -> Tensor:
+        x, opening, tail = features.input, self._opening, self._opening.tail(features.input)
+        around: tuple[Tensor, ...] = ()
+        if opening.arrangement.grid is not None or (tail is not None and tail.before is not None):
+            around = features.made_once(f"around {self.layer}", lambda: self._around(tail, x))
+        like = around[0] if around else x
+        size = None if tail is None else self._tail_size
+        last = 0
+        while last < total:
+            first, last = last, min(total, last + (size.size(self.micro_batch) if size else self.micro_batch))
+            maps = altered(first, last)
             self.count("tail", len(maps), images=len(maps))
+            began_s = time.perf_counter()
             if tail is None:
                 images = x.expand(len(maps), -1, -1, -1)
-                return with_output(self.module, images, self.layer, opening.calls, opening.arrangement, maps)
-            with torch.no_grad():
-                return single(tail(opening.arrangement.raw(maps.to(dtype_of(self.module)), like)))
+                logits = with_output(self.module, images, self.layer, opening.calls, opening.arrangement, maps)
+            else:
+                with torch.no_grad():
+                    logits = single(tail(opening.arrangement.raw(maps.to(dtype_of(self.module)), like), around))
+            if size:
+                size.add(len(maps), time.perf_counter() - began_s)
+            yield first, last, logits
 
-        return run_tail
+    def _around(self, tail: Tail | None, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns the image's own raw output, which has the network's own tokens, and what is carried around it."""
+        if tail is None or tail.before is None:
+            return (self.capture(x[None]).raw,)
+        self.count("masked_forward", 1, images=1)
+        return tail.around(x)

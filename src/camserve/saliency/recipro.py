@@ -26,14 +26,15 @@ def recipro_cam(features: Features, spec: ReciproCam, numbers: Tensor) -> Tensor
     Returns:
         (K, u, v).
     """
-    run = features.passes.tail(features.input)
     height, width = features.activations.shape[-2:]
     scores = features.activations.new_zeros(len(features.targets), height * width)
-    for first, last in features.passes.runs(0, len(numbers)):
-        places = numbers[first:last]
-        shown = _shown(places, (height, width), spec.kernel).to(features.activations)
-        outputs = run(shown[:, None] * features.activations)
-        scores[:, places] = features.targets.query_value(outputs).T.to(scores)
+
+    def altered(first: int, last: int) -> Tensor:
+        shown = _shown(numbers[first:last], (height, width), spec.kernel).to(features.activations)
+        return shown[:, None] * features.activations
+
+    for first, last, outputs in features.passes.behind(features, len(numbers), altered):
+        scores[:, numbers[first:last]] = features.targets.query_value(outputs).T.to(scores)
     return scores.view(-1, height, width)
 
 

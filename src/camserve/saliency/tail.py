@@ -1,8 +1,8 @@
 """Finds the part of a network behind a layer, as a module of its own, through which altered activations are run.
 
-torch.fx writes the forward down as a graph. Its part from the layer's last call to the logits is the tail, if it
-depends on nothing else that the image has a part in, such as a shortcut around the layer; the size of the image and the
-number of images may be asked. Weights and submodules are the network's own, not copies.
+torch.fx writes the forward down as a graph. Its part from the layer's last call to the logits is the tail. What else of
+the image it depends on, such as a shortcut around the layer, is made by another part, once for an image; the size of
+the image and the number of images may be asked. Weights and submodules are the network's own, not copies.
 
 While it traces, torch.fx replaces `nn.Module.__call__` for the whole process. Here the calls of other threads go
 through untouched, and one trace waits for the other.
@@ -13,13 +13,15 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from camserve.saliency.capture import ACTIVATIONS, Capture, address
+from camserve.saliency.capture import ACTIVATIONS, Capture, address, with_output
+from camserve.saliency.run import dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +31,55 @@ SAME = 1e-4
 _tracing = threading.Lock()
 
 
-def find_tail(module: nn.Module, layer: str, captured: Capture, image: torch.Size) -> nn.Module | None:
+@dataclass(frozen=True)
+class Tail:
+    """Holds the part of a network behind a layer."""
+
+    module: nn.Module
+    """From raw outputs of the layer, and what is carried around it, to logits."""
+    before: nn.Module | None
+    """From images to the layer's raw output and what is carried around it, a tuple; None: nothing is carried."""
+
+    def around(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Returns an image's own raw output of the layer and what is carried around it; () where nothing is.
+
+        Args:
+            image: (C, H, W), normalised.
+        """
+        if self.before is None:
+            return ()
+        with torch.no_grad():
+            return tuple(self.before(image[None].to(dtype_of(self.before))))
+
+    def __call__(self, raw: Tensor, around: Sequence[Tensor] = ()) -> Tensor:
+        """Returns the logits (n, classes) of n raw outputs of the layer, all of them in place of one image's own.
+
+        Args:
+            raw: the outputs.
+            around: what `around` returns of the image.
+        """
+        # Copies, because the tail may work in place.
+        carried = (each.expand(len(raw), *each.shape[1:]).clone() for each in around[1:])
+        return self.module(raw, *carried)  # type: ignore[no-any-return]
+
+
+def find_tail(
+    module: nn.Module, layer: str, captured: Capture, image: Tensor, calls: Sequence[int] = ()
+) -> Tail | None:
     """Returns the tail behind the layer's last spatial call, or None where there is none to be had.
 
     Args:
         module: in eval mode; nothing is left on it.
         layer: address of the layer, as in `capture`.
         captured: one image's, from which the tail must make the same logits as the network does.
-        image: (C, H, W), the size of that image.
+        image: (C, H, W), that image, normalised.
+        calls: number of the layer's call that counts, as in `capture`.
 
     Returns:
-        A module from raw outputs of the layer to logits; None where the forward cannot be traced, or where what comes
-        after the layer depends on more than the layer.
+        The tail; None where the forward cannot be traced, or where what comes after the layer depends on numbers of
+        the image that are no tensors.
     """
+    network = module
     # The copy shares everything; tracing may set tensors that it meets as attributes, which must not stay behind.
     module = copy.copy(module)
     try:
@@ -51,8 +89,10 @@ def find_tail(module: nn.Module, layer: str, captured: Capture, image: torch.Siz
         log.info("the network cannot be traced, so %s has no tail of its own: %s", layer, error)
         return None
     for call in _calls(graph, module, layer):
-        tail = _behind(module, graph, call, image)
-        if tail is not None and _makes(tail, captured):
+        tail = _behind(module, graph, call, image.shape)
+        if tail is None or not _makes(tail, captured, image):
+            continue
+        if tail.before is None or _makes_of_others(tail, network, layer, calls, captured, image):
             return tail
     return None
 
@@ -106,28 +146,59 @@ def _function(node: fx.Node) -> Any:
     return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
 
-def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node, image: torch.Size) -> nn.Module | None:
-    """Returns what the logits need from `call` on; None if they also need what the image shows in another way."""
+def _behind(module: nn.Module, graph: fx.Graph, call: fx.Node, image: torch.Size) -> Tail | None:
+    """Returns what the logits need from `call` on; None where the logits do not depend on it."""
     (logits,) = (node for node in graph.nodes if node.op == "output")
+    after, shows = _dependent(graph, lambda node: node is call), _dependent(graph, _shows)
+    if logits not in after:
+        return None
     needed: set[fx.Node] = set()
+    carried: list[fx.Node] = []
     waiting = [logits]
     while waiting:
         node = waiting.pop()
-        if node is call or node in needed:
+        if node is call or node in needed or node in carried:
             continue
-        if any(argument.op == "placeholder" for argument in node.all_input_nodes) and not _asks_size(node):
-            return None
-        needed.add(node)
-        waiting.extend(argument for argument in node.all_input_nodes if argument.op != "placeholder")
+        if node in shows and node not in after:
+            carried.append(node)
+        else:
+            needed.add(node)
+            waiting.extend(argument for argument in node.all_input_nodes if argument.op != "placeholder")
     tail = fx.Graph()
     raw = tail.placeholder("raw")
-    made = {call: raw}
+    made = {call: raw} | {node: tail.placeholder(f"carried_{index}") for index, node in enumerate(carried)}
     for node in graph.nodes:
         if node.op == "placeholder" and any(user in needed for user in node.users):
             made[node] = tail.call_function(_as_large, (raw, tuple(image)))
         elif node in needed:
             made[node] = tail.node_copy(node, lambda argument: made[argument])
-    return fx.GraphModule(module, tail)
+    before = _up_to(module, graph, [call, *carried]) if carried else None
+    return Tail(fx.GraphModule(module, tail), before)
+
+
+def _dependent(graph: fx.Graph, begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Returns the nodes of which this is true, and all that depend on one of them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:  # what a node depends on comes before it
+        if begins(node) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _shows(node: fx.Node) -> bool:
+    """Tells whether a node is made of the image itself, and not of its size alone."""
+    return any(argument.op == "placeholder" for argument in node.all_input_nodes) and not _asks_size(node)
+
+
+def _up_to(module: nn.Module, graph: fx.Graph, wanted: Sequence[fx.Node]) -> nn.Module:
+    """Returns what makes these nodes' values of an image, as a tuple."""
+    before, twins = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        twins[node] = before.node_copy(node, lambda argument: twins[argument])
+        if all(each in twins for each in wanted):
+            break
+    before.output(tuple(twins[node] for node in wanted))
+    return fx.GraphModule(module, before)
 
 
 def _asks_size(node: fx.Node) -> bool:
@@ -142,15 +213,37 @@ def _as_large(raw: Tensor, image: tuple[int, ...]) -> Tensor:
     return raw.new_zeros(()).expand(len(raw), *image)
 
 
-def _makes(tail: nn.Module, captured: Capture) -> bool:
+def _makes(tail: Tail, captured: Capture, image: Tensor) -> bool:
     """Tells whether the tail makes the logits that the network made."""
     try:
         with torch.no_grad():
             # A copy, because the tail may work in place.
-            logits = tail(captured.raw.clone())
+            logits = tail(captured.raw.clone(), tail.around(image))
     except Exception:
         # Another call of the layer may have an output of another shape, for which this tail is not made.
         return False
-    if not isinstance(logits, Tensor) or logits.shape != captured.logits.shape:
+    return _alike(logits, captured.logits)
+
+
+def _makes_of_others(
+    tail: Tail, module: nn.Module, layer: str, calls: Sequence[int], captured: Capture, image: Tensor
+) -> bool:
+    """Tells whether the tail makes of other activations what the network makes with them in the layer's place.
+
+    What is carried around the layer may depend on it after all, in a network that runs several times for one image.
+    """
+    maps = torch.cat([captured.activations, captured.activations.flip(-1) / 2])
+    arrangement = captured.arrangement
+    try:
+        with torch.no_grad():
+            logits = tail(arrangement.raw(maps.to(captured.raw.dtype), captured.raw), tail.around(image))
+        expected = with_output(module, image.expand(2, -1, -1, -1), layer, calls, arrangement, maps)
+    except Exception:
         return False
-    return bool((logits - captured.logits).abs().max() <= SAME * captured.logits.abs().max())
+    return _alike(logits, expected)
+
+
+def _alike(logits: object, expected: Tensor) -> bool:
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
+        return False
+    return bool((logits - expected).abs().max() <= SAME * expected.abs().max())

@@ -379,22 +379,22 @@ class Executor:
         """Returns how many queries a pass of a job takes."""
         return self.network.reproducible_pass if job.item.reproducible else self.micro_batch.size
 
-    def _torch_pass_of(self, job: _Job) -> int:
-        """Returns how many images a pass of a job takes that PyTorch makes, with gradients or behind a layer."""
+    def _torch_pass_of(self, job: _Job) -> int | None:
+        """Returns how many images a pass of a job takes that PyTorch makes; None: as many as the network says."""
         whole = self.micro_batch.size == self.network.micro_batch  # else memory has run out
-        return self.network.torch_batch if whole and not job.item.reproducible else self._pass_of(job)
+        return None if whole and not job.item.reproducible else self._pass_of(job)
 
     def _needs_gradients(self, job: _Job, layer: str) -> bool:
         tasks = (task for task in job.item.tasks if self.network.info.layer(task.layer).name == layer)
         return any(REGISTRY[type(task.method)].needs_gradients for task in tasks)
 
-    def _made_once(self, image: Hashable, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def _made_once(self, image: Hashable, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Returns what is made of an image, from the memory if an earlier step has left it there."""
         made: Made | None = self.memory.get((name, image), counted=False)
         if made is None:
             made = Made(make())
             self.memory.put((name, image), made)
-        return made.value
+        return made.values
 
     def _known(self, target: AnyTarget, job: _Job) -> AnyTarget:
         """Returns the target with what the network makes of it once: the vector of a reference image, or of a text."""

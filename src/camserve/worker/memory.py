@@ -85,14 +85,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Made:
-    """Holds something that a method makes of an image for each of its steps."""
+    """Holds what a method makes of an image for each of its steps."""
 
-    value: Tensor
+    values: tuple[Tensor, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Number of bytes of the tensor."""
-        return self.value.nbytes
+        """Number of bytes of the tensors."""
+        return sum(value.nbytes for value in self.values)
 
 
 class Memory:

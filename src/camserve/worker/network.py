@@ -35,6 +35,7 @@ from camserve.saliency.asked import Asked
 from camserve.saliency.capture import Capture
 from camserve.saliency.layers import FoundLayer, Survey, survey, survey_of_outputs
 from camserve.saliency.opening import Opening, Trunk, Whole
+from camserve.saliency.pass_size import PassSize
 from camserve.saliency.passes import Passes
 from camserve.saliency.run import dtype_of, failed, run, single
 from camserve.scores import Score, TextEncoder, find_outputs, kind_of, make_score
@@ -154,6 +155,8 @@ class Network:
         self.micro_batch = micro_batch or DEFAULT_MICRO_BATCH.get(self.device.type, 32)
         if self.survey.alone:
             self.micro_batch = 1
+        # On other devices the micro-batch is large already, and what a pass takes is not known when its call returns.
+        self._sizes_are_found = not micro_batch and not self.survey.alone and self.device.type == "cpu"
         self.torch_batch = self.micro_batch
         """Number of images of a pass that PyTorch makes; `micro_batch` is that of what runs masked queries."""
         numbers, words = returned.shape[1], _words(self.tokeniser, self.score)
@@ -319,7 +322,8 @@ class Network:
         return asked
 
     def _opening(self, found: FoundLayer, trunk: Trunk | None = None) -> Opening:
-        return Opening(self.module, found, self.classifier, self.survey.keeps, trunk, self.survey.tokens)
+        size = PassSize() if self._sizes_are_found else None
+        return Opening(self.module, found, self.classifier, self.survey.keeps, trunk, self.survey.tokens, size)
 
     def _surveyed(self, lacks: Mapping[Asset, str]) -> Survey:
         example = self.normalise(self._random_pixels())
@@ -402,9 +406,10 @@ class Network:
         Args:
             layer: name of the layer.
             work: units by kind, to which those of the passes are added.
-            micro_batch: images of a pass; None: the network's own number.
+            micro_batch: images of any pass; None: the network's own number, and behind the layer that which is fastest.
         """
-        return Passes(self._openings[layer], micro_batch or self.torch_batch, *self._extremes, work=work)
+        opening, size = self._openings[layer], micro_batch or self.torch_batch
+        return Passes(opening, size, *self._extremes, work, None if micro_batch else opening.tail_size)
 
     def has_trunk(self, x: Tensor, layer: str, gradients: bool) -> bool:
         """Tells whether another runtime makes the pass of x at a layer that `info` lists, for gradients or without."""
