@@ -58,16 +58,19 @@ def backward_passes(module: nn.Module) -> list[int]:
     return passes
 
 
-@pytest.mark.parametrize(("count", "targets", "expected"), [(1, 5, 1), (1, 8, 1), (1, 20, 3), (3, 5, 3), (9, 3, 3)])
-def test_several_targets_share_a_backward_pass_of_bounded_memory(count, targets, expected):
+@pytest.mark.parametrize(
+    ("count", "targets", "together", "expected"),
+    [(1, 5, 8, 1), (1, 8, 8, 1), (1, 20, 8, 3), (3, 5, 8, 3), (9, 3, 8, 3), (1, 5, 4, 2), (1, 5, 1, 5)],
+)
+def test_several_targets_share_a_backward_pass_of_bounded_memory(count, targets, together, expected):
     module = build("perceptron", dtype=torch.float64)
     passes = backward_passes(module.head)
     captured = capture(module, images(count), "features.8")
     classes = asked([number % CLASSES for number in range(targets)])
     one_by_one = torch.stack(list(captured.each_gradient(classes)), dim=1)
     passes.clear()
-    found = captured.gradients(classes)
-    assert len(passes) == expected  # at most eight images times targets, or one target of all images
+    found = captured.gradients(classes, together)
+    assert len(passes) == expected  # at most so many images times targets, or one target of all images
     torch.testing.assert_close(found, one_by_one, rtol=1e-12, atol=1e-16)
 
 
@@ -95,7 +98,7 @@ def test_a_backward_pass_that_reads_its_gradients_is_made_for_each_target():
     captured = capture(Restless().double().eval(), images(2), "features")
     classes = asked([0, 3, 5])
     one_by_one = torch.stack(list(captured.each_gradient(classes)), dim=1)
-    torch.testing.assert_close(captured.gradients(classes), one_by_one, rtol=0, atol=0)
+    torch.testing.assert_close(captured.gradients(classes, 8), one_by_one, rtol=0, atol=0)
 
 
 def test_a_backward_pass_that_fails_is_the_same_failure_for_several_targets():
@@ -108,7 +111,7 @@ def test_a_backward_pass_that_fails_is_the_same_failure_for_several_targets():
     captured = capture(Failing().double().eval(), images(), "features")
     for classes in (asked([1]), asked([0, 3])):
         with pytest.raises(RuntimeError, match="no gradients today"):
-            captured.gradients(classes)
+            captured.gradients(classes, 8)
 
 
 class Twice(nn.Module):
@@ -129,7 +132,7 @@ def test_several_targets_of_a_layer_that_runs_several_times_share_a_backward_pas
     captured = capture(module, images(), "act", (1, 2))
     one_by_one = torch.stack(list(captured.each_gradient(asked([0, 2, 4]))), dim=1)
     passes.clear()
-    torch.testing.assert_close(captured.gradients(asked([0, 2, 4])), one_by_one, rtol=1e-12, atol=1e-16)
+    torch.testing.assert_close(captured.gradients(asked([0, 2, 4]), 8), one_by_one, rtol=1e-12, atol=1e-16)
     assert len(passes) == 1
 
 

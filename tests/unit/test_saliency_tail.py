@@ -69,6 +69,14 @@ class AroundTwice(Small):
         return (found * x.mean(dim=(2, 3)).view(found.shape[0], -1, 1, 1)).relu() - x
 
 
+class Both(Small):
+    """Runs the layer twice, and both calls count, as in a network that runs once for each of several texts."""
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head((self.layer(x).tanh() * 2 + self.layer(x.flip(-1))).mean(dim=(2, 3)))
+
+
 class Checks(Small):
     """Looks at values, which a trace has none of."""
 
@@ -169,6 +177,16 @@ def test_what_goes_around_the_layer_is_the_images_own(kind):
     tail = find_tail(module, "layer", captured(module, "layer"), example()[0])
     found = captured(module, "layer", other)  # the tail serves images other than the one that it was found with
     torch.testing.assert_close(tail(found.raw.repeat(3, 1, 1, 1), tail.around(other[0])), module(other).expand(3, -1))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_goes_around_the_layer_must_not_be_the_layer_itself(silent):
+    """Nor for an image that the layer sees nothing in, such as the black one that a worker warms up with."""
+    module = Both().eval()
+    if silent:
+        nn.init.zeros_(module.layer.weight)
+        nn.init.zeros_(module.layer.bias)
+    assert find_tail(module, "layer", capture(module, example(), "layer"), example()[0]) is None
 
 
 @pytest.mark.parametrize("kind", [Shortcut, InPlace, Sides, AroundTwice])
@@ -346,6 +364,26 @@ def test_passes_of_a_size_that_somebody_named_or_that_is_kept_stay_so(monkeypatc
     for _ in range(3):
         kept._executor.answer(Item(picture(2), (Target(1),), (task,), reproducible=True))
     assert max(clock.sizes) == kept.network.reproducible_pass
+
+
+def test_where_memory_runs_out_in_a_larger_pass_they_get_smaller(monkeypatch):
+    expected = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
+    expected = expected.explain(picture(2), methods=["recipro_cam"], targets=[1])
+    engine = Engine(build("perceptron", 2), preprocessing=PREPROCESSING)
+    clock, most = Timed(monkeypatch, engine, always), 16
+
+    def scarce(_module, inputs):
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("no more memory")
+
+    engine.network.classifier.register_forward_pre_hook(scarce)
+    found = engine.explain(picture(2), methods=["recipro_cam"], targets=[1])
+    assert max(clock.sizes) == 16
+    clock.sizes.clear()
+    again = engine.explain(picture(2), methods=["recipro_cam"], targets=[1])
+    assert max(clock.sizes) == engine.network.micro_batch // 2  # not only the pass that failed: memory stays scarce
+    for one in (found, again):
+        np.testing.assert_allclose(one.maps[0].array, expected.maps[0].array, atol=1e-5)
 
 
 def test_without_a_tail_passes_are_of_the_micro_batch(monkeypatch):

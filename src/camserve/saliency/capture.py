@@ -76,13 +76,15 @@ class Capture:
     _classifier: nn.Linear | None = field(default=None, repr=False)
     """The network's last linear layer, if it is known."""
 
-    def gradients(self, targets: Targets) -> Tensor:
+    def gradients(self, targets: Targets, together: int = 1) -> Tensor:
         """Returns dS/dA for each image's targets, in closed form behind global average pooling and one linear layer.
 
         Args:
             targets: K targets, the same for all images or K for each; one backward pass of the tail serves all images,
                 which is exact because images of a batch do not interact in eval mode, and several targets, by
                 vectorising (`is_grads_batched` of `torch.autograd.grad`): weights are read once for all of them.
+            together: images times targets of one backward pass at most, so that memory is bounded; or all images, and
+                one target.
 
         Returns:
             (B, K, C, u, v).
@@ -92,24 +94,24 @@ class Capture:
         """
         pooled = is_pooled_linear(self._classifier, self.activations, self.logits)
         if self._classifier is None or not targets.score.linear or not pooled.any():
-            return self._differentiated(targets)
+            return self._differentiated(targets, together)
         closed = constant_gradients(self._classifier, targets, len(self.logits), self.activations.shape[-2:])
         if pooled.all():
             return closed
-        return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(targets))
+        return torch.where(pooled[:, None, None, None, None], closed, self._differentiated(targets, together))
 
     def each_gradient(self, targets: Targets) -> Iterator[Tensor]:
         """Yields the columns of `gradients`, (B, C, u, v), so that no more than one need be in memory."""
         for target in targets.columns():
             yield self.gradients(target)[:, 0]
 
-    def _differentiated(self, targets: Targets) -> Tensor:
+    def _differentiated(self, targets: Targets, together: int) -> Tensor:
         graph = self.graph()
         if not graph.output.requires_grad:
             raise Unsupported(CUT)
         columns = torch.stack([_of_logits(graph.output, target) for target in targets.columns()])
-        together = max(1, TOGETHER // len(graph.output))
-        found = [maps for some in torch.split(columns, together) for maps in self._of_leaves(graph, some)]
+        parts = torch.split(columns, max(1, together // len(graph.output)))
+        found = [maps for some in parts for maps in self._of_leaves(graph, some)]
         return torch.stack(found, dim=1)
 
     def _of_leaves(self, graph: Graph, columns: Tensor) -> list[Tensor]:
@@ -141,9 +143,6 @@ def _backward(graph: Graph, of_logits: Tensor, is_grads_batched: bool = False) -
         raise Unsupported(CUT)
     return found
 
-
-TOGETHER = 8
-"""Images times targets of one backward pass at most, so that memory is bounded; or all images, and one target."""
 
 CUT = (
     "no gradient of the scores reaches this layer, because the network's forward cuts it, with `detach` for instance; "

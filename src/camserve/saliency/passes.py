@@ -67,6 +67,10 @@ class Passes:
         """Number of images that went through so far."""
         self.work: Counter[Kind] = Counter() if work is None else work
 
+    def shrink(self, micro_batch: int) -> None:
+        """Makes no pass larger than this from now on, behind the layer neither: memory has run out."""
+        self.micro_batch, self._tail_size = micro_batch, None
+
     def count(self, kind: Kind, units: int, images: int = 0) -> None:
         """Adds work that has been done, and the images that went through for it."""
         self.work[kind] += units

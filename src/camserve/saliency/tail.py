@@ -36,9 +36,9 @@ class Tail:
     """Holds the part of a network behind a layer."""
 
     module: nn.Module
-    """From raw outputs of the layer, and what is carried around it, to logits."""
+    """Module from raw outputs of the layer, and what is carried around it, to logits."""
     before: nn.Module | None
-    """From images to the layer's raw output and what is carried around it, a tuple; None: nothing is carried."""
+    """Module from images to the layer's raw output and what is carried around it, a tuple; None: nothing is carried."""
 
     def around(self, image: Tensor) -> tuple[Tensor, ...]:
         """Returns an image's own raw output of the layer and what is carried around it; () where nothing is.
@@ -232,7 +232,10 @@ def _makes_of_others(
 
     What is carried around the layer may depend on it after all, in a network that runs several times for one image.
     """
-    maps = torch.cat([captured.activations, captured.activations.flip(-1) / 2])
+    own = captured.activations
+    # Something is added, because a layer may be zero everywhere for an image.
+    other = own.flip(-1) / 2 + torch.linspace(0, 1, own.numel(), dtype=own.dtype, device=own.device).view_as(own)
+    maps = torch.cat([own, other])
     arrangement = captured.arrangement
     try:
         with torch.no_grad():

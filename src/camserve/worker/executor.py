@@ -290,7 +290,7 @@ class Executor:
         self.memory.clear()
         free_cached(self.network.device)
         for features in (one for job in jobs if not job.item.reproducible for one in job.features.values()):
-            features.passes.micro_batch = self.micro_batch.size
+            features.passes.shrink(self.micro_batch.size)
 
     def _prepare(self, job: _Job, decoding: Decoding) -> None:
         if job.item.expires_s < time.monotonic():
@@ -352,7 +352,9 @@ class Executor:
             for job in jobs
             if job.seen is not None
         ]
-        passes = self._images.passed(jobs[0].network, layer, wanted, jobs[0].work)
+        first = jobs[0]
+        together = self._torch_pass_of(first) or self.network.torch_batch
+        passes = self._images.passed(first.network, layer, wanted, first.work, together)
         for job, passed in zip(jobs, passes, strict=True):
             self._take(job, layer, passed)
 

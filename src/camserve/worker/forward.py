@@ -138,7 +138,9 @@ class Forward:
             self._memory.put(name, seen)
         return name, seen
 
-    def passed(self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
+    def passed(
+        self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind], together: int
+    ) -> list[Passed]:
         """Returns the passes at a layer, in order; those not remembered are made together, and added to `work`.
 
         Args:
@@ -146,18 +148,21 @@ class Forward:
             layer: name of the layer.
             wanted: the images.
             work: units by kind.
+            together: images times targets of a backward pass, at most; or all images, and one target.
         """
         found: list[Passed | None] = [self._remembered(network, layer, one) for one in wanted]
         fresh = [one for one, passed in zip(wanted, found, strict=True) if passed is None]
-        made = iter(self._make(network, layer, fresh, work) if fresh else ())
+        made = iter(self._make(network, layer, fresh, work, together) if fresh else ())
         return [next(made) if passed is None else passed for passed in found]
 
     def _remembered(self, network: Network, layer: str, wanted: Wanted) -> Passed | None:
         passed: Passed | None = self._memory.get((wanted.digest, network.asked, layer))
         return passed if passed is not None and wanted.suffices(passed) else None
 
-    def _make(self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind]) -> list[Passed]:
-        """Makes one forward pass for all, and where gradients are needed one backward for each column of targets."""
+    def _make(
+        self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind], together: int
+    ) -> list[Passed]:
+        """Makes one forward pass for all, and the backward passes where gradients are needed."""
         inputs = [network.normalise(one.seen.pixels[None]) for one in wanted]
         x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
         differentiated = any(one.gradients for one in wanted)
@@ -176,7 +181,7 @@ class Forward:
             targets = Targets.stacked(each)
             formula = elsewhere and network.info.layer(layer).pooled_head  # as a rule: small operations, and no layer
             with nullcontext() if formula else all_threads():
-                gradients = list(captured.gradients(targets))
+                gradients = list(captured.gradients(targets, together))
             work["layer_gradient"] += len(x) * len(targets)
         made = []
         for row, one in enumerate(wanted):
