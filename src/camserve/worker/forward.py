@@ -139,7 +139,7 @@ class Forward:
         return name, seen
 
     def passed(
-        self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind], together: int
+        self, network: Network, layer: str, wanted: Sequence[Wanted], work: Counter[Kind], together: int = 1
     ) -> list[Passed]:
         """Returns the passes at a layer, in order; those not remembered are made together, and added to `work`.
 
