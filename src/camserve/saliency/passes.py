@@ -19,6 +19,7 @@ from camserve.errors import Unsupported
 from camserve.methods.work import Kind
 from camserve.saliency.capture import Capture, with_output
 from camserve.saliency.flow import KeptGradients
+from camserve.saliency.folded import FoldedProducts
 from camserve.saliency.opening import Opening
 from camserve.saliency.pass_size import PassSize
 from camserve.saliency.run import dtype_of, run, single
@@ -111,7 +112,8 @@ class Passes:
         self.count("pixel_gradient", len(x) * len(targets), images=len(x))
         x = x.detach().clone().requires_grad_()
         # The network gets a copy, because autograd forbids in-place operations on a leaf.
-        logits = self.differentiable(x.clone())
+        with FoldedProducts():
+            logits = self.differentiable(x.clone())
         if not logits.requires_grad:
             raise Unsupported(CUT_INPUT)
         for target in targets.columns():
