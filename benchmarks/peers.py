@@ -45,7 +45,7 @@ class Stopped:
     """Tells that a call was stopped before its end."""
 
     share: float
-    """Share of its images that went through the network."""
+    """Share of its images that it was through with."""
 
 
 class _EnoughError(Exception):
@@ -53,22 +53,25 @@ class _EnoughError(Exception):
 
 
 def at_most(seconds: float, peer: Peer, network: nn.Module) -> object:
-    """Returns what a call returns, or `Stopped` where it was still sending images after so many seconds."""
+    """Returns what a call returns, or `Stopped` where it was still sending images after so many seconds.
+
+    It is stopped where a pass begins, because only then all is done with the images before: their gradients, too.
+    """
     if not peer.images:
         return peer.call()
-    seen, began_s = 0, time.perf_counter()
+    begun, done, began_s = 0, 0, time.perf_counter()
 
-    def count(_module: nn.Module, _inputs: tuple[Any, ...], outputs: Tensor) -> None:
-        nonlocal seen
-        seen += len(outputs)
-        if time.perf_counter() - began_s > seconds and seen < peer.images:
+    def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal begun, done
+        done, begun = begun, begun + len(inputs[0])
+        if done and time.perf_counter() - began_s > seconds:
             raise _EnoughError
 
-    with network.register_forward_hook(count):
+    with network.register_forward_pre_hook(count):
         try:
             return peer.call()
         except _EnoughError:
-            return Stopped(seen / peer.images)
+            return Stopped(done / peer.images)
 
 
 def offered(bench: Bench, method: str) -> dict[str, Peer | str]:

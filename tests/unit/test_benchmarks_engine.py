@@ -209,10 +209,24 @@ def test_a_call_of_the_others_is_stopped_and_scaled(programs):
 
     assert peers.at_most(1e9, peers.Peer(call, images=40), network) == "whole"
     assert peers.at_most(0.0, peers.Peer(call, images=40), network) == peers.Stopped(0.1)
-    assert not network._forward_hooks
+    assert not network._forward_pre_hooks
     stopped = programs["engine"].First(3.0, programs["memory"].Peak(None, None), result=peers.Stopped(0.1))
     assert programs["engine"].timing(stopped, [])["median_s"] == pytest.approx(30.0)
     assert programs["engine"].timing(stopped, [])["share"] == 0.1
+
+
+def test_a_call_is_stopped_when_all_is_done_with_the_images_that_count(programs, monkeypatch):
+    peers, clock_s, network = programs["peers"], 0.0, torch.nn.Identity()
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: clock_s)
+
+    def call():
+        nonlocal clock_s
+        for _ in range(10):
+            network(torch.zeros(4, 1))
+            clock_s += 3.0  # the gradients, behind the forward
+
+    # Eight images have taken six seconds; of the next four only the forward would have been seen.
+    assert peers.at_most(4.0, peers.Peer(call, images=40), network) == peers.Stopped(8 / 40)
 
 
 def test_the_network_is_whole_again_after_a_stopped_call(programs, bench):
