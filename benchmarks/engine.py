@@ -18,7 +18,7 @@ product, and the best rate of plain forward passes of any batch size in any runt
 unless precision is given up, and a row of masked queries is done well where it is close to the second.
 
 A first call longer than SLOW_S is the only one. The others' calls are stopped after `--bound` seconds, and what the
-whole would have taken is told from the share of its images that were through: "share" in the results.
+whole would have taken is told from the passes until then: "share" in the results is that of their images.
 
 A row is on disk as soon as it is measured, in build/engine/<commit>; the next run goes on from there. Delete that
 folder to start anew, also after changes that are not committed.
@@ -223,15 +223,15 @@ def measure_row(bench: Bench, row: str, network: Content, rounds: int, bound_s: 
 
 
 def timing(first: First, seconds: Sequence[float]) -> Content:
-    """Returns the seconds of a case, those of its only call where it is slow; scaled where that was stopped."""
-    share = first.result.share if isinstance(first.result, peers.Stopped) else 1.0
-    taken = [each / share for each in seconds or [first.seconds]]
+    """Returns the seconds of a case: of its only call where it is slow, and of the whole one where it was stopped."""
+    stopped = first.result if isinstance(first.result, peers.Stopped) else None
+    taken = [stopped.whole_s] if stopped else list(seconds) or [first.seconds]
     figures: Content = {
         "median_s": float(np.median(taken)),
         "min_s": min(taken),
         "max_s": max(taken),
         "rounds": len(taken),
-        "share": share,
+        "share": stopped.share if stopped else 1.0,
         "peak_bytes": first.peak.beyond_start,
     }
     if isinstance(first.result, Explanation):

@@ -331,7 +331,7 @@ def pages(content: Content) -> str:
         return f"{NOTHING}\n\n{goals_table(content)}"
     met = [goal["met"] for goal in content["goals"]]
     counts = f"{met.count(True)} met, {met.count(False)} missed, {met.count(None)} not measured"
-    share = "\\* stopped before its end, and told from the share of its images that were through." * any(
+    share = "\\* stopped before its end, and told from the passes until then." * any(
         case["share"] != 1 for row in content["rows"].values() for case in row["cases"].values()
     )
     left_out = sorted({f"{name}: {why}" for row in content["rows"].values() for name, why in row["left_out"].items()})

@@ -46,6 +46,8 @@ class Stopped:
 
     share: float
     """Share of its images that it was through with."""
+    whole_s: float
+    """Seconds that the whole call would have taken."""
 
 
 class _EnoughError(Exception):
@@ -55,23 +57,28 @@ class _EnoughError(Exception):
 def at_most(seconds: float, peer: Peer, network: nn.Module) -> object:
     """Returns what a call returns, or `Stopped` where it was still sending images after so many seconds.
 
-    It is stopped where a pass begins, because only then all is done with the images before: their gradients, too.
+    It is stopped where a pass begins, because only then all is done with the images before: their gradients, too. What
+    is missing would have taken as long for an image as all passes but the first, behind which a method may set up what
+    it does once: a Score-CAM its masks.
     """
     if not peer.images:
         return peer.call()
-    begun, done, began_s = 0, 0, time.perf_counter()
+    began_s, passes = time.perf_counter(), list[tuple[float, int]]()
 
-    def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal begun, done
-        done, begun = begun, begun + len(inputs[0])
-        if done and time.perf_counter() - began_s > seconds:
+    def begins(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        now_s = time.perf_counter()
+        passes.append((now_s, len(inputs[0])))
+        if len(passes) > 2 and now_s - began_s > seconds:
             raise _EnoughError
 
-    with network.register_forward_pre_hook(count):
+    with network.register_forward_pre_hook(begins):
         try:
             return peer.call()
         except _EnoughError:
-            return Stopped(done / peer.images)
+            (_, first), (second_s, _), *_, (last_s, missing) = passes
+            done = sum(images for _, images in passes) - missing
+            each_s = (last_s - second_s) / (done - first)
+            return Stopped(done / peer.images, last_s - began_s + (peer.images - done) * each_s)
 
 
 def offered(bench: Bench, method: str) -> dict[str, Peer | str]:

@@ -199,34 +199,63 @@ def test_another_librarys_failure_costs_its_case_alone_and_ours_is_an_error(prog
 # Calls that take too long
 
 
-def test_a_call_of_the_others_is_stopped_and_scaled(programs):
-    peers, network = programs["peers"], nn.Identity()
+class Clock:
+    """Stands in for `time`: it goes on by what is said to have been done."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+def passes_of(network, clock, images, set_up_s=0.0, forward_s=0.0, gradients_s=0.0):
+    """Returns a call that sends images in these passes, and sets up its masks behind the first one."""
+
+    def forward(module, inputs):
+        clock.now_s += forward_s * len(inputs[0])
 
     def call():
-        for _ in range(10):
-            network(torch.zeros(4, 1))
+        with network.register_forward_pre_hook(forward):
+            for number, each in enumerate(images):
+                network(torch.zeros(each, 1))
+                clock.now_s += gradients_s * each + (set_up_s if number == 0 else 0.0)
         return "whole"
 
+    return call
+
+
+@pytest.fixture
+def clock(programs, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(programs["peers"], "time", clock)
+    return clock
+
+
+def test_a_call_of_the_others_is_stopped_and_told_in_whole(programs, clock):
+    peers, network = programs["peers"], nn.Identity()
+    call = passes_of(network, clock, [4] * 10, forward_s=0.25)
     assert peers.at_most(1e9, peers.Peer(call, images=40), network) == "whole"
-    assert peers.at_most(0.0, peers.Peer(call, images=40), network) == peers.Stopped(0.1)
+    stopped = peers.at_most(0.0, peers.Peer(call, images=40), network)
+    assert stopped == peers.Stopped(0.2, 10.0)
     assert not network._forward_pre_hooks
-    stopped = programs["engine"].First(3.0, programs["memory"].Peak(None, None), result=peers.Stopped(0.1))
-    assert programs["engine"].timing(stopped, [])["median_s"] == pytest.approx(30.0)
-    assert programs["engine"].timing(stopped, [])["share"] == 0.1
+    first = programs["engine"].First(3.0, programs["memory"].Peak(None, None), result=stopped)
+    assert programs["engine"].timing(first, [])["median_s"] == 10.0
+    assert programs["engine"].timing(first, [])["share"] == 0.2
 
 
-def test_a_call_is_stopped_when_all_is_done_with_the_images_that_count(programs, monkeypatch):
-    peers, clock_s, network = programs["peers"], 0.0, torch.nn.Identity()
-    monkeypatch.setattr(peers.time, "perf_counter", lambda: clock_s)
+@pytest.mark.parametrize("bound_s", [1.0, 4.0, 7.0, 20.0])
+def test_gradients_of_the_last_images_are_part_of_their_time(programs, clock, bound_s):
+    peers, network = programs["peers"], nn.Identity()
+    call = passes_of(network, clock, [4] * 10, forward_s=0.25, gradients_s=0.5)
+    assert peers.at_most(bound_s, peers.Peer(call, images=40), network).whole_s == 30.0
 
-    def call():
-        nonlocal clock_s
-        for _ in range(10):
-            network(torch.zeros(4, 1))
-            clock_s += 3.0  # the gradients, behind the forward
 
-    # Eight images have taken six seconds; of the next four only the forward would have been seen.
-    assert peers.at_most(4.0, peers.Peer(call, images=40), network) == peers.Stopped(8 / 40)
+@pytest.mark.parametrize("bound_s", [1.0, 6.0, 9.0])
+def test_what_is_set_up_once_is_not_part_of_every_pass(programs, clock, bound_s):
+    peers, network = programs["peers"], nn.Identity()
+    call = passes_of(network, clock, [1] + [4] * 10, set_up_s=5.0, forward_s=0.25)
+    assert peers.at_most(bound_s, peers.Peer(call, images=41), network).whole_s == 5.0 + 41 * 0.25
 
 
 def test_the_network_is_whole_again_after_a_stopped_call(programs, bench):
