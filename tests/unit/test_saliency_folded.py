@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from camserve import Engine
+from camserve.saliency import passes
 from camserve.saliency.folded import FoldedProducts
+from camserve.types import Preprocessing
 
 
 class Products(TorchDispatchMode):
@@ -112,3 +117,38 @@ def test_a_call_by_names_is_left_as_it_is() -> None:
         of_numbers = torch.matmul(x[0], other=linear.weight.T)
     torch.testing.assert_close(found, linear(x))
     assert of_numbers.shape == (6, 8)
+
+
+class Tokens(nn.Module):
+    """Classifies pictures by a transformer over their 4 x 4 patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.encoder = encoder()
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.classifier(self.encoder(tokens).mean(dim=1))
+        return logits
+
+
+@pytest.mark.parametrize("method", ["smooth_grad", "integrated_gradients"])
+def test_gradients_of_pixels_are_made_so(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    prepared = Preprocessing(32, (32, 32), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
+    engine = Engine(Tokens(), preprocessing=prepared, labels=("a", "b", "c"), outputs="softmax", micro_batch=4)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+    def explained() -> tuple[np.ndarray, int]:
+        with Products() as products:
+            answer = engine.explain(image, [method], ["a"])
+        return answer.maps[0].array, products.made["bmm"]
+
+    explained()  # what is set up once
+    folded, few = explained()
+    monkeypatch.setattr(passes, "FoldedProducts", nullcontext)
+    apart, many = explained()
+    assert few < many
+    np.testing.assert_allclose(folded, apart, atol=1e-4)  # float32 sums in another order, and a map scaled to [0, 1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul)
 
 
 class FoldedProducts(TorchFunctionMode):
