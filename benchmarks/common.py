@@ -60,14 +60,15 @@ def in_turns(
 
 def timed(case: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
     """Returns the seconds of one call, and what it returned."""
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     result = case()
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - start, result
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Returns when a GPU has done what it was given; calls return before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -258,6 +258,24 @@ def test_what_is_set_up_once_is_not_part_of_every_pass(programs, clock, bound_s)
     assert peers.at_most(bound_s, peers.Peer(call, images=41), network).whole_s == 5.0 + 41 * 0.25
 
 
+def test_what_a_gpu_still_does_when_a_call_is_stopped_is_part_of_its_time(programs, clock, monkeypatch):
+    peers, network = programs["peers"], nn.Identity()
+
+    def wait_for(device):
+        clock.now_s += 3.0
+
+    monkeypatch.setattr(peers.common, "wait_for", wait_for)
+    call = passes_of(network, clock, [4] * 10, forward_s=0.25)
+    # The third pass begins after 2 s, and what was begun is done after 5, four of them for the second pass's images.
+    assert peers.at_most(0.0, peers.Peer(call, images=40), network) == peers.Stopped(0.2, 5.0 + 32 * 1.0)
+
+
+def test_a_call_that_sends_more_images_than_were_told_is_not_stopped_behind_them(programs, clock):
+    peers, network = programs["peers"], nn.Identity()
+    call = passes_of(network, clock, [4] * 10, forward_s=0.25)
+    assert peers.at_most(0.0, peers.Peer(call, images=8), network) == "whole"
+
+
 def test_the_network_is_whole_again_after_a_stopped_call(programs, bench):
     peers = programs["peers"]
     layer = bench.theirs.get_submodule(bench.layer)
