@@ -19,6 +19,7 @@ mix         how long steps take against their target while methods of unlike cos
 beside      Grad-CAM beside each of these methods.
 image       bytes of a 5 MB photo that travel to the worker for one Score-CAM.
 steps       a Grad-CAM in steps of one photo and of four, without a service: files of a step are decoded side by side.
+decoding    a photo decoded before passes of masked queries, as it is, and beside them, without a service.
 
 The photos are scikit-image's, enlarged and with a grain like a camera's, as JPEGs of 150 KB (1.2 megapixels) and 5 MB
 (12 megapixels). Each has another grain, so that nothing is remembered.
@@ -37,6 +38,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -58,8 +60,10 @@ from camserve.gateway.ops.settings import CPU_STEP_S, Settings
 from camserve.gateway.pool.discovery import fixed
 from camserve.gateway.pool.torchserve import TorchServeBackend
 from camserve.gateway.server import Gateway
-from camserve.images import digest, size_bytes
+from camserve.images import digest, seen, size_bytes
 from camserve.methods import GradCam
+from camserve.runtimes.modes import exact_float32
+from camserve.runtimes.threads import one_thread
 from camserve.supervisor import TorchServe, WorkerSettings
 from camserve.types import Item, StepResult, Task
 from camserve.worker.executor import MEMORY_BYTES, Executor
@@ -448,6 +452,41 @@ STEPS = (1, 4)
 """Photos of a step."""
 
 
+async def decoding(store: Path, rounds: int) -> dict[str, Any]:
+    """Measures the seconds of decoding a photo and of some passes, one after the other and at the same time."""
+    network = Engine.load(MODEL, store).network
+    preprocessing, size = network.preprocessing, network.micro_batch
+    x = network.normalise(torch.rand(size, *preprocessing.crop_px, preprocessing.channels))
+    threads = one_thread() if network.runtime.own_threads else contextlib.nullcontext()
+    found: dict[str, Any] = {}
+    with ThreadPoolExecutor(1) as pool, network.evaluating(), exact_float32(), threads, torch.inference_mode():
+
+        def ask(passes: int) -> None:
+            for _ in range(passes):
+                network.scores(x, "exact")
+
+        def before(photo: bytes, passes: int) -> None:
+            seen(photo, preprocessing, False)
+            ask(passes)
+
+        def beside(photo: bytes, passes: int) -> None:
+            decoded = pool.submit(seen, photo, preprocessing, False)
+            ask(passes)
+            decoded.result()
+
+        for name, camera in CAMERAS.items():
+            (photo,) = camera.photos(1)
+            for passes in PASSES:
+                cases = {each.__name__: partial(each, photo, passes) for each in (before, beside)}
+                seconds = common.in_turns(cases, rounds, torch.device("cpu"))
+                found[f"{name}, {passes}"] = {each: statistics.median(taken) for each, taken in seconds.items()}
+    return {"queries_of_a_pass": size, "files": found}
+
+
+PASSES = (4, 16)
+"""Passes of masked queries, before or beside which a file is decoded."""
+
+
 WAYS = {
     "overhead": (overhead, 100, 2),
     "latency": (latency, 150, 5),
@@ -459,6 +498,7 @@ WAYS = {
     "beside": (beside, 100, 3),
     "image": (image, 1, 1),
     "steps": (steps, 5, 1),
+    "decoding": (decoding, 10, 1),
 }
 """What is measured, how often, and how often for a quick look."""
 
@@ -496,6 +536,10 @@ def report(content: Mapping[str, Any]) -> str:
         lines += ["", "| Grad-CAM of a photo | in a step of 1 | in a step of 4 |", "| --- | ---: | ---: |"]
         for name, row in results["steps"]["photos"].items():
             lines.append(f"| {name} | " + " | ".join(f"{1000 * row[str(size)]:.1f} ms" for size in STEPS) + " |")
+    if "decoding" in results:
+        lines += ["", "| file, passes | decoded before | decoded beside |", "| --- | ---: | ---: |"]
+        for name, row in results["decoding"]["files"].items():
+            lines.append(f"| {name} | {1000 * row['before']:.0f} ms | {1000 * row['beside']:.0f} ms |")
     lines += ["", "| goal | figure | wanted | met |", "| --- | ---: | ---: | --- |"]
     for name, result in results.items():
         if (goal := result.get("goal")) is None:

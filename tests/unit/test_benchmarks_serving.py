@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import threading
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -65,6 +67,38 @@ def test_what_the_way_through_the_service_adds_is_judged(serving, monkeypatch, a
     page = serving.report({"environment": environment, "results": {"overhead": found}})
     assert f"| photo of 150 KB | {20 + 1000 * added_s:.1f} ms | 20.0 ms | {1000 * added_s:.1f} ms |" in page
     assert f"| overhead: added p50 s | {added_s:.3f} | 0.010 | {'yes' if met else '**no**'} |" in page
+
+
+def test_a_photo_is_decoded_before_passes_or_beside_them(serving, monkeypatch, tmp_path):
+    """Each pass takes 50 ms on the test's clock, and decoding 20 ms where the passes wait for it."""
+    now_s, here, decoded = [0.0], threading.get_ident(), []
+
+    class Network:
+        preprocessing = SimpleNamespace(crop_px=(8, 8), channels=3)
+        micro_batch = 4
+        runtime = SimpleNamespace(own_threads=True)
+        evaluating = staticmethod(contextlib.nullcontext)
+        normalise = staticmethod(lambda pixels: pixels)
+
+        def scores(self, x, precision):
+            assert (len(x), precision) == (4, "exact")
+            now_s[0] += 0.050
+
+    def seen(photo, preprocessing, whole):
+        decoded.append(threading.get_ident() == here)
+        now_s[0] += 0.020 * decoded[-1]
+
+    monkeypatch.setattr(serving, "seen", seen)
+    monkeypatch.setattr(serving, "CAMERAS", {serving.SMALL: serving.Camera(9_000, (128, 96), 3.0)})
+    monkeypatch.setattr(serving.Engine, "load", lambda *_, **__: SimpleNamespace(network=Network()))
+    monkeypatch.setattr(serving.time, "perf_counter", lambda: now_s[0])
+    found = asyncio.run(serving.decoding(tmp_path, 2))
+    assert found["files"]["150 KB, 4"] == {"before": pytest.approx(0.220), "beside": pytest.approx(0.200)}
+    assert found["files"]["150 KB, 16"] == {"before": pytest.approx(0.820), "beside": pytest.approx(0.800)}
+    assert decoded.count(True) == decoded.count(False) == 2 * 3
+    environment = {"cpu": "a processor", "cpu_cores": 2, "commit": "0" * 40}
+    page = serving.report({"environment": environment, "results": {"decoding": found}})
+    assert "| 150 KB, 4 | 220 ms | 200 ms |" in page
 
 
 def test_photos_of_a_step_are_counted_each(serving, monkeypatch, tmp_path):
